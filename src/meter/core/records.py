@@ -1,0 +1,162 @@
+"""The usage record: what one decision leaves behind in its bucket's outbox.
+
+A stream entry `<generation>-<sequence>` has two fields:
+
+`b`  the body: JSON written by the enforcer (`Body`), the same bytes that the client's request was turned into;
+`e`  the effects: little-endian doubles written by the script that decided (`Effects`).
+
+Effects: a header of `HEADER` doubles, then for each counter that changed an entry of `ENTRY` doubles.
+
+    header  version, type, now, granted, overage, reason, count, quantity, extra
+    entry   limit, period, used, held
+
+- `now`        server time of the decision, ms since 1970
+- `granted`    units consumed (or held, for a hold); 0 for denials
+- `overage`    how much of `granted` went past an included amount
+- `reason`     enforcer.v1.Reason
+- `count`      how many decisions this record stands for: 1, or for merged denials their number
+- `quantity`   what was asked for, over all of `count`
+- `extra`      LEASE_END: start of the lease in ms; GENERATION: the previous generation; COMMIT and RELEASE: what was
+               held
+- `limit`      the id of the entitlement or grant whose counter changed
+- `period`     start of the counter's period in ms, or 0 for counters without periods
+- `used`, `held`  the change, may be negative
+
+Usage is what records of `USAGE` and `COMMIT` have granted; their time is the body's `at` or else `now`. The sum of
+`used` and `held` per (limit, period) over all records of a bucket is the ledger: what the counters must show.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+
+import msgspec
+
+__all__ = [
+    "ENTRY",
+    "HEADER",
+    "VERSION",
+    "Body",
+    "Effect",
+    "Effects",
+    "RecordType",
+    "decode_body",
+    "decode_effects",
+    "encode_body",
+    "encode_effects",
+]
+
+VERSION = 1
+HEADER = 9
+ENTRY = 4
+
+
+class RecordType(IntEnum):
+    USAGE = 1
+    DENIAL = 2
+    HOLD = 3
+    COMMIT = 4
+    RELEASE = 5
+    HOLD_EXPIRED = 6
+    LEASE_START = 7
+    LEASE_END = 8
+    LEASE_EXPIRED = 9
+    GENERATION = 10
+
+
+class Body(msgspec.Struct, frozen=True, omit_defaults=True, rename={}):
+    """Who used what. Short names: these bytes pass through every stage.
+
+    `t` tenant, `a` account (key of the tree's root), `c` customer (key of the node), `f` feature, `m` meter,
+    `q` quantity asked for, `k` idempotency key, `d` dimensions, `at` time of the event in ms if the client gave one,
+    `id` lease or reservation, `h` holder of a lease. A GENERATION record's body has empty strings.
+    """
+
+    t: str
+    a: str
+    c: str
+    f: str
+    m: str
+    q: int = 0
+    k: str = ""
+    d: dict[str, str] = msgspec.field(default_factory=dict)
+    at: int = 0
+    id: str = ""
+    h: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """The change of one counter: `limit` id, start of its `period` in ms, deltas of used and held."""
+
+    limit: int
+    period: int
+    used: int
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """See the module's docstring for the fields."""
+
+    type: RecordType
+    now: int
+    granted: int = 0
+    overage: int = 0
+    reason: int = 0
+    count: int = 1
+    quantity: int = 0
+    extra: int = 0
+    entries: tuple[Effect, ...] = ()
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Body)
+
+
+def encode_body(body: Body) -> bytes:
+    return _encoder.encode(body)
+
+
+def decode_body(data: bytes) -> Body:
+    """Raise `ValueError` (msgspec's) when `data` is not a body."""
+    return _decoder.decode(data)
+
+
+def encode_effects(effects: Effects) -> bytes:
+    values: list[float] = [
+        VERSION,
+        effects.type,
+        effects.now,
+        effects.granted,
+        effects.overage,
+        effects.reason,
+        effects.count,
+        effects.quantity,
+        effects.extra,
+    ]
+    for entry in effects.entries:
+        values += (entry.limit, entry.period, entry.used, entry.held)
+    return struct.pack(f"<{len(values)}d", *values)
+
+
+def decode_effects(data: bytes) -> Effects:
+    """Raise `ValueError` when `data` is not effects of a known version."""
+    count, rest = divmod(len(data), 8)
+    if rest or count < HEADER or (count - HEADER) % ENTRY:
+        message = f"{len(data)} bytes are not effects"
+        raise ValueError(message)
+    values = struct.unpack(f"<{count}d", data)
+    if values[0] != VERSION:
+        message = f"effects of version {values[0]:.0f}, known is {VERSION}"
+        raise ValueError(message)
+    numbers = [int(value) for value in values]
+    return Effects(
+        RecordType(numbers[1]),
+        *numbers[2:HEADER],
+        entries=tuple(
+            Effect(*numbers[at : at + ENTRY]) for at in range(HEADER, count, ENTRY)
+        ),
+    )
