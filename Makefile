@@ -1,0 +1,89 @@
+# Metergate's everyday commands. `make` alone lists them.
+
+SHELL       := /bin/bash
+VENV        := .venv
+BIN         := $(VENV)/bin
+STAMP       := $(VENV)/.installed
+# Set PYTHON=/path/to/python3 to choose; else the newest supported one that runs is taken.
+PYTHON      ?=
+CANDIDATES  := python3.13 python3.12 python3.11 python3.14 python3 python
+# Arguments for `up` and for pytest: make up ARGS='--port 7000', make test-fast ARGS='-k quota'.
+ARGS        ?=
+# Unit and property tests are independent of each other: one worker per core, at most.
+WORKERS     ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup up test test-fast lint format proto lock clean
+
+help: ## List the commands
+	@echo "Metergate: make COMMAND [ARGS='...']"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv with everything installed (instant when nothing changed)
+
+$(STAMP): pyproject.toml constraints.txt requirements.lock
+	@set -eu; \
+	runs='import sys; sys.exit(sys.version_info < (3, 11))'; \
+	chosen=''; \
+	for candidate in $(or $(PYTHON),$(CANDIDATES)); do \
+	    if "$$candidate" -c "$$runs" >/dev/null 2>&1; then chosen=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$chosen" ]; then \
+	    found=$$($(or $(PYTHON),python3) --version 2>&1 || true); \
+	    echo "make setup: Metergate needs Python 3.11 or newer; found: $${found:-none}." >&2; \
+	    echo "Install one, or name it: make setup PYTHON=/path/to/python3.12" >&2; \
+	    exit 1; \
+	fi; \
+	if ! "$$chosen" -c 'import venv, ensurepip' >/dev/null 2>&1; then \
+	    echo "make setup: $$chosen lacks the venv module (Debian, Ubuntu: install python3-venv)." >&2; \
+	    exit 1; \
+	fi; \
+	if [ -n "$(PYTHON)" ] || ! $(BIN)/python -c "$$runs" >/dev/null 2>&1; then \
+	    echo "setup: $(VENV) with $$("$$chosen" --version)"; \
+	    "$$chosen" -m venv --clear $(VENV); \
+	fi; \
+	export PIP_DISABLE_PIP_VERSION_CHECK=1; \
+	echo "setup: installing the locked packages"; \
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock; \
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .; \
+	$(BIN)/python -m pip check >$(VENV)/check.txt 2>&1 || { \
+	    cat $(VENV)/check.txt >&2; \
+	    echo "make setup: requirements.lock lags behind pyproject.toml: run make lock." >&2; \
+	    exit 1; \
+	}; \
+	touch $@
+
+# The trap lets Ctrl-C reach metergate while the shell stays to swallow its exit status 130.
+up: $(STAMP) ## Start the gateway in this terminal; Ctrl-C ends it
+	@trap : INT; $(BIN)/metergate up $(ARGS) || { status=$$?; [ $$status -eq 130 ] || exit $$status; }
+
+# The second run's summary closes the output. Exit status 5 there: no such tests (yet).
+test: $(STAMP) ## Run every test
+	$(BIN)/pytest -n $(WORKERS) tests/unit tests/property $(ARGS)
+	$(BIN)/pytest --ignore=tests/unit --ignore=tests/property tests $(ARGS) || [ $$? -eq 5 ]
+
+test-fast: $(STAMP) ## Run the unit tests: no server, no network
+	$(BIN)/pytest -n $(WORKERS) tests/unit $(ARGS)
+
+lint: $(STAMP) ## Check style, types, imports, protos, and that generated code is current
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint proto
+	$(BIN)/python proto/generate.py --check
+
+format: $(STAMP) ## Rewrite the code in the house style
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+proto: $(STAMP) ## Generate src/*/v1 from proto/
+	$(BIN)/python proto/generate.py
+
+lock: $(STAMP) ## Write constraints.txt and requirements.lock (UPGRADE=1 moves every pin)
+	$(BIN)/python -m pip install --quiet 'pip==26.*'
+	$(BIN)/python deploy/lock.py $(if $(UPGRADE),--upgrade)
+
+clean: ## Remove .venv, caches and builds; data folders stay
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find src tests proto deploy -name __pycache__ -type d -prune -exec rm -rf {} +
