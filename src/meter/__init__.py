@@ -1,0 +1,1 @@
+"""What was used: records, rollups and reports. Never imports `enforcer`."""
