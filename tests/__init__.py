@@ -1,0 +1,1 @@
+"""Tests, by kind: unit and property, contract, integration, e2e, chaos, browser."""

@@ -1,0 +1,48 @@
+"""Rules for all tests: fixtures load from tests/fixtures, and CI accepts no skip."""
+
+from __future__ import annotations
+
+import os
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import fixtures
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+pytest_plugins = [
+    "pytester",
+    *sorted(f"{fixtures.__name__}.{module.name}" for module in iter_modules(fixtures.__path__)),
+]
+
+REQUIRE_ALL = "METERGATE_REQUIRE_ALL"
+
+
+def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Turn a skip into a failure that names its reason, where everything has to run."""
+    if os.environ.get(REQUIRE_ALL) != "1" or report.outcome != "skipped":
+        return
+    if hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    report.outcome = "failed"
+    report.longrepr = f"{REQUIRE_ALL}=1 allows no skip, but: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Watch for tests that skip, in a mark, a fixture or their body."""
+    report = yield
+    _fail_if_skipped(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Watch for files that skip as a whole, such as by importorskip."""
+    report = yield
+    _fail_if_skipped(report)
+    return report
