@@ -81,8 +81,8 @@ def hashes(name: str, version: str) -> list[str]:
         links = [
             link
             for source in sources.index_urls
-            if source is not None
-            for page in [finder._link_collector.fetch_response(source._link)]
+            if source is not None and source.link is not None
+            for page in [finder._link_collector.fetch_response(source.link)]
             if page is not None
             for link in parse_links(page)
         ]

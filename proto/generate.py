@@ -8,6 +8,7 @@ fails with a list of what differs.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import sysconfig
 import tempfile
@@ -19,35 +20,42 @@ from grpc_tools import protoc
 PROTO = Path(__file__).resolve().parent
 SRC = PROTO.parent / "src"
 PACKAGES = ("enforcer/v1", "meter/v1")
+SERVICE = re.compile(r"^service ", re.MULTILINE)
+PLUGIN_OPTIONS = {"mypy": "quiet:", "mypy_grpc": "quiet:"}
 PACKAGE_INIT = '"""Generated from proto/{package} by proto/generate.py; do not edit."""\n'
 
 
 def generate(target: Path) -> None:
     """Write the generated packages below `target`; raise SystemExit when protoc refuses."""
-    scripts = Path(sysconfig.get_path("scripts"))
     for package in PACKAGES:
-        protos = sorted(str(proto) for proto in (PROTO / package).glob("*.proto"))
+        protos = sorted((PROTO / package).glob("*.proto"))
         if not protos:
             continue
         folder = target / package
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "__init__.py").write_text(PACKAGE_INIT.format(package=package))
-        status = protoc.main(
-            [
-                "protoc",
-                f"--proto_path={PROTO}",
-                f"--proto_path={files('grpc_tools') / '_proto'}",
-                f"--plugin=protoc-gen-mypy={scripts / 'protoc-gen-mypy'}",
-                f"--plugin=protoc-gen-mypy_grpc={scripts / 'protoc-gen-mypy_grpc'}",
-                f"--python_out={target}",
-                f"--grpc_python_out={target}",
-                f"--mypy_out=quiet:{target}",
-                f"--mypy_grpc_out=quiet:{target}",
-                *protos,
-            ]
-        )
-        if status:
-            raise SystemExit(status)
+        run_protoc(protos, ("python", "mypy"), target)
+        services = [proto for proto in protos if SERVICE.search(proto.read_text())]
+        if services:
+            run_protoc(services, ("grpc_python", "mypy_grpc"), target)
+
+
+def run_protoc(protos: list[Path], outputs: tuple[str, ...], target: Path) -> None:
+    """Run protoc over one package's files, one `--X_out` per name in `outputs`."""
+    scripts = Path(sysconfig.get_path("scripts"))
+    status = protoc.main(
+        [
+            "protoc",
+            f"--proto_path={PROTO}",
+            f"--proto_path={files('grpc_tools') / '_proto'}",
+            f"--plugin=protoc-gen-mypy={scripts / 'protoc-gen-mypy'}",
+            f"--plugin=protoc-gen-mypy_grpc={scripts / 'protoc-gen-mypy_grpc'}",
+            *(f"--{name}_out={PLUGIN_OPTIONS.get(name, '')}{target}" for name in outputs),
+            *map(str, protos),
+        ]
+    )
+    if status:
+        raise SystemExit(status)
 
 
 def contents(root: Path) -> dict[str, str]:
