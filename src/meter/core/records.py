@@ -16,10 +16,11 @@ Effects: a header of `HEADER` doubles, then for each counter that changed an ent
 - `reason`     enforcer.v1.Reason
 - `count`      how many decisions this record stands for: 1, or for merged denials their number
 - `quantity`   what was asked for, over all of `count`
-- `extra`      LEASE_END: start of the lease in ms; GENERATION: the previous generation; COMMIT and RELEASE: what was
-               held
+- `extra`      DENIAL: id of the limit that denied, or 0; LEASE_END, LEASE_EXPIRED: start of the lease in ms; COMMIT,
+               RELEASE and HOLD_EXPIRED: what was held; GENERATION: the previous generation, and in `quantity` the
+               last sequence number there
 - `limit`      the id of the entitlement or grant whose counter changed
-- `period`     start of the counter's period in ms, or 0 for counters without periods
+- `period`     start of the counter's period in ms; the slot's number for rolling quotas; 0 without periods
 - `used`, `held`  the change, may be negative
 
 Usage is what records of `USAGE` and `COMMIT` have granted; their time is the body's `at` or else `now`. The sum of

@@ -1,0 +1,186 @@
+"""What a counter store is asked and what it answers: plain values, the same for every store.
+
+A store keeps the counters of buckets. Each of its operations is one atomic step that also writes the record of what it
+changed; see `enforcer.ports.counters` for the operations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from enforcer.core.program import Reason  # noqa: TC001 - part of the dataclasses' public types
+
+if TYPE_CHECKING:
+    from enforcer.core.program import Program
+    from enforcer.core.rules import Entry, Mode
+
+__all__ = [
+    "NO_KEY",
+    "Answer",
+    "Ask",
+    "BucketState",
+    "Counter",
+    "Decision",
+    "EpochStale",
+    "Failed",
+    "HoldGone",
+    "KeyReused",
+    "LeaseInfo",
+    "SeatAsk",
+    "Settled",
+    "SliceStale",
+    "TooMuch",
+    "idempotency",
+]
+
+NO_KEY = b""
+
+
+def idempotency(account_id: int, feature_id: int, key: str, *parameters: object) -> bytes:
+    """24 bytes that name an idempotency key in its scope, and behind them the parameters it came with.
+
+    Length-safe: every part is preceded by its length, so ("a-b", "c") and ("a", "b-c") differ.
+    """
+    name = blake2b(digest_size=16)
+    name.update(b"%d:%d:" % (account_id, feature_id))
+    name.update(key.encode())
+    finger = blake2b(digest_size=8)
+    for parameter in parameters:
+        part = str(parameter).encode()
+        finger.update(b"%d:" % len(part))
+        finger.update(part)
+    return name.digest() + finger.digest()
+
+
+@dataclass(frozen=True, slots=True)
+class SeatAsk:
+    """A seat to take: the lease's new id, who sits there (the lease id itself for floating seats), for how long."""
+
+    lease: str
+    holder: str
+    ttl_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One check.
+
+    `idempotency` is `NO_KEY` or what `idempotency()` gives. `body` becomes the record's. With `reservation` the amount
+    is held under that id for `ttl_ms`; with `seat` a seat is taken (quantity 1).
+    """
+
+    program: Program
+    quantity: int
+    mode: Mode
+    body: bytes
+    idempotency: bytes = NO_KEY
+    reservation: str = ""
+    ttl_ms: int = 0
+    seat: SeatAsk | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The answer to an `Ask`. `sequence` is -1 when no record was left. `now` is the store's time in ms.
+
+    `id` and `expires`: the reservation or lease and its end, when one was made (a replayed answer names the original).
+    """
+
+    reason: Reason
+    granted: int
+    overage: int
+    shadow: bool
+    now: int
+    bucket: int
+    generation: int
+    sequence: int
+    entries: tuple[Entry, ...]
+    id: str = ""
+    expires: int = 0
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EpochStale:
+    """The account was changed: `stored` is the store's epoch, 0 if it has none. Nothing was done."""
+
+    stored: int
+
+
+@dataclass(frozen=True, slots=True)
+class SliceStale:
+    """The program's slice does not contain the store's time `now`. Nothing was done."""
+
+    now: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeyReused:
+    """The idempotency key was used before with other parameters. Nothing was done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The store could not execute this ask; its neighbours were not touched. `what` is for the log and the caller."""
+
+    what: str
+
+
+Answer = Decision | EpochStale | SliceStale | KeyReused | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A reservation was committed or released."""
+
+    used: int
+    released: int
+    now: int
+    generation: int
+    sequence: int
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HoldGone:
+    """No such reservation: it never was, has expired, or was settled the other way."""
+
+
+@dataclass(frozen=True, slots=True)
+class TooMuch:
+    """More than the reservation holds."""
+
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseInfo:
+    """A live lease; times in ms. `body` is the body of its records."""
+
+    id: str
+    holder: str
+    started: int
+    expires: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """One counter as the ledger sees it: limit id, start of its period in ms (0: none), used and held."""
+
+    limit: int
+    period: int
+    used: int
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
+class BucketState:
+    """All counters of a bucket and the last record they contain (`last` -1: none in this generation)."""
+
+    bucket: int
+    generation: int
+    last: int
+    counters: tuple[Counter, ...]

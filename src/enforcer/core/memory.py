@@ -1,0 +1,622 @@
+"""The counter store in memory: the executable specification of the Redis scripts.
+
+What a script does in one atomic step, a method does here; a property test drives both with the same commands on one
+clock and finds replies, counters, leases and records equal.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from enforcer.core.commands import (
+    Answer,
+    Ask,
+    BucketState,
+    Counter,
+    Decision,
+    EpochStale,
+    Failed,
+    HoldGone,
+    KeyReused,
+    LeaseInfo,
+    Settled,
+    SliceStale,
+    TooMuch,
+    idempotency,
+)
+from enforcer.core.model import SeatMode
+from enforcer.core.compile import SEAT_MODES
+from enforcer.core.program import RING_SLOTS, Family, Kind, Level, Program, Reason, Shape, View
+from enforcer.core.rules import (
+    HELD,
+    NEWEST,
+    PERIOD,
+    RATES,
+    RING,
+    RING_HELD,
+    USED,
+    Hold,
+    Mode,
+    Overflow,
+    Seats,
+    Slots,
+    Verdict,
+    apply,
+    entries,
+    evaluate,
+    fresh_slot,
+    settle,
+)
+from meter.core.records import Body, Effect, Effects, RecordType, encode_body
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["REAPED_AT_ONCE", "MemoryCounters", "Record"]
+
+REAPED_AT_ONCE = 128
+"""How many ended leases and reservations one tick removes at most."""
+
+_READS = (Mode.CHECK_ONLY, Mode.PEEK)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One entry of an outbox."""
+
+    generation: int
+    sequence: int
+    body: bytes
+    effects: Effects
+
+
+@dataclass(slots=True)
+class _Lease:
+    suffixes: tuple[str, ...]
+    mode: int
+    holder: str
+    started: int
+    expires: int
+    body: bytes
+    seats: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Reservation:
+    expires: int
+    granted: int
+    body: bytes
+    chains: tuple[tuple[Hold, ...], ...]
+
+
+@dataclass(slots=True)
+class _State:
+    epoch: int
+    slots: Slots
+
+
+@dataclass(slots=True)
+class _Bucket:
+    generation: int
+    sequence: int = 0
+    last_now: int = 0
+    denial_second: int = 0
+    outbox: list[Record] = field(default_factory=list)
+    epochs: dict[int, int] = field(default_factory=dict)
+    states: dict[str, _State] = field(default_factory=dict)
+    answers: dict[int, dict[bytes, tuple[bytes, Decision | Settled | None]]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    denials: dict[str, tuple[int, int, bytes]] = field(default_factory=dict)
+    leases: dict[str, _Lease] = field(default_factory=dict)
+    index: dict[str, dict[str, int]] = field(default_factory=lambda: defaultdict(dict))
+    holders: dict[str, dict[str, dict[str, int]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(dict))
+    )
+    bound: dict[str, dict[str, int]] = field(default_factory=lambda: defaultdict(dict))
+    reservations: dict[str, _Reservation] = field(default_factory=dict)
+
+    def due(self, now: int) -> list[str]:
+        """Members of the due index up to `now`, in the order of expiry."""
+        ends = [(lease.expires, f"L{name}") for name, lease in self.leases.items()]
+        ends += [(one.expires, f"R{name}") for name, one in self.reservations.items()]
+        return [member for at, member in sorted(ends) if at <= now][:REAPED_AT_ONCE]
+
+
+class _Step:
+    """One atomic step on a bucket at one time."""
+
+    def __init__(self, bucket: _Bucket, number: int, now: int, window_ms: int) -> None:
+        self.bucket, self.number, self.now, self.window = bucket, number, now, now // window_ms
+        self.states: dict[str, _State] = {}
+
+    def append(self, body: bytes, effects: Effects) -> tuple[int, int]:
+        bucket = self.bucket
+        place = bucket.generation, bucket.sequence
+        bucket.sequence += 1
+        bucket.outbox.append(Record(*place, body, effects))
+        return place
+
+    def remembered(self, key: bytes) -> tuple[bytes, Decision | Settled | None] | None:
+        name = key[:16]
+        for window in (self.window, self.window - 1):
+            found = self.bucket.answers[window].get(name)
+            if found is not None:
+                return found
+        return None
+
+    def remember(self, key: bytes, answer: Decision | Settled | None) -> None:
+        if key:
+            self.bucket.answers[self.window][key[:16]] = key[16:], answer
+
+    def state(self, level: Level, epoch: int) -> _State:
+        """A copy to work on, laid out for `epoch`; slots that the epoch no longer defines stay."""
+        state = self.states.get(level.suffix)
+        if state is None:
+            kept = self.bucket.states.get(level.suffix)
+            slots = {} if kept is None else {code: list(slot) for code, slot in kept.slots.items()}
+            state = _State(epoch, slots)
+            self.states[level.suffix] = state
+        state.epoch = epoch
+        for code in level.slots:
+            state.slots.setdefault(code, fresh_slot(Family(code & 7)))
+        return state
+
+    def keep(self) -> None:
+        """Make what was worked on the bucket's own."""
+        self.bucket.states.update(self.states)
+        self.states = {}
+
+    def seats(self, program: Program, holder: str) -> Callable[[View], Seats]:
+        bucket, now = self.bucket, self.now
+
+        def taken(view: View) -> Seats:
+            suffix, mode = program.levels[view.level].suffix, view.extra[0]
+            if mode == SEAT_MODES[SeatMode.FLOATING]:
+                return Seats(sum(end > now for end in bucket.index[suffix].values()), has_one=False)
+            if mode == SEAT_MODES[SeatMode.NAMED]:
+                live = {
+                    name
+                    for name, leases in bucket.holders[suffix].items()
+                    if any(end > now for end in leases.values())
+                }
+                return Seats(len(live), has_one=holder in live)
+            bound = bucket.bound[suffix]
+            return Seats(len(bound), has_one=holder in bound)
+
+        return taken
+
+    def flush_denials(self) -> int:
+        """Write the merged denials of seconds that are over; return how many records that were."""
+        bucket = self.bucket
+        if not bucket.denials or bucket.denial_second >= self.now // 1000:
+            return 0
+        pending, bucket.denials = bucket.denials, {}
+        for name, (count, quantity, body) in sorted(pending.items()):
+            *_, reason, limit = name.split(":")
+            effects = Effects(
+                RecordType.DENIAL,
+                bucket.denial_second * 1000,
+                reason=int(reason),
+                count=count,
+                quantity=quantity,
+                extra=int(limit),
+            )
+            self.append(body, effects)
+        return len(pending)
+
+    def deny(self, ask: Ask, reason: Reason, limit: int) -> None:
+        bucket, program = self.bucket, ask.program
+        bucket.denial_second = self.now // 1000
+        name = f"{program.suffix}:{reason.value}:{limit}"
+        count, quantity, body = bucket.denials.get(name, (0, 0, program.denial_body))
+        bucket.denials[name] = count + 1, quantity + ask.quantity, body
+
+
+class MemoryCounters:
+    """Counters of any number of buckets. `clock` gives ms; `window_ms` is how long answers are remembered at least."""
+
+    def __init__(self, clock: Callable[[], int], window_ms: int = 86_400_000) -> None:
+        self._clock, self._window_ms = clock, window_ms
+        self._buckets: dict[int, _Bucket] = {}
+
+    def open(self, bucket: int, generation: int) -> None:
+        """Begin a generation; the first one creates the bucket."""
+        old = self._buckets.get(bucket)
+        if old is None:
+            self._buckets[bucket] = _Bucket(generation)
+            previous, last = 0, -1
+        else:
+            previous, last = old.generation, old.sequence - 1
+            old.generation, old.sequence = generation, 0
+        step = self._step(bucket)
+        body = encode_body(Body(t="", a="", c="", f="", m=""))
+        step.append(body, Effects(RecordType.GENERATION, step.now, quantity=last, extra=previous))
+
+    def records(self, bucket: int) -> list[Record]:
+        return list(self._buckets[bucket].outbox)
+
+    def _step(self, number: int) -> _Step:
+        bucket = self._buckets[number]
+        bucket.last_now = max(bucket.last_now, self._clock())
+        return _Step(bucket, number, bucket.last_now, self._window_ms)
+
+    def project(self, bucket: int, account_id: int, epoch: int) -> int:
+        epochs = self._buckets[bucket].epochs
+        epochs[account_id] = max(epoch, epochs.get(account_id, 0))
+        return epochs[account_id]
+
+    def decide(self, group: Sequence[Ask]) -> list[Answer]:
+        step = self._step(group[0].program.bucket)
+        step.flush_denials()
+        answers: list[Answer | None] = [None] * len(group)
+        known: set[int] = set()
+        for place, ask in enumerate(group):
+            found = None
+            if ask.idempotency and ask.mode not in _READS:
+                found = step.remembered(ask.idempotency)
+            if found is None:
+                continue
+            finger, answer = found
+            if finger != ask.idempotency[16:]:
+                return _whole(group, place, KeyReused())
+            if isinstance(answer, Decision):
+                answers[place] = replace(answer, replayed=True)
+            else:
+                known.add(place)
+        for place, ask in enumerate(group):
+            if answers[place] is not None:
+                continue
+            stored = step.bucket.epochs.get(ask.program.account_id, 0)
+            if stored != ask.program.epoch:
+                return _whole(group, place, EpochStale(stored))
+            if not ask.program.start <= step.now < (ask.program.end or step.now + 1):
+                return _whole(group, place, SliceStale(step.now))
+        return self._evaluate(step, group, answers, known)
+
+    def _evaluate(
+        self, step: _Step, group: Sequence[Ask], answers: list[Answer | None], known: set[int]
+    ) -> list[Answer]:
+        granted: list[tuple[int, Ask, Verdict, tuple[Effect, ...]]] = []
+        for place, ask in enumerate(group):
+            if answers[place] is not None:
+                continue
+            program, read = ask.program, ask.mode in _READS
+            levels = [step.state(level, program.epoch).slots for level in program.levels]
+            seats = step.seats(program, ask.seat.holder if ask.seat else "")
+            verdict = evaluate(program, levels, seats, ask.quantity, ask.mode, step.now)
+            if not verdict.granted:
+                shown = entries(program, verdict, levels, seats, step.now, drawn=False)
+                answer = self._decision(step, verdict, shown)
+                if not read:
+                    if place not in known:
+                        step.deny(ask, verdict.reason, _denier(program, verdict))
+                    step.remember(ask.idempotency, None)
+                return _denied(group, place, answer, answers)
+            effects: tuple[Effect, ...] = ()
+            if ask.mode is not Mode.PEEK:
+                try:
+                    effects = apply(program, verdict, levels, step.now, hold=bool(ask.reservation))
+                except Overflow:
+                    return _whole(group, place, Failed("overflow"))
+            if read:
+                drawn = ask.mode is not Mode.PEEK
+                shown = entries(program, verdict, levels, seats, step.now, drawn=drawn)
+                answers[place] = self._decision(step, verdict, shown)
+            else:
+                granted.append((place, ask, verdict, effects))
+                shown = entries(program, verdict, levels, seats, step.now, drawn=True)
+                answers[place] = self._decision(step, verdict, shown)
+        if granted:
+            step.keep()
+        for place, ask, verdict, effects in granted:
+            answer = answers[place]
+            assert isinstance(answer, Decision)
+            answers[place] = self._record(step, ask, verdict, effects, answer)
+        return [answer for answer in answers if answer is not None]
+
+    @staticmethod
+    def _decision(step: _Step, verdict: Verdict, shown: tuple) -> Decision:  # type: ignore[type-arg]
+        return Decision(
+            reason=verdict.reason,
+            granted=verdict.granted,
+            overage=verdict.overage,
+            shadow=verdict.shadow,
+            now=step.now,
+            bucket=step.number,
+            generation=step.bucket.generation,
+            sequence=-1,
+            entries=shown,
+        )
+
+    def _record(
+        self,
+        step: _Step,
+        ask: Ask,
+        verdict: Verdict,
+        effects: tuple[Effect, ...],
+        answer: Decision,
+    ) -> Decision:
+        kind = RecordType.USAGE
+        name, expires = "", 0
+        if ask.reservation:
+            kind, name, expires = RecordType.HOLD, ask.reservation, step.now + ask.ttl_ms
+        elif ask.seat is not None:
+            kind, name, expires = RecordType.LEASE_START, ask.seat.lease, step.now + ask.seat.ttl_ms
+        _, sequence = step.append(
+            ask.body,
+            Effects(
+                kind,
+                step.now,
+                granted=verdict.granted,
+                overage=verdict.overage,
+                reason=verdict.reason,
+                quantity=ask.quantity,
+                entries=effects,
+            ),
+        )
+        if ask.reservation:
+            self._hold(step, ask, verdict, expires)
+        elif ask.seat is not None:
+            _sit(step, ask, expires)
+            seats = step.seats(ask.program, ask.seat.holder)
+            levels = [
+                step.bucket.states[level.suffix].slots for level in ask.program.levels
+            ]
+            shown = entries(ask.program, verdict, levels, seats, step.now, drawn=True)
+            answer = replace(answer, entries=shown)
+        answer = replace(answer, sequence=sequence, id=name, expires=expires)
+        step.remember(ask.idempotency, answer)
+        return answer
+
+    @staticmethod
+    def _hold(step: _Step, ask: Ask, verdict: Verdict, expires: int) -> None:
+        chains = []
+        for chain, takes in zip(ask.program.chains, verdict.chains, strict=True):
+            holds = []
+            for view, amount, _ in takes:
+                if not amount or view.shape in (Shape.SEATS, *RATES):
+                    continue
+                ring = view.shape is Shape.RING24
+                money = view.shape is Shape.MONEY
+                holds.append(
+                    Hold(
+                        key=ask.program.levels[view.level].suffix,
+                        slot=view.slot,
+                        id=view.id,
+                        over=chain.supply and view.kind in (Kind.OVERAGE, Kind.OVERDRAFT),
+                        period=view.start,
+                        amount=amount,
+                        width=int(view.extra[0]) if ring else 0,
+                        numerator=int(view.extra[1]) if money else 0,
+                        denominator=int(view.extra[2]) if money else 1,
+                    )
+                )
+            if holds:
+                chains.append(tuple(holds))
+        step.bucket.reservations[ask.reservation] = _Reservation(
+            expires, verdict.granted, ask.body, tuple(chains)
+        )
+
+    def commit(
+        self, bucket: int, reservation: str, quantity: int | None
+    ) -> Settled | HoldGone | TooMuch | KeyReused:
+        return self._settle(bucket, reservation, RecordType.COMMIT, quantity)
+
+    def release(self, bucket: int, reservation: str) -> Settled | HoldGone | KeyReused:
+        settled = self._settle(bucket, reservation, RecordType.RELEASE, 0)
+        assert not isinstance(settled, TooMuch)
+        return settled
+
+    def _settle(
+        self, number: int, name: str, kind: RecordType, quantity: int | None
+    ) -> Settled | HoldGone | TooMuch | KeyReused:
+        step = self._step(number)
+        key = idempotency(0, 0, name, kind.value, "" if quantity is None else quantity)
+        found = step.remembered(key)
+        if found is not None:
+            finger, answer = found
+            if finger != key[16:]:
+                return KeyReused()
+            assert isinstance(answer, Settled)
+            return replace(answer, replayed=True)
+        reservation = step.bucket.reservations.get(name)
+        if reservation is None or reservation.expires <= step.now:
+            return HoldGone()
+        used = reservation.granted if quantity is None else quantity
+        if used > reservation.granted:
+            return TooMuch(reservation.granted)
+        generation, sequence = _unhold(step, name, kind, used)
+        settled = Settled(used, reservation.granted - used, step.now, generation, sequence)
+        step.remember(key, settled)
+        return settled
+
+    def renew(
+        self, bucket: int, lease: str, ttl_ms: int, account_id: int, epoch: int
+    ) -> LeaseInfo | EpochStale | None:
+        step = self._step(bucket)
+        stored = step.bucket.epochs.get(account_id, 0)
+        if stored != epoch:
+            return EpochStale(stored)
+        found = step.bucket.leases.get(lease)
+        if found is None or found.expires <= step.now:
+            return None
+        found.expires = step.now + ttl_ms
+        for suffix in found.suffixes:
+            step.bucket.index[suffix][lease] = found.expires
+            if found.mode != SEAT_MODES[SeatMode.FLOATING]:
+                step.bucket.holders[suffix][found.holder][lease] = found.expires
+        return LeaseInfo(lease, found.holder, found.started, found.expires, found.body)
+
+    def release_lease(self, bucket: int, lease: str, *, unbind: bool) -> tuple[int, int] | None:
+        step = self._step(bucket)
+        found = step.bucket.leases.get(lease)
+        if found is None:
+            return None
+        if unbind:
+            for suffix in found.suffixes:
+                step.bucket.bound[suffix].pop(found.holder, None)
+        if found.expires <= step.now:
+            return None
+        return _stand_up(step, lease, RecordType.LEASE_END, step.now)
+
+    def leases(
+        self, bucket: int, suffix: str, after: tuple[int, str], most: int
+    ) -> list[LeaseInfo]:
+        step = self._step(bucket)
+        live = sorted(
+            (expires, name)
+            for name, expires in step.bucket.index[suffix].items()
+            if expires > step.now and (expires, name) > after
+        )
+        found = []
+        for _, name in live[:most]:
+            one = step.bucket.leases[name]
+            found.append(LeaseInfo(name, one.holder, one.started, one.expires, one.body))
+        return found
+
+    def tick(self, bucket: int) -> int:
+        step = self._step(bucket)
+        written = step.flush_denials()
+        due = step.bucket.due(step.now)
+        for member in due:
+            name = member[1:]
+            if member[0] == "L":
+                ended = step.bucket.leases[name].expires
+                _stand_up(step, name, RecordType.LEASE_EXPIRED, ended)
+            else:
+                _unhold(step, name, RecordType.HOLD_EXPIRED, 0)
+        return written + len(due)
+
+    def counters(self, bucket: int) -> BucketState:
+        found = self._buckets[bucket]
+        counters = [
+            counter
+            for state in found.states.values()
+            for code, slot in state.slots.items()
+            for counter in _counted(code, slot)
+        ]
+        seats: dict[int, int] = defaultdict(int)
+        for lease in found.leases.values():
+            for limit in lease.seats:
+                seats[limit] += 1
+        counters += [Counter(limit, 0, 0, held) for limit, held in seats.items()]
+        return BucketState(bucket, found.generation, found.sequence - 1, tuple(sorted(counters, key=_place)))
+
+
+def _place(counter: Counter) -> tuple[int, int]:
+    return counter.limit, counter.period
+
+
+def _counted(code: int, slot: list[float]) -> list[Counter]:
+    """What a slot counts, as the ledger names it. Tokens of rates are no counters."""
+    family, limit = Family(code & 7), code >> 3
+    if family is Family.COUNT:
+        found = [Counter(limit, int(slot[PERIOD]), int(slot[USED]), int(slot[HELD]))]
+    elif family is Family.RING24:
+        count, newest = RING_SLOTS[family], int(slot[NEWEST])
+        found = [
+            Counter(limit, number, int(slot[RING + number % count]), 0)
+            for number in range(newest - count + 1, newest + 1)
+        ]
+        found.append(Counter(limit, 0, 0, int(slot[RING_HELD])))
+    else:
+        return []
+    return [counter for counter in found if counter.used or counter.held]
+
+
+def _denier(program: Program, verdict: Verdict) -> int:
+    """The id of the first limit that denied; 0 when no limit did."""
+    for chain, short in zip(program.chains, verdict.denied, strict=False):
+        if short and not chain.shadow:
+            return chain.views[0].id if chain.views else 0
+    return 0
+
+
+def _whole(group: Sequence[Ask], place: int, answer: Answer) -> list[Answer]:
+    """Nothing of the group was done, for the reason at `place`."""
+    nothing: list[Answer] = [Failed("not decided: another item of the batch was not") for _ in group]
+    nothing[place] = answer
+    return nothing
+
+
+def _denied(
+    group: Sequence[Ask], place: int, denied: Decision, answers: list[Answer | None]
+) -> list[Answer]:
+    """The group is denied by the item at `place`. Items that were answered before keep their answers."""
+    done: list[Answer] = []
+    for number in range(len(group)):
+        answer = answers[number]
+        if number == place:
+            done.append(denied)
+        elif isinstance(answer, Decision) and answer.replayed:
+            done.append(answer)
+        else:
+            done.append(
+                replace(denied, reason=Reason.BATCH_DENIED, shadow=False, entries=())
+            )
+    return done
+
+
+def _sit(step: _Step, ask: Ask, expires: int) -> None:
+    seat, program = ask.seat, ask.program
+    assert seat is not None
+    views = [view for view in program.views if view.shape is Shape.SEATS]
+    mode = int(views[0].extra[0]) if views else SEAT_MODES[SeatMode.FLOATING]
+    suffixes = tuple(level.suffix for level in program.levels)
+    bucket = step.bucket
+    bucket.leases[seat.lease] = _Lease(
+        suffixes, mode, seat.holder, step.now, expires, ask.body, tuple(view.id for view in views)
+    )
+    for suffix in suffixes:
+        bucket.index[suffix][seat.lease] = expires
+        if mode != SEAT_MODES[SeatMode.FLOATING]:
+            bucket.holders[suffix][seat.holder][seat.lease] = expires
+        if mode == SEAT_MODES[SeatMode.NODE_LOCKED]:
+            bucket.bound[suffix].setdefault(seat.holder, step.now)
+
+
+def _stand_up(step: _Step, name: str, kind: RecordType, at: int) -> tuple[int, int]:
+    bucket = step.bucket
+    lease = bucket.leases.pop(name)
+    for suffix in lease.suffixes:
+        bucket.index[suffix].pop(name, None)
+        bucket.holders[suffix][lease.holder].pop(name, None)
+        if not bucket.holders[suffix][lease.holder]:
+            del bucket.holders[suffix][lease.holder]
+    effects = tuple(Effect(limit, 0, 0, -1) for limit in lease.seats)
+    return step.append(
+        lease.body, Effects(kind, at, extra=lease.started, entries=effects)
+    )
+
+
+def _unhold(step: _Step, name: str, kind: RecordType, used: int) -> tuple[int, int]:
+    bucket = step.bucket
+    reservation = bucket.reservations.pop(name)
+    effects: list[Effect] = []
+    overage = 0
+    for chain in reservation.chains:
+        left = used
+        for hold in chain:
+            use = min(left, hold.amount)
+            left -= use
+            slots = bucket.states[hold.key].slots
+            effects += settle(hold, slots[hold.slot], use, step.now)
+            if hold.over:
+                overage += use
+    return step.append(
+        reservation.body,
+        Effects(
+            kind,
+            step.now,
+            granted=used,
+            overage=overage,
+            quantity=used,
+            extra=reservation.granted,
+            entries=tuple(effects),
+        ),
+    )
+
+

@@ -1,0 +1,263 @@
+"""The compiled form of a customer's terms for one feature: what the rules and the scripts execute.
+
+A program is valid for one epoch of the account and one slice of time, in which no entitlement begins or ends and no
+period turns. Everything that depends on the calendar or on who inherits what is decided when it is compiled; what is
+left is arithmetic on counters.
+
+A program is a list of **chains**. A check passes if every chain can take its quantity. A constraint is a chain of its
+own; the supply is one chain, whose views are drawn in order. A **view** is a range of a counter: the quota is the
+range `[0, limit)` of a count and its overage the range `[limit, limit + overage)` of the same count, so that a changed
+limit moves the border between them and nothing else.
+
+Counters live in **slots**, and all slots of a node and feature in one packed value, its state. This module defines
+how states and programs are packed for the scripts; both are sequences of little-endian doubles.
+
+    state    VERSION, epoch, then for each slot: slot code, fields
+    slot     code = id x 8 + family; fields by family:
+      COUNT    period start, ordinal, used, held, a, b    (ROLL: a = carry; MONEY: a = spent, b = remainder of the
+                                                           price's denominator; THROTTLE: a = tokens, b = at)
+      BUCKET   tokens, at
+      RING10, RING24   newest slot number, held, then the counts of slot numbers modulo 11 or 25
+    program  VERSION, epoch, slice start, slice end, forced reason, levels, chains, then
+      level    number of slots, slot codes
+      chain    flags (1 shadow, 2 supply), reason, number of views, views
+      view     shape, code, level (from 0), slot's place in the state (from 1, its code's), flags (1 top), lower,
+               upper, start, end, then by shape:
+        COUNT      ordinal
+        ROLL       ordinal, limit, minimum, maximum, first ordinal
+        MONEY      ordinal, numerator, denominator, cap
+        THROTTLE   ordinal, tokens per ms, burst
+        BUCKET     tokens per ms
+        RING10, RING24   ms per slot
+        SEATS      seat mode, seats without overdraft
+    code     id x 65536 + part x 256 + kind x 16 + flags (1 denied, 2 shadow)
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+__all__ = [
+    "DENIED",
+    "FIELDS",
+    "RING_SLOTS",
+    "SHADOW",
+    "VERSION",
+    "Chain",
+    "Family",
+    "Kind",
+    "Label",
+    "Level",
+    "Program",
+    "Reason",
+    "Shape",
+    "View",
+    "split_code",
+]
+
+VERSION = 1
+DENIED = 1
+SHADOW = 2
+
+
+class Reason(IntEnum):
+    """Why a check was decided so; the numbers are those of enforcer.v1.Reason."""
+
+    ALLOWED = 1
+    NOT_ENTITLED = 2
+    NOT_STARTED = 3
+    EXPIRED = 4
+    TRIAL_EXPIRED = 5
+    SUSPENDED = 6
+    VERSION_NOT_COVERED = 7
+    RATE_LIMITED = 8
+    QUOTA_EXCEEDED = 9
+    CREDITS_EXHAUSTED = 10
+    SPEND_CAP_REACHED = 11
+    TIER_LIMIT_REACHED = 12
+    NO_SEATS = 13
+    CAP_REACHED = 14
+    BATCH_DENIED = 15
+
+
+class Kind(IntEnum):
+    """What a limit is to its reader; the numbers are those of enforcer.v1.LimitKind."""
+
+    QUOTA = 1
+    OVERAGE = 2
+    CREDITS = 3
+    OVERDRAFT = 4
+    PAYG = 5
+    TIER = 6
+    RATE = 7
+    WINDOW = 8
+    SEATS = 9
+
+
+class Family(IntEnum):
+    """What a slot holds."""
+
+    COUNT = 1
+    BUCKET = 2
+    RING10 = 3
+    RING24 = 4
+
+
+RING_SLOTS = {Family.RING10: 11, Family.RING24: 25}
+"""Counts kept: one more than the window is divided into, since the oldest may still be half inside it."""
+
+FIELDS = {Family.COUNT: 6, Family.BUCKET: 2, Family.RING10: 13, Family.RING24: 27}
+"""Doubles in a slot of each family, its code not counted."""
+
+
+class Shape(IntEnum):
+    """How a view reads its slot."""
+
+    COUNT = 1
+    ROLL = 2
+    MONEY = 3
+    THROTTLE = 4
+    BUCKET = 5
+    RING10 = 6
+    RING24 = 7
+    SEATS = 8
+
+
+FAMILY_OF = {
+    Shape.COUNT: Family.COUNT,
+    Shape.ROLL: Family.COUNT,
+    Shape.MONEY: Family.COUNT,
+    Shape.THROTTLE: Family.COUNT,
+    Shape.BUCKET: Family.BUCKET,
+    Shape.RING10: Family.RING10,
+    Shape.RING24: Family.RING24,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A range `[lower, upper)` of one counter. See the module's docstring for the fields of each shape.
+
+    `level` is the place of its node in `Program.levels`. `start` and `end` (0: never) bound the counter's period.
+    `top`: the last view of its slot, which shows all that lies beyond. `extra` holds the shape's own fields.
+    """
+
+    shape: Shape
+    kind: Kind
+    id: int
+    level: int
+    lower: int
+    upper: int
+    part: int = 0
+    start: int = 0
+    end: int = 0
+    top: bool = True
+    extra: tuple[float, ...] = ()
+
+    @property
+    def code(self) -> int:
+        return self.id << 16 | self.part << 8 | self.kind << 4
+
+    @property
+    def slot(self) -> int:
+        """The slot's code; 0 for seats, which live in sets of their own."""
+        return 0 if self.shape is Shape.SEATS else self.id << 3 | FAMILY_OF[self.shape]
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Views drawn in order. `reason` is what a denial by this chain is called."""
+
+    views: tuple[View, ...]
+    reason: Reason
+    shadow: bool = False
+    supply: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One node's counters of the feature: its keys' suffix `<node>:<feature>` and the slots of its state, by code."""
+
+    suffix: str
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """How a view is called towards clients: id in the catalog, the node's key, the tier's name and notification."""
+
+    id: str
+    customer: str
+    tier: str = ""
+    notify: bool = False
+    refill: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """See the module's docstring.
+
+    `verdict` is `Reason.ALLOWED`, or why everything is denied in this slice. `[start, end)` is the slice in ms (`end`
+    0: never). `countable`: the feature has quantities. `lease_ttl_ms` is 0 unless the feature has seats.
+    `denial_body` is the body of the record of a denial. `labels` by code without flags.
+    """
+
+    tenant: str
+    customer: str
+    feature: str
+    account_id: int
+    account_key: str
+    bucket: int
+    epoch: int
+    start: int
+    end: int
+    verdict: Reason
+    levels: tuple[Level, ...]
+    chains: tuple[Chain, ...]
+    suffix: str
+    denial_body: bytes
+    labels: dict[int, Label]
+    meter: str = ""
+    config: str = ""
+    grace: bool = False
+    countable: bool = True
+    lease_ttl_ms: int = 0
+    packed: bytes = field(default=b"", compare=False)
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        return tuple(view for chain in self.chains for view in chain.views)
+
+    def pack(self) -> bytes:
+        """The program as the scripts read it."""
+        places = []
+        values: list[float] = [
+            VERSION,
+            self.epoch,
+            self.start,
+            self.end,
+            0 if self.verdict is Reason.ALLOWED else self.verdict,
+            len(self.levels),
+            len(self.chains),
+        ]
+        for level in self.levels:
+            values += (len(level.slots), *level.slots)
+            place, of_level = 3, {}
+            for slot in level.slots:
+                of_level[slot] = place
+                place += 1 + FIELDS[Family(slot & 7)]
+            places.append(of_level)
+        for chain in self.chains:
+            values += (chain.shadow + 2 * chain.supply, chain.reason, len(chain.views))
+            for view in chain.views:
+                place = places[view.level][view.slot] if view.slot else 0
+                values += (view.shape, view.code, view.level, place, view.top)
+                values += (view.lower, view.upper, view.start, view.end, *view.extra)
+        return struct.pack(f"<{len(values)}d", *values)
+
+
+def split_code(code: int) -> tuple[int, Kind, int]:
+    """A code without flags, its kind, and its flags."""
+    return code & ~0xF, Kind(code >> 4 & 0xF), code & 0xF

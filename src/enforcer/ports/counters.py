@@ -1,0 +1,85 @@
+"""The counter store: where decisions are made, one atomic step each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from enforcer.core.commands import (
+        Answer,
+        Ask,
+        BucketState,
+        EpochStale,
+        HoldGone,
+        KeyReused,
+        LeaseInfo,
+        Settled,
+        TooMuch,
+    )
+
+__all__ = ["CounterStore"]
+
+
+class CounterStore(Protocol):
+    """Counters, leases, reservations, remembered answers and the outbox of every bucket.
+
+    `enforcer.core.memory.MemoryCounters` is the specification. All operations raise `StoreUnavailable` when the store
+    cannot be reached, `CountersLost` when a bucket's data are missing, and `OutcomeUnknown` when a step without an
+    idempotency key may or may not have run.
+    """
+
+    async def decide(self, group: Sequence[Ask]) -> list[Answer]:
+        """Decide checks of one account: several are all granted or none of them.
+
+        Answers come in the order of the asks. When one is denied in a group of several, the others answer
+        `BATCH_DENIED`. When one is stale, reused or failed, it says so and the others may say anything: nothing of
+        the group was done.
+        """
+        ...
+
+    async def commit(
+        self, bucket: int, reservation: str, quantity: int | None
+    ) -> Settled | HoldGone | TooMuch | KeyReused:
+        """Use `quantity` (None: all) of what a reservation holds and give back the rest. Repeatable."""
+        ...
+
+    async def release(
+        self, bucket: int, reservation: str
+    ) -> Settled | HoldGone | KeyReused:
+        """Give back all that a reservation holds. Repeatable."""
+        ...
+
+    async def renew(
+        self, bucket: int, lease: str, ttl_ms: int, account_id: int, epoch: int
+    ) -> LeaseInfo | EpochStale | None:
+        """Prolong a live lease to now + `ttl_ms`. None: it has expired or was never there."""
+        ...
+
+    async def release_lease(
+        self, bucket: int, lease: str, *, unbind: bool
+    ) -> tuple[int, int] | None:
+        """End a live lease; return generation and sequence of its record. None: it had ended before.
+
+        `unbind` also frees the binding of a node-locked device.
+        """
+        ...
+
+    async def leases(
+        self, bucket: int, suffix: str, after: tuple[int, str], most: int
+    ) -> list[LeaseInfo]:
+        """Live leases at and below a level (`<node>:<feature>`), by expiry then id, those after (expiry, id)."""
+        ...
+
+    async def project(self, bucket: int, account_id: int, epoch: int) -> int:
+        """Make `epoch` the account's, unless a newer one is stored; return the stored one."""
+        ...
+
+    async def tick(self, bucket: int) -> int:
+        """End what has expired and write the denials of past seconds; return how many records that left."""
+        ...
+
+    async def counters(self, bucket: int) -> BucketState:
+        """Every counter and the last record, read in one step."""
+        ...
