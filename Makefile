@@ -80,9 +80,12 @@ format: $(STAMP) ## Rewrite the code in the house style
 proto: $(STAMP) ## Generate src/*/v1 from proto/
 	$(BIN)/python proto/generate.py
 
-lock: $(STAMP) ## Write constraints.txt and requirements.lock (UPGRADE=1 moves every pin)
-	$(BIN)/python -m pip install --quiet 'pip==26.*'
-	$(BIN)/python deploy/lock.py $(if $(UPGRADE),--upgrade)
+# In an environment of its own: the present one may be what has to change.
+lock: ## Write constraints.txt and requirements.lock (UPGRADE=1 moves every pin)
+	@set -eu; scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
+	python3.11 -m venv "$$scratch"; \
+	"$$scratch/bin/python" -m pip install --quiet --disable-pip-version-check 'pip==26.*'; \
+	"$$scratch/bin/python" deploy/lock.py $(if $(UPGRADE),--upgrade)
 
 clean: ## Remove .venv, caches and builds; data folders stay
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
