@@ -26,7 +26,7 @@ from enforcer.core.commands import (
     TooMuch,
     idempotency,
 )
-from enforcer.core.model import SeatMode
+from enforcer.core.model import MAX_QUANTITY, SeatMode
 from enforcer.core.compile import SEAT_MODES
 from enforcer.core.program import RING_SLOTS, Family, Kind, Level, Program, Reason, Shape, View
 from enforcer.core.rules import (
@@ -54,7 +54,7 @@ from meter.core.records import Body, Effect, Effects, RecordType, encode_body
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["REAPED_AT_ONCE", "MemoryCounters", "Record"]
+__all__ = ["REAPED_AT_ONCE", "MemoryCounters", "Record", "counted"]
 
 REAPED_AT_ONCE = 128
 """How many ended leases and reservations one tick removes at most."""
@@ -212,7 +212,7 @@ class _Step:
         bucket.denial_second = self.now // 1000
         name = f"{program.suffix}:{reason.value}:{limit}"
         count, quantity, body = bucket.denials.get(name, (0, 0, program.denial_body))
-        bucket.denials[name] = count + 1, quantity + ask.quantity, body
+        bucket.denials[name] = count + 1, min(quantity + ask.quantity, MAX_QUANTITY), body
 
 
 class MemoryCounters:
@@ -238,13 +238,15 @@ class MemoryCounters:
     def records(self, bucket: int) -> list[Record]:
         return list(self._buckets[bucket].outbox)
 
-    def _step(self, number: int) -> _Step:
+    def _step(self, number: int, *, read: bool = False) -> _Step:
         bucket = self._buckets[number]
-        bucket.last_now = max(bucket.last_now, self._clock())
-        return _Step(bucket, number, bucket.last_now, self._window_ms)
+        now = max(bucket.last_now, self._clock())
+        if not read:
+            bucket.last_now = now
+        return _Step(bucket, number, now, self._window_ms)
 
     def project(self, bucket: int, account_id: int, epoch: int) -> int:
-        epochs = self._buckets[bucket].epochs
+        epochs = self._step(bucket).bucket.epochs
         epochs[account_id] = max(epoch, epochs.get(account_id, 0))
         return epochs[account_id]
 
@@ -465,7 +467,7 @@ class MemoryCounters:
     def leases(
         self, bucket: int, suffix: str, after: tuple[int, str], most: int
     ) -> list[LeaseInfo]:
-        step = self._step(bucket)
+        step = self._step(bucket, read=True)
         live = sorted(
             (expires, name)
             for name, expires in step.bucket.index[suffix].items()
@@ -496,7 +498,7 @@ class MemoryCounters:
             counter
             for state in found.states.values()
             for code, slot in state.slots.items()
-            for counter in _counted(code, slot)
+            for counter in counted(code, slot)
         ]
         seats: dict[int, int] = defaultdict(int)
         for lease in found.leases.values():
@@ -510,7 +512,7 @@ def _place(counter: Counter) -> tuple[int, int]:
     return counter.limit, counter.period
 
 
-def _counted(code: int, slot: list[float]) -> list[Counter]:
+def counted(code: int, slot: list[float]) -> list[Counter]:
     """What a slot counts, as the ledger names it. Tokens of rates are no counters."""
     family, limit = Family(code & 7), code >> 3
     if family is Family.COUNT:

@@ -1,0 +1,1 @@
+"""Counter stores: in memory and on Redis or Valkey."""

@@ -1,0 +1,170 @@
+"""What goes to the scripts and what comes back: see the headers of `scripts/*.lua` for both."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any
+
+from enforcer.core.commands import (
+    Answer,
+    BucketState,
+    Counter,
+    Decision,
+    EpochStale,
+    Failed,
+    KeyReused,
+    LeaseInfo,
+    Settled,
+    SliceStale,
+)
+from enforcer.core.memory import counted
+from enforcer.core.program import FIELDS, Family, Reason
+from enforcer.core.rules import Entry
+from meter.core.keys import bucket_tag
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from enforcer.core.commands import Ask
+    from enforcer.core.program import Program
+
+__all__ = ["FencedError", "LostError", "Section", "answer", "bucket_state", "lease", "settled"]
+
+_HEAD = struct.Struct("<HBBBdd").pack
+_STATUS = struct.Struct("<d").unpack_from
+_DECISION = struct.Struct("<10d").unpack_from
+_ENTRIES = [struct.Struct(f"<{7 * count}d").unpack_from for count in range(512)]
+_CHECK, _RESERVE, _SEAT = 0, 1, 2
+_DECIDED, _EPOCH, _SLICE, _REUSED, _FAILED, _FENCED, _LOST, _REPLAYED = range(8)
+_REASONS = {reason.value: reason for reason in Reason}
+
+
+class FencedError(Exception):
+    """A newer connection of this enforcer exists: this batch was not executed."""
+
+
+class LostError(Exception):
+    """The bucket's meta key is missing: its data are lost."""
+
+
+class Section:
+    """The part of a batch that concerns one bucket. Programs that several checks share are sent once."""
+
+    def __init__(self, bucket: int) -> None:
+        self.tag = bucket_tag(bucket)
+        self._programs: dict[int, int] = {}
+        self._definitions: list[Any] = []
+        self._checks: list[Any] = []
+        self._count = 0
+
+    def add(self, group: Sequence[Ask]) -> None:
+        """Append a group's checks."""
+        last = len(group) - 1
+        for place, ask in enumerate(group):
+            known = self._programs.get(id(ask.program))
+            if known is None:
+                known = self._add_program(ask.program)
+            if ask.seat is not None:
+                op, ttl = _SEAT, ask.seat.ttl_ms
+            elif ask.reservation:
+                op, ttl = _RESERVE, ask.ttl_ms
+            else:
+                op, ttl = _CHECK, 0
+            self._checks += (
+                _HEAD(known, ask.mode, op, place < last, ask.quantity, ttl),
+                ask.idempotency,
+                ask.body,
+            )
+            if ask.seat is not None:
+                self._checks += (ask.seat.lease, ask.seat.holder)
+            elif op:
+                self._checks += (ask.reservation, "")
+        self._count += len(group)
+
+    def _add_program(self, program: Program) -> int:
+        number = self._programs[id(program)] = len(self._programs)
+        self._definitions += (
+            program.account_id,
+            program.suffix,
+            program.denial_body,
+            program.packed,
+            *(level.suffix for level in program.levels),
+        )
+        return number
+
+    def arguments(self) -> list[Any]:
+        """Everything of this bucket, in the order that the script reads it."""
+        return [self.tag, len(self._programs), self._count, *self._definitions, *self._checks]
+
+
+def answer(bucket: int, reply: bytes) -> Answer:
+    """Decode the reply to one check. Raise `FencedError` or `LostError`."""
+    status = int(_STATUS(reply)[0])
+    if status not in (_DECIDED, _REPLAYED):
+        return _undecided(status, reply)
+    _, reason, granted, overage, shadow, now, generation, sequence, expires, count = _DECISION(
+        reply
+    )
+    values = _ENTRIES[int(count)](reply, 80)
+    whole = [int(value) for value in values]
+    return Decision(
+        _REASONS[int(reason)],
+        int(granted),
+        int(overage),
+        shadow == 1,
+        int(now),
+        bucket,
+        int(generation),
+        int(sequence),
+        tuple([Entry(*whole[at : at + 7]) for at in range(0, len(whole), 7)]),
+        reply[80 + 8 * len(values) :].decode(),
+        int(expires),
+        status == _REPLAYED,
+    )
+
+
+def _undecided(status: int, reply: bytes) -> Answer:
+    if status == _EPOCH:
+        return EpochStale(int(_STATUS(reply, 8)[0]))
+    if status == _SLICE:
+        return SliceStale(int(_STATUS(reply, 8)[0]))
+    if status == _REUSED:
+        return KeyReused()
+    if status == _FENCED:
+        raise FencedError
+    if status == _LOST:
+        raise LostError
+    return Failed(reply[8:].decode(errors="replace"))
+
+
+def settled(reply: list[bytes]) -> Settled:
+    """Decode the reply of `settle`."""
+    used, released, now, generation, sequence = struct.unpack("<5d", reply[0])
+    return Settled(
+        int(used), int(released), int(now), int(generation), int(sequence), reply[1] == b"1"
+    )
+
+
+def lease(reply: list[bytes]) -> LeaseInfo:
+    """Decode one lease."""
+    name, holder, started, expires, body = reply
+    return LeaseInfo(name.decode(), holder.decode(), int(started), int(expires), body)
+
+
+def bucket_state(bucket: int, reply: list[Any]) -> BucketState:
+    """Decode the reply of `counters`."""
+    generation, last, states, seats = reply
+    counters: list[Counter] = []
+    for packed in states:
+        values = struct.unpack(f"<{len(packed) // 8}d", packed)
+        at = 2
+        while at < len(values):
+            code = int(values[at])
+            width = FIELDS[Family(code & 7)]
+            counters += counted(code, list(values[at + 1 : at + 1 + width]))
+            at += 1 + width
+    counters += [
+        Counter(int(seats[at]), 0, 0, int(seats[at + 1])) for at in range(0, len(seats), 2)
+    ]
+    ordered = tuple(sorted(counters, key=lambda one: (one.limit, one.period)))
+    return BucketState(bucket, int(generation), int(last), ordered)

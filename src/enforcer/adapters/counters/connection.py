@@ -1,0 +1,114 @@
+"""One connection to Redis for the hot path: commands out, replies back in order, nothing else.
+
+`redis.asyncio` spends most of a call in pools, locks and layers; here a command costs its packing and its parsing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import hiredis
+from redis.asyncio.connection import parse_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Connection", "ConnectionLostError", "connect"]
+
+Reply = Any
+"""What hiredis makes of a reply: bytes, int, None, list, or `hiredis.ReplyError` as a value."""
+
+
+class ConnectionLostError(Exception):
+    """The connection ended before the reply came: the command may have run or not."""
+
+
+class Connection(asyncio.Protocol):
+    """Replies are handed to callbacks in the order of the commands.
+
+    A callback gets the reply, or a `ConnectionLostError` when the connection ended first; it must not raise.
+    """
+
+    def __init__(self, on_lost: Callable[[], None]) -> None:
+        self._reader = hiredis.Reader()
+        self._waiting: deque[Callable[[Reply], None]] = deque()
+        self._on_lost = on_lost
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        reader, waiting = self._reader, self._waiting
+        reader.feed(data)
+        while (reply := reader.gets()) is not False:
+            waiting.popleft()(reply)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        lost = ConnectionLostError(str(exc or "closed"))
+        waiting, self._waiting = self._waiting, deque()
+        self._on_lost()
+        for on_reply in waiting:
+            on_reply(lost)
+
+    def send(self, on_reply: Callable[[Reply], None], *command: Any) -> None:  # noqa: ANN401
+        """Write a command of str, bytes and int. On a closed connection the callback gets the loss at once."""
+        if self._transport is None:
+            on_reply(ConnectionLostError("closed"))
+            return
+        self._waiting.append(on_reply)
+        self._transport.write(hiredis.pack_command(command))
+
+    async def call(self, *command: Any) -> Reply:  # noqa: ANN401
+        """Write a command and wait for its reply; raise what it is if it is an error."""
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+        def answered(reply: Reply) -> None:
+            if not future.done():
+                future.set_result(reply)
+
+        self.send(answered, *command)
+        reply = await future
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def close(self) -> None:
+        """End it at once: whoever waits is told that it is lost."""
+        if self._transport is not None:
+            self._transport.abort()
+
+
+async def connect(url: str, on_lost: Callable[[], None], timeout: float) -> Connection:  # noqa: ASYNC109
+    """Open a connection to `redis://`, `rediss://` or `unix://`, authenticated and on its database.
+
+    Raise OSError, `TimeoutError` or `hiredis.ReplyError`.
+    """
+    options: dict[str, Any] = dict(parse_url(url))
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(timeout):
+        if "path" in options:
+            _, connection = await loop.create_unix_connection(
+                lambda: Connection(on_lost), options["path"]
+            )
+        else:
+            secure = ssl.create_default_context() if url.startswith("rediss") else None
+            host, port = options.get("host", "localhost"), options.get("port", 6379)
+            _, connection = await loop.create_connection(
+                lambda: Connection(on_lost), host, port, ssl=secure
+            )
+        try:
+            if options.get("password"):
+                user = (options["username"],) if options.get("username") else ()
+                await connection.call("AUTH", *user, options["password"])
+            if options.get("db"):
+                await connection.call("SELECT", options["db"])
+        except BaseException:
+            connection.close()
+            raise
+    return connection

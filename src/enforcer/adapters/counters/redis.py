@@ -1,0 +1,441 @@
+"""The counter store on Redis or Valkey: one script call for all checks that wait, on one bare connection.
+
+Checks that arrive while earlier ones are being decided travel together; no timer delays a lone one. A batch that was on
+its way when the connection broke may have run or not: the next connection first makes sure that it cannot run any more,
+then asks whether it did (design: fencing).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import hiredis
+import structlog
+
+from enforcer.adapters.counters import codec
+from enforcer.adapters.counters.connection import Connection, ConnectionLostError, connect
+from enforcer.adapters.counters.handshake import Generations, Handshake, shake_hands
+from enforcer.adapters.counters.scripts import SERVER_CLOCK
+from enforcer.core.commands import EpochStale, HoldGone, KeyReused, TooMuch, idempotency
+from enforcer.core.rules import Mode
+from enforcer.errors import CountersLost, MetergateError, OutcomeUnknown, StoreUnavailable
+from meter.core.keys import bucket_tag
+from meter.core.records import RecordType
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from enforcer.core.commands import Answer, Ask, BucketState, LeaseInfo, Settled
+
+__all__ = ["RedisCounters", "RedisOptions"]
+
+_log = structlog.get_logger(__name__)
+_READS = (Mode.CHECK_ONLY, Mode.PEEK)
+
+
+@dataclass(frozen=True, slots=True)
+class RedisOptions:
+    """Bounds of the store. Times in seconds but for `window_ms`.
+
+    `window_ms`: answers are remembered at least so long. `in_flight`: batches on their way at once. `batch`: checks in
+    one of them. `reply_timeout`: a silent server is given up. `patience`: how long a call waits for a connection.
+    """
+
+    url: str
+    buckets: int
+    window_ms: int = 86_400_000
+    in_flight: int = 4
+    batch: int = 256
+    connect_timeout: float = 1.0
+    reply_timeout: float = 2.0
+    patience: float = 1.0
+    clock: str = SERVER_CLOCK
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A group of checks and who waits for it."""
+
+    group: Sequence[Ask]
+    future: asyncio.Future[list[Answer]]
+    since: float
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether running it a second time changes nothing more."""
+        return all(ask.idempotency or ask.mode in _READS for ask in self.group)
+
+    def fail(self, error: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+@dataclass(slots=True)
+class _Batch:
+    number: int
+    sent: float
+    waiting: list[_Waiting]
+    order: list[int] = field(default_factory=list)
+
+
+class RedisCounters:
+    """Implements `enforcer.ports.counters.CounterStore`. `start` it, then wait for `ready` or just ask.
+
+    `observe(checks, seconds)` is told of every batch.
+    """
+
+    def __init__(
+        self,
+        options: RedisOptions,
+        generations: Generations,
+        observe: Callable[[int, float], None] = lambda _checks, _seconds: None,
+    ) -> None:
+        self._options, self._generations, self._observe = options, generations, observe
+        self._enforcer = secrets.token_hex(8)
+        self._link: Connection | None = None
+        self._hands: Handshake | None = None
+        self._connections = self._batches = 0
+        self._queue: list[_Waiting] = []
+        self._doubt: list[_Batch] = []
+        self._flying: dict[int, _Batch] = {}
+        self._scheduled = False
+        self.ready = asyncio.Event()
+        self._down = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self.last_error = "not connected yet"
+
+    # -- life
+
+    def start(self) -> None:
+        """Connect in the background, again and again."""
+        self._tasks = [
+            asyncio.create_task(self._stay_connected(), name="redis connection"),
+            asyncio.create_task(self._watch(), name="redis watchdog"),
+        ]
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        if self._link is not None:
+            self._link.close()
+
+    async def _stay_connected(self) -> None:
+        delay = 0.02
+        while True:
+            self._down = down = asyncio.Event()
+            link: Connection | None = None
+            try:
+                link = await connect(self._options.url, down.set, self._options.connect_timeout)
+                async with asyncio.timeout(30):
+                    await self._greet(link)
+            except (
+                OSError,
+                TimeoutError,
+                hiredis.HiredisError,
+                ConnectionLostError,
+                MetergateError,
+            ) as error:
+                self.last_error = str(error) or type(error).__name__
+                _log.warning("no connection to Redis", error=self.last_error)
+                if link is not None:
+                    link.close()
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 1.0)
+                continue
+            delay = 0.02
+            await down.wait()
+            self._drop(link)
+            self.last_error = "connection lost"
+
+    def _drop(self, link: Connection) -> None:
+        """Stop using a connection, unless another has taken its place already."""
+        if self._link is link:
+            self.ready.clear()
+            self._link = None
+        link.close()
+
+    async def _greet(self, link: Connection) -> None:
+        """Handshake, fence off the connection before this one, and settle what became of its batches."""
+        buckets = range(self._options.buckets)
+        hands = await shake_hands(link, buckets, self._generations, self._options.clock)
+        self._connections += 1
+        self._hands = hands
+        ran: dict[int, int] = {}
+        for bucket in buckets:
+            reply = await link.call(*self._hold_command(hands, "fence", bucket))
+            ran[bucket] = -1 if reply[0] == b"lost" else int(reply[0])
+        self._link = link
+        again: list[_Waiting] = []
+        for batch in self._doubt:
+            for waiting in batch.waiting:
+                if waiting.repeatable or ran[waiting.group[0].program.bucket] < batch.number:
+                    again.append(waiting)
+                else:
+                    waiting.fail(OutcomeUnknown())
+        self._doubt = []
+        self._queue = again + self._queue
+        self.ready.set()
+        self._schedule()
+
+    async def _watch(self) -> None:
+        """Give up on a silent server, and on waiting for one that is away."""
+        while True:
+            await asyncio.sleep(0.05)
+            now = time.monotonic()
+            oldest = next(iter(self._flying.values()), None)
+            if oldest is not None and now - oldest.sent > self._options.reply_timeout:
+                self.last_error = "no reply"
+                if self._link is not None:
+                    self._drop(self._link)
+            if self.ready.is_set():
+                continue
+            limit = now - self._options.patience
+            self._queue = [one for one in self._queue if not self._given_up(one, limit, sent=False)]
+            for batch in self._doubt:
+                batch.waiting = [
+                    one for one in batch.waiting if not self._given_up(one, limit, sent=True)
+                ]
+
+    def _given_up(self, waiting: _Waiting, limit: float, *, sent: bool) -> bool:
+        if waiting.since > limit:
+            return False
+        if sent and not waiting.repeatable:
+            waiting.fail(OutcomeUnknown())
+        else:
+            waiting.fail(StoreUnavailable(self.last_error))
+        return True
+
+    # -- checks
+
+    async def decide(self, group: Sequence[Ask]) -> list[Answer]:
+        future = asyncio.get_running_loop().create_future()
+        waiting = _Waiting(group, future, time.monotonic())
+        self._queue.append(waiting)
+        self._schedule()
+        return await waiting.future
+
+    def _schedule(self) -> None:
+        if (
+            self._queue
+            and not self._scheduled
+            and len(self._flying) < self._options.in_flight
+            and self.ready.is_set()
+        ):
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        link, hands = self._link, self._hands
+        if link is None or hands is None or not self.ready.is_set():
+            return
+        sections: dict[int, codec.Section] = {}
+        order: dict[int, list[int]] = {}
+        taken: list[_Waiting] = []
+        checks = 0
+        for waiting in self._queue:
+            if taken and checks + len(waiting.group) > self._options.batch:
+                break
+            taken.append(waiting)
+            if waiting.future.done():
+                continue
+            bucket = waiting.group[0].program.bucket
+            if bucket in hands.lost:
+                waiting.fail(CountersLost(bucket))
+                continue
+            section = sections.get(bucket)
+            if section is None:
+                section = sections[bucket] = codec.Section(bucket)
+                order[bucket] = []
+            section.add(waiting.group)
+            order[bucket].append(len(taken) - 1)
+            checks += len(waiting.group)
+        del self._queue[: len(taken)]
+        if not sections:
+            self._schedule()
+            return
+        self._batches += 1
+        batch = _Batch(
+            self._batches,
+            time.monotonic(),
+            taken,
+            [place for places in order.values() for place in places],
+        )
+        self._flying[batch.number] = batch
+        arguments: list[Any] = []
+        for section in sections.values():
+            arguments += section.arguments()
+        link.send(
+            lambda reply: self._answered(link, batch, reply),
+            "EVALSHA",
+            hands.decide,
+            1,
+            f"{bucket_tag(next(iter(sections)))}m",
+            self._enforcer,
+            self._connections,
+            batch.number,
+            self._options.window_ms,
+            len(sections),
+            *arguments,
+        )
+        self._schedule()
+
+    def _answered(self, link: Connection, batch: _Batch, reply: Any) -> None:  # noqa: ANN401
+        self._flying.pop(batch.number, None)
+        if isinstance(reply, list):
+            self._observe(len(reply), time.monotonic() - batch.sent)
+            at = 0
+            for place in batch.order:
+                waiting = batch.waiting[place]
+                count = len(waiting.group)
+                self._deliver(waiting, reply[at : at + count])
+                at += count
+            self._schedule()
+            return
+        open_ = [batch.waiting[place] for place in batch.order]
+        if isinstance(reply, ConnectionLostError):
+            batch.waiting = open_
+            self._doubt.append(batch)
+            return
+        text = str(reply)
+        if text.startswith("NOSCRIPT"):
+            # Another process answers than the one that hands were shaken with: nothing ran.
+            self._queue = open_ + self._queue
+            self._drop(link)
+            return
+        for waiting in open_:
+            waiting.fail(StoreUnavailable(text))
+        if text.startswith(("LOADING", "READONLY", "MASTERDOWN")):
+            self._drop(link)
+        self._schedule()
+
+    def _deliver(self, waiting: _Waiting, replies: list[bytes]) -> None:
+        future = waiting.future
+        if future.done():
+            return
+        bucket = waiting.group[0].program.bucket
+        try:
+            future.set_result([codec.answer(bucket, reply) for reply in replies])
+        except codec.LostError:
+            future.set_exception(CountersLost(bucket))
+        except codec.FencedError:
+            self._queue.append(waiting)
+
+    # -- what is held, and a bucket's own affairs
+
+    def _hold_command(self, hands: Handshake, operation: str, bucket: int, *arguments: Any) -> Any:  # noqa: ANN401
+        self._batches += 1
+        tag = bucket_tag(bucket)
+        return (
+            "EVALSHA",
+            hands.hold,
+            1,
+            f"{tag}m",
+            self._enforcer,
+            self._connections,
+            self._batches,
+            self._options.window_ms,
+            operation,
+            tag,
+            *arguments,
+        )
+
+    async def _hold(self, operation: str, bucket: int, *arguments: Any) -> list[Any]:  # noqa: ANN401
+        """One operation of `hold.lua`. They may all be repeated, so a lost connection only costs time."""
+        deadline = time.monotonic() + self._options.patience
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                async with asyncio.timeout(max(left, 0)):
+                    await self.ready.wait()
+            except TimeoutError:
+                raise StoreUnavailable(self.last_error) from None
+            link, hands = self._link, self._hands
+            if link is None or hands is None:
+                await asyncio.sleep(0)
+                continue
+            try:
+                async with asyncio.timeout(self._options.reply_timeout):
+                    reply = await link.call(
+                        *self._hold_command(hands, operation, bucket, *arguments)
+                    )
+            except TimeoutError:
+                self._drop(link)
+                raise StoreUnavailable("no reply") from None  # noqa: EM101
+            except ConnectionLostError:
+                self._drop(link)
+                continue
+            except hiredis.ReplyError as error:
+                if str(error).startswith("NOSCRIPT"):
+                    self._drop(link)
+                    continue
+                raise StoreUnavailable(str(error)) from error
+            if reply and reply[0] == b"lost":
+                raise CountersLost(bucket)
+            if reply and reply[0] == b"fenced":
+                self._drop(link)
+                continue
+            return list(reply)
+
+    async def commit(
+        self, bucket: int, reservation: str, quantity: int | None
+    ) -> Settled | HoldGone | TooMuch | KeyReused:
+        return await self._settle(bucket, reservation, RecordType.COMMIT, quantity)
+
+    async def release(self, bucket: int, reservation: str) -> Settled | HoldGone | KeyReused:
+        settled = await self._settle(bucket, reservation, RecordType.RELEASE, 0)
+        assert not isinstance(settled, TooMuch)
+        return settled
+
+    async def _settle(
+        self, bucket: int, name: str, kind: RecordType, quantity: int | None
+    ) -> Settled | HoldGone | TooMuch | KeyReused:
+        wanted = "" if quantity is None else quantity
+        key = idempotency(0, 0, name, kind.value, wanted)
+        reply = await self._hold("settle", bucket, name, kind.value, wanted, key)
+        match reply[0]:
+            case b"gone":
+                return HoldGone()
+            case b"reused":
+                return KeyReused()
+            case b"much":
+                return TooMuch(int(reply[1]))
+            case _:
+                return codec.settled(reply)
+
+    async def renew(
+        self, bucket: int, lease: str, ttl_ms: int, account_id: int, epoch: int
+    ) -> LeaseInfo | EpochStale | None:
+        reply = await self._hold("renew", bucket, lease, ttl_ms, account_id, epoch)
+        if reply[0] == b"stale" and len(reply) == 2:  # noqa: PLR2004 - a lease has five parts
+            return EpochStale(int(reply[1]))
+        return None if reply == [b"gone"] else codec.lease(reply)
+
+    async def release_lease(
+        self, bucket: int, lease: str, *, unbind: bool
+    ) -> tuple[int, int] | None:
+        reply = await self._hold("end", bucket, lease, int(unbind))
+        return None if reply[0] == b"gone" else (int(reply[0]), int(reply[1]))
+
+    async def leases(
+        self, bucket: int, suffix: str, after: tuple[int, str], most: int
+    ) -> list[LeaseInfo]:
+        reply = await self._hold("list", bucket, suffix, *after, most)
+        return [codec.lease(one) for one in reply]
+
+    async def project(self, bucket: int, account_id: int, epoch: int) -> int:
+        return int((await self._hold("project", bucket, account_id, epoch))[0])
+
+    async def tick(self, bucket: int) -> int:
+        return int((await self._hold("tick", bucket))[0])
+
+    async def counters(self, bucket: int) -> BucketState:
+        return codec.bucket_state(bucket, await self._hold("counters", bucket))

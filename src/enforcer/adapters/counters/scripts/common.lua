@@ -1,0 +1,120 @@
+-- Shared by all scripts: time, numbers, one bucket's meta, outbox, remembered answers. Texts between @ signs are filled
+-- in from enforcer.core.program, enforcer.core.rules and meter.core.records when the script is loaded.
+-- All numbers are doubles; integers are exact up to 2^53 - 1.
+@CLOCK@
+local call, pcall_ = redis.call, redis.pcall
+local pack, unpack_, concat = struct.pack, struct.unpack, table.concat
+local floor, ceil, min, max = math.floor, math.ceil, math.min, math.max
+local rep, sub, format = string.rep, string.sub, string.format
+local MAX, VERSION = 9007199254740991, @VERSION@
+
+local formats = {}
+local function doubles(n)
+  local f = formats[n]
+  if not f then f = '<' .. rep('d', n) formats[n] = f end
+  return f
+end
+
+local function packed(values) return pack(doubles(#values), unpack(values)) end
+
+-- The values of a packed string, and how many they are (the table's last element is struct's own position).
+local function values_of(raw)
+  local n = #raw / 8
+  return {unpack_(doubles(n), raw)}, n
+end
+
+-- Slots: families, their widths, and the rings' counts.
+local WIDTH = {@FIELDS@}
+local RING_COUNT = {@RING_SLOTS@}
+local COUNT_F, BUCKET_F, RING10_F, RING24_F = @FAMILIES@
+
+-- Meta of a bucket: version, generation, last time, second of the pending denials (0: none), then the run id of the
+-- server that the generation was opened on.
+local prefix, now, meta, generation, id_pattern
+
+local function enter(bucket_prefix)
+  prefix = bucket_prefix
+  local raw = call('GET', prefix .. 'm')
+  if not raw then return false end
+  local version, gen, last, denials = unpack_('<dddd', raw)
+  meta = {last = last, denials = denials, run = sub(raw, 33), dirty = false}
+  generation = gen
+  id_pattern = format('%.0f-*', generation)
+  now = max(CLOCK, last)
+  if now > last then meta.last = now meta.dirty = true end
+  return true
+end
+
+local function leave()
+  if meta.dirty then
+    call('SET', prefix .. 'm', pack('<dddd', VERSION, generation, meta.last, meta.denials) .. meta.run)
+  end
+end
+
+local function append(body, effects)
+  local id = call('XADD', prefix .. 'o', id_pattern, 'b', body, 'e', effects)
+  return tonumber(string.match(id, '%-(%d+)$'))
+end
+
+-- A connection that was replaced may not write any more: a batch of an older connection is refused, and a newer one
+-- finds here what ran. Value: connection, last batch, time.
+local enforcer, connection, batch = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local function fenced()
+  local raw = call('HGET', prefix .. 'f', enforcer)
+  return raw and unpack_('<d', raw) > connection
+end
+local function mark_batch()
+  call('HSET', prefix .. 'f', enforcer, pack('<ddd', connection, batch, now))
+end
+
+-- Answers by 16 bytes of key: the parameters' fingerprint, then the answer; nothing behind it marks a denial.
+local window_ms = tonumber(ARGV[4])
+local function window_key(back) return prefix .. 'r:' .. format('%.0f', floor(now / window_ms) - back) end
+local function remembered(name) return call('HGET', window_key(0), name) or call('HGET', window_key(1), name) end
+local function remember(name, value)
+  local key = window_key(0)
+  call('HSET', key, name, value)
+  call('PEXPIRE', key, format('%.0f', 3 * window_ms))
+end
+
+local function bytes_before(a, b)
+  for i = 1, min(#a, #b) do
+    local x, y = a:byte(i), b:byte(i)
+    if x ~= y then return x < y end
+  end
+  return #a < #b
+end
+
+-- Denials of seconds that are over become one record for each reason and limit.
+local function flush_denials()
+  local second = meta.denials
+  if second == 0 or second >= floor(now / 1000) then return 0 end
+  local flat = call('HGETALL', prefix .. 'd')
+  local names, pending = {}, {}
+  for i = 1, #flat, 2 do names[#names + 1] = flat[i] pending[flat[i]] = flat[i + 1] end
+  table.sort(names, bytes_before)
+  for _, name in ipairs(names) do
+    local count, quantity = unpack_('<dd', pending[name])
+    local reason, limit = string.match(name, ':(%d+):(%d+)$')
+    append(sub(pending[name], 17), pack(doubles(9), @RECORD_VERSION@, @DENIAL@, second * 1000, 0, 0, tonumber(reason),
+      count, quantity, tonumber(limit)))
+  end
+  call('DEL', prefix .. 'd')
+  meta.denials = 0
+  meta.dirty = true
+  return #names
+end
+
+local function effects_of(kind, at, granted, overage, reason, quantity, extra, entries)
+  local out = {@RECORD_VERSION@, kind, at, granted, overage, reason, 1, quantity, extra}
+  for i = 1, #entries do out[9 + i] = entries[i] end
+  return packed(out)
+end
+
+-- Removes from a ring what has left the window by `newest`.
+local function turn(state, p, family, newest)
+  local count, last = RING_COUNT[family], state[p + 1]
+  if newest <= last then return end
+  for number = max(last + 1, newest - count + 1), newest do state[p + 3 + number % count] = 0 end
+  state[p + 1] = newest
+end

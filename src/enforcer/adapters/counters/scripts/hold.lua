@@ -1,0 +1,265 @@
+-- What is held and ends later: reservations, leases; and a bucket's own affairs. One operation a call.
+-- KEYS  [1] the bucket's meta, for routing. Keys as in decide.lua; all of them are of this bucket.
+-- ARGV  enforcer, connection, batch, answer window in ms, operation, bucket prefix, then by operation
+--   settle    reservation, record type, quantity or nothing, 24 bytes of key
+--             → used, released, now, generation, sequence, 1 if replayed │ 'gone' │ 'much', held │ 'reused'
+--   renew     lease, ttl, account, epoch       → lease │ 'stale', stored epoch │ 'gone'
+--   end       lease, 1 to unbind               → generation, sequence │ 'gone'
+--   list      level, expiry, id, most          → leases
+--   project   account, epoch                   → stored epoch
+--   tick                                       → records written
+--   fence                                      → the last batch of this enforcer that ran here, -1 if none; from now on
+--                                                batches of its older connections are refused
+--   counters                                   → generation, last sequence, level states, (limit, leases) pairs
+-- A lease is returned as id, holder, started, expires, body. 'lost' and 'fenced' as single strings for any operation.
+local REAPED_AT_ONCE = @REAPED@
+local FLOATING = 1
+
+local function number(text) return format('%.0f', text) end
+
+local function parse_lease(raw)
+  local l = cmsgpack.unpack(raw)
+  return {suffixes = l[1], mode = l[2], holder = l[3], started = l[4], expires = l[5], body = l[6], seats = l[7]}
+end
+
+local function lease_of(id)
+  local raw = call('HGET', prefix .. 'l', id)
+  return raw and parse_lease(raw)
+end
+
+local function shown(id, l) return {id, l.holder, number(l.started), number(l.expires), l.body} end
+
+local function holder_ends(suffix, holder)
+  local key = prefix .. 'u:' .. suffix .. ':' .. holder
+  local last = call('ZREVRANGE', key, 0, 0, 'WITHSCORES')
+  if last[1] then
+    call('ZADD', prefix .. 'h:' .. suffix, last[2], holder)
+  else
+    call('ZREM', prefix .. 'h:' .. suffix, holder)
+  end
+end
+
+local function store_lease(id, l)
+  local score = number(l.expires)
+  call('HSET', prefix .. 'l', id, cmsgpack.pack({l.suffixes, l.mode, l.holder, l.started, l.expires, l.body, l.seats}))
+  call('ZADD', prefix .. 'q', score, 'L' .. id)
+  for _, suffix in ipairs(l.suffixes) do
+    call('ZADD', prefix .. 'i:' .. suffix, score, id)
+    if l.mode ~= FLOATING then
+      call('ZADD', prefix .. 'u:' .. suffix .. ':' .. l.holder, score, id)
+      holder_ends(suffix, l.holder)
+    end
+  end
+end
+
+local function stand_up(id, l, kind, at)
+  local entries = {}
+  for _, limit in ipairs(l.seats) do
+    local n = #entries
+    entries[n + 1], entries[n + 2], entries[n + 3], entries[n + 4] = limit, 0, 0, -1
+  end
+  local sequence = append(l.body, effects_of(kind, at, 0, 0, 0, 0, l.started, entries))
+  call('HDEL', prefix .. 'l', id)
+  call('ZREM', prefix .. 'q', 'L' .. id)
+  for _, suffix in ipairs(l.suffixes) do
+    call('ZREM', prefix .. 'i:' .. suffix, id)
+    if l.mode ~= FLOATING then
+      call('ZREM', prefix .. 'u:' .. suffix .. ':' .. l.holder, id)
+      holder_ends(suffix, l.holder)
+    end
+  end
+  return sequence
+end
+
+-- Turns `used` of a reservation into usage and gives back the rest, in the periods and grants that held it.
+local function unhold(id, raw, kind, used)
+  local r = cmsgpack.unpack(raw)
+  local granted, body, chains = r[2], r[3], r[4]
+  local entries, overage, states = {}, 0, {}
+  local function effect(limit, period, use, held)
+    local n = #entries
+    entries[n + 1], entries[n + 2], entries[n + 3], entries[n + 4] = limit, period, use, held
+  end
+  for _, chain in ipairs(chains) do
+    local left = used
+    for _, h in ipairs(chain) do
+      local suffix, code, limit, over, period, amount, width = h[1], h[2], h[3], h[4], h[5], h[6], h[7]
+      local use = min(left, amount)
+      left = left - use
+      if over then overage = overage + use end
+      local state = states[suffix]
+      if not state then
+        local n
+        state, n = values_of(call('GET', prefix .. 's:' .. suffix))
+        state.n = n
+        states[suffix] = state
+      end
+      local p = 3
+      while state[p] ~= code do p = p + 1 + WIDTH[state[p] % 8] end
+      if code % 8 == COUNT_F then
+        if state[p + 1] == period then
+          state[p + 4] = state[p + 4] - amount
+          state[p + 3] = state[p + 3] + use
+          if h[8] > 0 and use > 0 then
+            local money = state[p + 6] + use * h[8]
+            local rest = math.fmod(money, h[9])
+            state[p + 6] = rest
+            state[p + 5] = state[p + 5] + (money - rest) / h[9]
+          end
+        end
+        effect(limit, period, use, -amount)
+      else
+        turn(state, p, code % 8, floor(now / width))
+        state[p + 2] = state[p + 2] - amount
+        effect(limit, 0, 0, -amount)
+        if use > 0 then
+          local k = p + 3 + state[p + 1] % RING_COUNT[code % 8]
+          state[k] = state[k] + use
+          effect(limit, state[p + 1], use, 0)
+        end
+      end
+    end
+  end
+  local sequence = append(body, effects_of(kind, now, used, overage, 0, used, granted, entries))
+  for suffix, state in pairs(states) do
+    call('SET', prefix .. 's:' .. suffix, pack(doubles(state.n), unpack(state, 1, state.n)))
+  end
+  call('HDEL', prefix .. 'v', id)
+  call('ZREM', prefix .. 'q', 'R' .. id)
+  return sequence, granted
+end
+
+local operations = {}
+
+function operations.settle(id, kind, quantity, key)
+  local name = sub(key, 1, 16)
+  local found = remembered(name)
+  if found then
+    if sub(found, 1, 8) ~= sub(key, 17) then return {'reused'} end
+    return {sub(found, 9), '1'}
+  end
+  local raw = call('HGET', prefix .. 'v', id)
+  if not raw then return {'gone'} end
+  local r = cmsgpack.unpack(raw)
+  if r[1] <= now then return {'gone'} end
+  local used = quantity == '' and r[2] or tonumber(quantity)
+  if used > r[2] then return {'much', number(r[2])} end
+  local sequence, granted = unhold(id, raw, tonumber(kind), used)
+  local reply = packed({used, granted - used, now, generation, sequence})
+  remember(name, sub(key, 17) .. reply)
+  return {reply, '0'}
+end
+
+function operations.renew(id, ttl, account, epoch)
+  local stored = tonumber(call('GET', prefix .. 'e:' .. account) or 0)
+  if stored ~= tonumber(epoch) then return {'stale', number(stored)} end
+  local l = lease_of(id)
+  if not l or l.expires <= now then return {'gone'} end
+  l.expires = now + tonumber(ttl)
+  store_lease(id, l)
+  return shown(id, l)
+end
+
+operations['end'] = function(id, unbind)
+  local l = lease_of(id)
+  if not l then return {'gone'} end
+  if unbind == '1' then
+    for _, suffix in ipairs(l.suffixes) do call('HDEL', prefix .. 'n:' .. suffix, l.holder) end
+  end
+  if l.expires <= now then return {'gone'} end
+  return {number(generation), number(stand_up(id, l, @LEASE_END@, now))}
+end
+
+function operations.list(suffix, expiry, id, most)
+  local out, from = {}, tonumber(expiry)
+  local first = from > now and number(from) or '(' .. number(now)
+  local flat = call('ZRANGEBYSCORE', prefix .. 'i:' .. suffix, first, '+inf', 'WITHSCORES')
+  for i = 1, #flat, 2 do
+    local score = tonumber(flat[i + 1])
+    if #out == tonumber(most) then break end
+    if score > from or bytes_before(id, flat[i]) then out[#out + 1] = shown(flat[i], lease_of(flat[i])) end
+  end
+  return out
+end
+
+function operations.project(account, epoch)
+  local key = prefix .. 'e:' .. account
+  local stored, new = tonumber(call('GET', key) or 0), tonumber(epoch)
+  if new > stored then
+    call('SET', key, number(new))
+    stored = new
+  end
+  return {number(stored)}
+end
+
+function operations.tick()
+  local written = flush_denials()
+  local due = call('ZRANGEBYSCORE', prefix .. 'q', '-inf', number(now), 'LIMIT', 0, REAPED_AT_ONCE)
+  for _, member in ipairs(due) do
+    local id = sub(member, 2)
+    if sub(member, 1, 1) == 'L' then
+      local l = lease_of(id)
+      stand_up(id, l, @LEASE_EXPIRED@, l.expires)
+    else
+      unhold(id, call('HGET', prefix .. 'v', id), @HOLD_EXPIRED@, 0)
+    end
+  end
+  if written + #due == 0 then
+    -- connections of enforcers that are gone
+    local flat = call('HGETALL', prefix .. 'f')
+    for i = 1, #flat, 2 do
+      local _, _, seen = unpack_('<ddd', flat[i + 1])
+      if now - seen > 86400000 then call('HDEL', prefix .. 'f', flat[i]) end
+    end
+  end
+  return {number(written + #due)}
+end
+
+function operations.counters()
+  local states, seats = {}, {}
+  for _, suffix in ipairs(call('SMEMBERS', prefix .. 'k')) do
+    states[#states + 1] = call('GET', prefix .. 's:' .. suffix)
+  end
+  local flat = call('HGETALL', prefix .. 'l')
+  for i = 2, #flat, 2 do
+    for _, limit in ipairs(parse_lease(flat[i]).seats) do
+      local name = number(limit)
+      seats[name] = (seats[name] or 0) + 1
+    end
+  end
+  local pairs_ = {}
+  for limit, held in pairs(seats) do
+    pairs_[#pairs_ + 1] = limit
+    pairs_[#pairs_ + 1] = number(held)
+  end
+  local last = -1
+  local info = call('XINFO', 'STREAM', prefix .. 'o')
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then
+      local gen, sequence = string.match(info[i + 1], '^(%d+)%-(%d+)$')
+      if tonumber(gen) == generation then last = tonumber(sequence) end
+    end
+  end
+  return {number(generation), number(last), states, pairs_}
+end
+
+function operations.fence()
+  local raw = call('HGET', prefix .. 'f', enforcer)
+  local last = -1
+  if raw then
+    local _, ran = unpack_('<dd', raw)
+    last = ran
+  end
+  batch = last
+  return {number(last)}
+end
+
+if not enter(ARGV[6]) then return {'lost'} end
+if fenced() then return {'fenced'} end
+local READS = {list = true, counters = true}
+local reply = operations[ARGV[5]](unpack(ARGV, 7))
+if not READS[ARGV[5]] then
+  mark_batch()
+  leave()
+end
+return reply

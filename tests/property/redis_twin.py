@@ -1,0 +1,104 @@
+"""The Redis store behind the synchronous face that the twin machine drives, on a clock that the test sets."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import redis
+
+from enforcer.adapters.counters.redis import RedisCounters, RedisOptions
+from enforcer.core.memory import Record
+from meter.core.keys import outbox
+from meter.core.records import decode_effects
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from enforcer.core.commands import Answer, Ask
+
+CLOCK_KEY = "test:clock"
+TEST_CLOCK = f"local CLOCK = tonumber(redis.call('GET', '{CLOCK_KEY}'))"
+
+
+class _Generations:
+    """Hands out the generation that the test asks for."""
+
+    async def next_generation(self, bucket: int, at_least: int) -> int:  # noqa: ARG002
+        return at_least + 1
+
+    async def last_generation(self, bucket: int) -> int:  # noqa: ARG002
+        return 0
+
+
+class RedisTwin:
+    """Counters of `buckets` buckets on the server at `url`, which is flushed first."""
+
+    def __init__(
+        self, url: str, clock: Callable[[], int], buckets: int, window_ms: int = 86_400_000
+    ) -> None:
+        self._clock, self._buckets = clock, buckets
+        self._redis = redis.Redis.from_url(url)
+        self._redis.flushall()
+        self._loop = asyncio.new_event_loop()
+        self._options = RedisOptions(url, buckets, window_ms=window_ms, clock=TEST_CLOCK)
+        self._set_clock()
+        self._store = self._loop.run_until_complete(self._start())
+
+    async def _start(self) -> RedisCounters:
+        store = RedisCounters(self._options, _Generations())
+        store.start()
+        async with asyncio.timeout(10):
+            await store.ready.wait()
+        return store
+
+    def _set_clock(self) -> None:
+        self._redis.set(CLOCK_KEY, self._clock())
+
+    def _run(self, call: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401
+        self._set_clock()
+        return self._loop.run_until_complete(call)
+
+    def close(self) -> None:
+        self._loop.run_until_complete(self._store.close())
+        self._loop.close()
+        self._redis.close()
+
+    def open(self, bucket: int, generation: int) -> None:
+        """Opened by the handshake, as generation 1."""
+        assert bucket < self._buckets
+        assert generation == 1
+
+    def project(self, bucket: int, account_id: int, epoch: int) -> int:
+        return self._run(self._store.project(bucket, account_id, epoch))
+
+    def decide(self, group: Sequence[Ask]) -> list[Answer]:
+        return self._run(self._store.decide(group))
+
+    def commit(self, bucket: int, reservation: str, quantity: int | None) -> Any:  # noqa: ANN401
+        return self._run(self._store.commit(bucket, reservation, quantity))
+
+    def release(self, bucket: int, reservation: str) -> Any:  # noqa: ANN401
+        return self._run(self._store.release(bucket, reservation))
+
+    def renew(self, bucket: int, lease: str, ttl_ms: int, account_id: int, epoch: int) -> Any:  # noqa: ANN401
+        return self._run(self._store.renew(bucket, lease, ttl_ms, account_id, epoch))
+
+    def release_lease(self, bucket: int, lease: str, *, unbind: bool) -> Any:  # noqa: ANN401
+        return self._run(self._store.release_lease(bucket, lease, unbind=unbind))
+
+    def leases(self, bucket: int, suffix: str, after: tuple[int, str], most: int) -> Any:  # noqa: ANN401
+        return self._run(self._store.leases(bucket, suffix, after, most))
+
+    def tick(self, bucket: int) -> int:
+        return self._run(self._store.tick(bucket))
+
+    def counters(self, bucket: int) -> Any:  # noqa: ANN401
+        return self._run(self._store.counters(bucket))
+
+    def records(self, bucket: int) -> list[Record]:
+        found = []
+        for name, fields in self._redis.xrange(outbox(bucket)):
+            generation, sequence = (int(part) for part in name.split(b"-"))
+            found.append(Record(generation, sequence, fields[b"b"], decode_effects(fields[b"e"])))
+        return found
