@@ -24,10 +24,10 @@ TEST_CLOCK = f"local CLOCK = tonumber(redis.call('GET', '{CLOCK_KEY}'))"
 class _Generations:
     """Hands out the generation that the test asks for."""
 
-    async def next_generation(self, bucket: int, at_least: int) -> int:  # noqa: ARG002
+    async def next_generation(self, bucket: int, at_least: int) -> int:
         return at_least + 1
 
-    async def last_generation(self, bucket: int) -> int:  # noqa: ARG002
+    async def last_generation(self, bucket: int) -> int:
         return 0
 
 
@@ -55,7 +55,7 @@ class RedisTwin:
     def _set_clock(self) -> None:
         self._redis.set(CLOCK_KEY, self._clock())
 
-    def _run(self, call: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401
+    def _run(self, call: Coroutine[Any, Any, Any]) -> Any:
         self._set_clock()
         return self._loop.run_until_complete(call)
 
@@ -70,35 +70,37 @@ class RedisTwin:
         assert generation == 1
 
     def project(self, bucket: int, account_id: int, epoch: int) -> int:
-        return self._run(self._store.project(bucket, account_id, epoch))
+        return int(self._run(self._store.project(bucket, account_id, epoch)))
 
     def decide(self, group: Sequence[Ask]) -> list[Answer]:
-        return self._run(self._store.decide(group))
+        answers: list[Answer] = self._run(self._store.decide(group))
+        return answers
 
-    def commit(self, bucket: int, reservation: str, quantity: int | None) -> Any:  # noqa: ANN401
+    def commit(self, bucket: int, reservation: str, quantity: int | None) -> Any:
         return self._run(self._store.commit(bucket, reservation, quantity))
 
-    def release(self, bucket: int, reservation: str) -> Any:  # noqa: ANN401
+    def release(self, bucket: int, reservation: str) -> Any:
         return self._run(self._store.release(bucket, reservation))
 
-    def renew(self, bucket: int, lease: str, ttl_ms: int, account_id: int, epoch: int) -> Any:  # noqa: ANN401
+    def renew(self, bucket: int, lease: str, ttl_ms: int, account_id: int, epoch: int) -> Any:
         return self._run(self._store.renew(bucket, lease, ttl_ms, account_id, epoch))
 
-    def release_lease(self, bucket: int, lease: str, *, unbind: bool) -> Any:  # noqa: ANN401
+    def release_lease(self, bucket: int, lease: str, *, unbind: bool) -> Any:
         return self._run(self._store.release_lease(bucket, lease, unbind=unbind))
 
-    def leases(self, bucket: int, suffix: str, after: tuple[int, str], most: int) -> Any:  # noqa: ANN401
+    def leases(self, bucket: int, suffix: str, after: tuple[int, str], most: int) -> Any:
         return self._run(self._store.leases(bucket, suffix, after, most))
 
     def tick(self, bucket: int) -> int:
-        return self._run(self._store.tick(bucket))
+        return int(self._run(self._store.tick(bucket)))
 
-    def counters(self, bucket: int) -> Any:  # noqa: ANN401
+    def counters(self, bucket: int) -> Any:
         return self._run(self._store.counters(bucket))
 
     def records(self, bucket: int) -> list[Record]:
         found = []
-        for name, fields in self._redis.xrange(outbox(bucket)):
+        entries: Any = self._redis.xrange(outbox(bucket))
+        for name, fields in entries:
             generation, sequence = (int(part) for part in name.split(b"-"))
             found.append(Record(generation, sequence, fields[b"b"], decode_effects(fields[b"e"])))
         return found

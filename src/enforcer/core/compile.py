@@ -220,9 +220,10 @@ class _Compiler:
         entitlement = placed.entitlement
         terms = entitlement.terms
         assert isinstance(terms, PaygTerms)
+        extra: tuple[float, ...]
         if terms.period.rolling:
             width = -(-ROLLING_MS[terms.period.unit] // 24)
-            shape, start, end, extra = Shape.RING24, 0, 0, (float(width),)
+            shape, start, end, extra = Shape.RING24, 0, 0, (width,)
         else:
             span = self.slice.span(terms.period)
             shape, start, end, extra = Shape.COUNT, span.start, span.end or 0, (span.ordinal,)
@@ -286,7 +287,9 @@ class _Compiler:
             views[-1] = replace(views[-1], top=True)
         return views
 
-    def credits(self, placed: _Placed) -> tuple[list[tuple[tuple[int, int, int], View]], list[View]]:
+    def credits(
+        self, placed: _Placed
+    ) -> tuple[list[tuple[tuple[int, int, int], View]], list[View]]:
         """Open grants with the order in which they are used, and the overdraft."""
         entitlement = placed.entitlement
         terms = entitlement.terms
@@ -459,7 +462,9 @@ def _config(valid: list[_Placed]) -> str:
     return json.dumps(terms.value)
 
 
-def _constraints(compiler: _Compiler, valid: list[_Placed], supplied_at: int | None) -> Iterator[Chain]:
+def _constraints(
+    compiler: _Compiler, valid: list[_Placed], supplied_at: int | None
+) -> Iterator[Chain]:
     """Chains of all that limits, from the customer up to the root."""
     customer, feature = compiler.customer, compiler.feature
     for level, node in enumerate(customer.path):
@@ -571,7 +576,9 @@ def compile_program(
         one.entitlement.validity.end_ms is not None and one.entitlement.validity.end_ms <= at
         for one in givers
     ]
-    seats = [one.entitlement.terms for one in valid if isinstance(one.entitlement.terms, ConcurrentTerms)]
+    seats = [
+        one.entitlement.terms for one in valid if isinstance(one.entitlement.terms, ConcurrentTerms)
+    ]
     program = Program(
         tenant=customer.tenant,
         customer=customer.path[0].key,

@@ -26,8 +26,8 @@ from enforcer.core.commands import (
     TooMuch,
     idempotency,
 )
-from enforcer.core.model import MAX_QUANTITY, SeatMode
 from enforcer.core.compile import SEAT_MODES
+from enforcer.core.model import MAX_QUANTITY, SeatMode
 from enforcer.core.program import RING_SLOTS, Family, Kind, Level, Program, Reason, Shape, View
 from enforcer.core.rules import (
     HELD,
@@ -300,7 +300,7 @@ class MemoryCounters:
             effects: tuple[Effect, ...] = ()
             if ask.mode is not Mode.PEEK:
                 try:
-                    effects = apply(program, verdict, levels, step.now, hold=bool(ask.reservation))
+                    effects = apply(verdict, levels, step.now, hold=bool(ask.reservation))
                 except Overflow:
                     return _whole(group, place, Failed("overflow"))
             if read:
@@ -314,9 +314,9 @@ class MemoryCounters:
         if granted:
             step.keep()
         for place, ask, verdict, effects in granted:
-            answer = answers[place]
-            assert isinstance(answer, Decision)
-            answers[place] = self._record(step, ask, verdict, effects, answer)
+            decided = answers[place]
+            assert isinstance(decided, Decision)
+            answers[place] = self._record(step, ask, verdict, effects, decided)
         return [answer for answer in answers if answer is not None]
 
     @staticmethod
@@ -364,9 +364,7 @@ class MemoryCounters:
         elif ask.seat is not None:
             _sit(step, ask, expires)
             seats = step.seats(ask.program, ask.seat.holder)
-            levels = [
-                step.bucket.states[level.suffix].slots for level in ask.program.levels
-            ]
+            levels = [step.bucket.states[level.suffix].slots for level in ask.program.levels]
             shown = entries(ask.program, verdict, levels, seats, step.now, drawn=True)
             answer = replace(answer, entries=shown)
         answer = replace(answer, sequence=sequence, id=name, expires=expires)
@@ -505,7 +503,9 @@ class MemoryCounters:
             for limit in lease.seats:
                 seats[limit] += 1
         counters += [Counter(limit, 0, 0, held) for limit, held in seats.items()]
-        return BucketState(bucket, found.generation, found.sequence - 1, tuple(sorted(counters, key=_place)))
+        return BucketState(
+            bucket, found.generation, found.sequence - 1, tuple(sorted(counters, key=_place))
+        )
 
 
 def _place(counter: Counter) -> tuple[int, int]:
@@ -539,7 +539,9 @@ def _denier(program: Program, verdict: Verdict) -> int:
 
 def _whole(group: Sequence[Ask], place: int, answer: Answer) -> list[Answer]:
     """Nothing of the group was done, for the reason at `place`."""
-    nothing: list[Answer] = [Failed("not decided: another item of the batch was not") for _ in group]
+    nothing: list[Answer] = [
+        Failed("not decided: another item of the batch was not") for _ in group
+    ]
     nothing[place] = answer
     return nothing
 
@@ -556,9 +558,7 @@ def _denied(
         elif isinstance(answer, Decision) and answer.replayed:
             done.append(answer)
         else:
-            done.append(
-                replace(denied, reason=Reason.BATCH_DENIED, shadow=False, entries=())
-            )
+            done.append(replace(denied, reason=Reason.BATCH_DENIED, shadow=False, entries=()))
     return done
 
 
@@ -589,9 +589,7 @@ def _stand_up(step: _Step, name: str, kind: RecordType, at: int) -> tuple[int, i
         if not bucket.holders[suffix][lease.holder]:
             del bucket.holders[suffix][lease.holder]
     effects = tuple(Effect(limit, 0, 0, -1) for limit in lease.seats)
-    return step.append(
-        lease.body, Effects(kind, at, extra=lease.started, entries=effects)
-    )
+    return step.append(lease.body, Effects(kind, at, extra=lease.started, entries=effects))
 
 
 def _unhold(step: _Step, name: str, kind: RecordType, used: int) -> tuple[int, int]:
@@ -620,5 +618,3 @@ def _unhold(step: _Step, name: str, kind: RecordType, used: int) -> tuple[int, i
             entries=tuple(effects),
         ),
     )
-
-

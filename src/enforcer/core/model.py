@@ -71,11 +71,15 @@ class SeatMode(StrEnum):
 
 
 class RateAlgorithm(StrEnum):
-    TOKEN_BUCKET = "token_bucket"
+    """A bucket that refills steadily, or a count over the time just past."""
+
+    TOKEN_BUCKET = "token_bucket"  # noqa: S105 - not a password
     SLIDING_WINDOW = "sliding_window"
 
 
 class TierBehaviour(StrEnum):
+    """What happens to usage that falls into a tier."""
+
     ALLOW = "allow"
     NOTIFY = "notify"
     THROTTLE = "throttle"
@@ -189,6 +193,8 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class TieredTerms:
+    """Usage of a period priced and treated by how much of it there was before."""
+
     tiers: tuple[Tier, ...]
     period: Period
 

@@ -158,6 +158,7 @@ class View:
 
     @property
     def code(self) -> int:
+        """The view's name in replies: see the module."""
         return self.id << 16 | self.part << 8 | self.kind << 4
 
     @property
@@ -228,6 +229,7 @@ class Program:
 
     @property
     def views(self) -> tuple[View, ...]:
+        """All views in the order of replies."""
         return tuple(view for chain in self.chains for view in chain.views)
 
     def pack(self) -> bytes:

@@ -112,6 +112,7 @@ class Seats(NamedTuple):
 
 
 def fresh_slot(family: Family) -> list[float]:
+    """A slot that nothing was counted in."""
     return [0] * FIELDS[family]
 
 
@@ -148,6 +149,7 @@ def turned(view: View, slot: list[float], now: int) -> list[float]:
 
 
 def ring_total(slot: list[float]) -> float:
+    """What a ring counts in its whole window."""
     return sum(slot[RING:])
 
 
@@ -203,9 +205,7 @@ def room(view: View, slot: list[float], pending: float, now: int) -> float:
 class _Working:
     """The counters of one check: rolled to now, read once."""
 
-    def __init__(
-        self, levels: list[Slots], seats: Callable[[View], Seats], now: int
-    ) -> None:
+    def __init__(self, levels: list[Slots], seats: Callable[[View], Seats], now: int) -> None:
         self.levels, self.seats, self.now = levels, seats, now
 
     def slot(self, view: View) -> list[float]:
@@ -224,16 +224,15 @@ class _Working:
         need, takes = quantity, []
         pending: dict[tuple[int, int], int] = {}
         for view in chain.views:
+            key = view.level, view.slot
             if view.shape is Shape.SEATS:
                 taken, has_one = self.seats(view)
                 free = need if has_one else max(0, view.upper - taken)
             else:
-                key = view.level, view.slot
                 free = int(room(view, self.slot(view), pending.get(key, 0), self.now))
             amount = min(need, free)
             takes.append(Take(view, amount))
-            if view.shape is not Shape.SEATS:
-                pending[key] = pending.get(key, 0) + amount
+            pending[key] = pending.get(key, 0) + amount
             need -= amount
         return takes, need
 
@@ -246,7 +245,7 @@ class _Working:
         return takes
 
 
-def evaluate(  # noqa: PLR0913 - one check is this much
+def evaluate(
     program: Program,
     levels: list[Slots],
     seats: Callable[[View], Seats],
@@ -301,7 +300,7 @@ def evaluate(  # noqa: PLR0913 - one check is this much
     return Verdict(Reason.ALLOWED, granted, overage, shadow=shadow, chains=chains, denied=denied)
 
 
-def entries(  # noqa: PLR0913 - one check is this much
+def entries(
     program: Program,
     verdict: Verdict,
     levels: list[Slots],
@@ -363,9 +362,7 @@ def _leaves(view: View, slot: list[float]) -> int:
     return 0
 
 
-def apply(
-    program: Program, verdict: Verdict, levels: list[Slots], now: int, *, hold: bool
-) -> tuple[Effect, ...]:
+def apply(verdict: Verdict, levels: list[Slots], now: int, *, hold: bool) -> tuple[Effect, ...]:
     """Change the slots of `levels` by what was decided; return the effects for the record.
 
     `hold`: amounts are held for a reservation instead of used. Raise `Overflow` before anything changes.

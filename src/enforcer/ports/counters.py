@@ -45,9 +45,7 @@ class CounterStore(Protocol):
         """Use `quantity` (None: all) of what a reservation holds and give back the rest. Repeatable."""
         ...
 
-    async def release(
-        self, bucket: int, reservation: str
-    ) -> Settled | HoldGone | KeyReused:
+    async def release(self, bucket: int, reservation: str) -> Settled | HoldGone | KeyReused:
         """Give back all that a reservation holds. Repeatable."""
         ...
 

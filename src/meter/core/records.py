@@ -55,6 +55,8 @@ ENTRY = 4
 
 
 class RecordType(IntEnum):
+    """What happened."""
+
     USAGE = 1
     DENIAL = 2
     HOLD = 3
@@ -118,6 +120,7 @@ _decoder = msgspec.json.Decoder(Body)
 
 
 def encode_body(body: Body) -> bytes:
+    """JSON without what has its default value."""
     return _encoder.encode(body)
 
 
@@ -127,6 +130,7 @@ def decode_body(data: bytes) -> Body:
 
 
 def encode_effects(effects: Effects) -> bytes:
+    """Doubles as the module describes."""
     values: list[float] = [
         VERSION,
         effects.type,
@@ -153,11 +157,16 @@ def decode_effects(data: bytes) -> Effects:
     if values[0] != VERSION:
         message = f"effects of version {values[0]:.0f}, known is {VERSION}"
         raise ValueError(message)
-    numbers = [int(value) for value in values]
+    kind, now, granted, overage, reason, many, quantity, extra = (int(v) for v in values[1:HEADER])
+    entries = [int(value) for value in values[HEADER:]]
     return Effects(
-        RecordType(numbers[1]),
-        *numbers[2:HEADER],
-        entries=tuple(
-            Effect(*numbers[at : at + ENTRY]) for at in range(HEADER, count, ENTRY)
-        ),
+        RecordType(kind),
+        now,
+        granted,
+        overage,
+        reason,
+        many,
+        quantity,
+        extra,
+        tuple(Effect(*entries[at : at + ENTRY]) for at in range(0, len(entries), ENTRY)),
     )

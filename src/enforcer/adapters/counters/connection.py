@@ -56,7 +56,7 @@ class Connection(asyncio.Protocol):
         for on_reply in waiting:
             on_reply(lost)
 
-    def send(self, on_reply: Callable[[Reply], None], *command: Any) -> None:  # noqa: ANN401
+    def send(self, on_reply: Callable[[Reply], None], *command: Any) -> None:
         """Write a command of str, bytes and int. On a closed connection the callback gets the loss at once."""
         if self._transport is None:
             on_reply(ConnectionLostError("closed"))
@@ -64,7 +64,7 @@ class Connection(asyncio.Protocol):
         self._waiting.append(on_reply)
         self._transport.write(hiredis.pack_command(command))
 
-    async def call(self, *command: Any) -> Reply:  # noqa: ANN401
+    async def call(self, *command: Any) -> Reply:
         """Write a command and wait for its reply; raise what it is if it is an error."""
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 

@@ -1,5 +1,6 @@
-"""The handshake with a Redis server process that this enforcer has not met: before any answer, every bucket's sequence
-gets a new generation if it was opened on another process.
+"""The handshake with a Redis server process that this enforcer has not met.
+
+Before any answer, every bucket's sequence gets a new generation if it was opened on another process.
 
 A restarted server may have lost its last writes, and a promoted replica may never have seen them. Were the old sequence
 continued, a number could be given out twice for different records, and the loss could not be seen. The number of the

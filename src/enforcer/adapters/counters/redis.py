@@ -288,7 +288,7 @@ class RedisCounters:
         )
         self._schedule()
 
-    def _answered(self, link: Connection, batch: _Batch, reply: Any) -> None:  # noqa: ANN401
+    def _answered(self, link: Connection, batch: _Batch, reply: Any) -> None:
         self._flying.pop(batch.number, None)
         if isinstance(reply, list):
             self._observe(len(reply), time.monotonic() - batch.sent)
@@ -331,7 +331,7 @@ class RedisCounters:
 
     # -- what is held, and a bucket's own affairs
 
-    def _hold_command(self, hands: Handshake, operation: str, bucket: int, *arguments: Any) -> Any:  # noqa: ANN401
+    def _hold_command(self, hands: Handshake, operation: str, bucket: int, *arguments: Any) -> Any:
         self._batches += 1
         tag = bucket_tag(bucket)
         return (
@@ -348,7 +348,7 @@ class RedisCounters:
             *arguments,
         )
 
-    async def _hold(self, operation: str, bucket: int, *arguments: Any) -> list[Any]:  # noqa: ANN401
+    async def _hold(self, operation: str, bucket: int, *arguments: Any) -> list[Any]:
         """One operation of `hold.lua`. They may all be repeated, so a lost connection only costs time."""
         deadline = time.monotonic() + self._options.patience
         while True:
@@ -369,7 +369,7 @@ class RedisCounters:
                     )
             except TimeoutError:
                 self._drop(link)
-                raise StoreUnavailable("no reply") from None  # noqa: EM101
+                raise StoreUnavailable("no reply") from None
             except ConnectionLostError:
                 self._drop(link)
                 continue
