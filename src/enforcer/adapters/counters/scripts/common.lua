@@ -32,6 +32,21 @@ local COUNT_F, BUCKET_F, RING10_F, RING24_F = @FAMILIES@
 -- server that the generation was opened on.
 local prefix, now, meta, generation, id_pattern
 
+-- Answers by 16 bytes of key: the parameters' fingerprint, then the answer; nothing behind it marks a denial.
+local window_ms = tonumber(ARGV[4])
+local answers_now, answers_before, answers_written
+local function enter_window()
+  local window = floor(now / window_ms)
+  answers_now = prefix .. 'r:' .. format('%.0f', window)
+  answers_before = prefix .. 'r:' .. format('%.0f', window - 1)
+  answers_written = false
+end
+local function remembered(name) return call('HGET', answers_now, name) or call('HGET', answers_before, name) end
+local function remember(name, value)
+  call('HSET', answers_now, name, value)
+  answers_written = true
+end
+
 local function enter(bucket_prefix)
   prefix = bucket_prefix
   local raw = call('GET', prefix .. 'm')
@@ -42,10 +57,13 @@ local function enter(bucket_prefix)
   id_pattern = format('%.0f-*', generation)
   now = max(CLOCK, last)
   if now > last then meta.last = now meta.dirty = true end
+  enter_window()
   return true
 end
 
 local function leave()
+  -- Nobody looks at a window after two of them: the time to live only collects garbage.
+  if answers_written then call('PEXPIRE', answers_now, format('%.0f', 3 * window_ms)) end
   if meta.dirty then
     call('SET', prefix .. 'm', pack('<dddd', VERSION, generation, meta.last, meta.denials) .. meta.run)
   end
@@ -65,16 +83,6 @@ local function fenced()
 end
 local function mark_batch()
   call('HSET', prefix .. 'f', enforcer, pack('<ddd', connection, batch, now))
-end
-
--- Answers by 16 bytes of key: the parameters' fingerprint, then the answer; nothing behind it marks a denial.
-local window_ms = tonumber(ARGV[4])
-local function window_key(back) return prefix .. 'r:' .. format('%.0f', floor(now / window_ms) - back) end
-local function remembered(name) return call('HGET', window_key(0), name) or call('HGET', window_key(1), name) end
-local function remember(name, value)
-  local key = window_key(0)
-  call('HSET', key, name, value)
-  call('PEXPIRE', key, format('%.0f', 3 * window_ms))
 end
 
 local function bytes_before(a, b)

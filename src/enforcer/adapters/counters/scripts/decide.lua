@@ -58,16 +58,26 @@ end
 
 local states, dirty, touched, undo, epochs
 
+-- What a check changed is taken back when its group is denied later. A check alone needs no memory of it: nothing can
+-- fail between its booking and its record but the record itself, and then the unwritten states are forgotten.
 local function set(state, i, value)
-  undo[#undo + 1] = state
-  undo[#undo + 1] = i
-  undo[#undo + 1] = state[i]
+  if undo then
+    local n = #undo
+    undo[n + 1], undo[n + 2], undo[n + 3] = state, i, state[i]
+  end
   state[i] = value
 end
 
 local function take_back()
+  if not undo then return end
   for i = #undo - 2, 1, -3 do undo[i][undo[i + 1]] = undo[i + 2] end
   undo = {}
+end
+
+local function forget()
+  for suffix in pairs(touched) do
+    if not dirty[suffix] then states[suffix] = nil end
+  end
 end
 
 -- A level's state, laid out for the program's epoch. Slots that the epoch does not define stay behind the others.
@@ -534,7 +544,8 @@ local function decide(group)
       end
     end
   end
-  undo, touched = {}, {}
+  local alone = group[1].mode
+  undo, touched = (#group > 1 or alone == CHECK_ONLY or alone == PEEK) and {} or nil, {}
   local granted = {}
   for k = 1, #group do
     local check = group[k]
@@ -592,7 +603,10 @@ local function decide(group)
     local added = pcall_('XADD', prefix .. 'o', id_pattern, 'b', check.body, 'e', effects_of(kind, now, check.granted,
       check.overage, check.reason, check.quantity, 0, check.effects))
     if type(added) == 'table' then
-      if n == 1 then take_back() end
+      if n == 1 then
+        take_back()
+        forget()
+      end
       return whole(group, k, pack('<d', OUT.FAILED) .. (added.err or 'no record could be written'))
     end
     local sequence = tonumber(string.match(added, '%-(%d+)$'))
@@ -609,7 +623,7 @@ local function decide(group)
     if check.name then remember(check.name, sub(check.idempotency, 17) .. body) end
     replies[k] = pack('<d', OUT.DECIDED) .. body
   end
-  undo = {}
+  undo = nil
   for suffix, state in pairs(touched) do dirty[suffix] = state end
   return replies
 end
@@ -625,9 +639,13 @@ for _ = 1, tonumber(ARGV[5]) do
   if there and not closed then flush_denials() end
   for _ = 1, checks do
     local program, mode, op, more, quantity, ttl = unpack_('<HBBBdd', next_argument())
-    local check = {program = known[program + 1], mode = mode, op = op, quantity = quantity, ttl = ttl}
-    check.idempotency, check.body = next_argument(), next_argument()
-    check.holder = ''
+    local idempotency, body = next_argument(), next_argument()
+    -- All fields at once: a table that grows is allocated again and again.
+    local check = {
+      program = known[program + 1], mode = mode, op = op, quantity = quantity, ttl = ttl, idempotency = idempotency,
+      body = body, id = '', holder = '', name = false, reason = 0, granted = 0, overage = 0, shadow = false,
+      denied = false, drawn = false, effects = false, shown = false, holds = false,
+    }
     if op ~= CHECK then check.id, check.holder = next_argument(), next_argument() end
     if not there then
       out[#out + 1] = pack('<d', OUT.LOST)
@@ -639,6 +657,7 @@ for _ = 1, tonumber(ARGV[5]) do
         local fine, replies = pcall(decide, group)
         if not fine then
           take_back()
+          forget()
           replies = whole(group, 1, pack('<d', OUT.FAILED) .. (type(replies) == 'table' and replies.err or tostring(replies)))
         end
         for k = 1, #group do out[#out + 1] = replies[k] end

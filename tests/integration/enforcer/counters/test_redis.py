@@ -1,0 +1,386 @@
+"""The Redis store against a real server: what breaks, and what may never happen when it does."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import redis.asyncio
+
+from enforcer.adapters.counters.redis import RedisCounters, RedisOptions
+from enforcer.core.commands import NO_KEY, Ask, Decision, SeatAsk, idempotency
+from enforcer.core.compile import compile_program
+from enforcer.core.model import (
+    ConcurrentTerms,
+    Customer,
+    Entitlement,
+    Feature,
+    Node,
+    Period,
+    PeriodUnit,
+    QuotaTerms,
+    RateTerms,
+)
+from enforcer.core.program import Reason
+from enforcer.core.rules import Mode
+from enforcer.errors import CountersLost, OutcomeUnknown, StoreMisconfigured, StoreUnavailable
+from meter.core.keys import bucket_tag, outbox
+from meter.core.records import RecordType, decode_effects
+from tests.fixtures.valkey import ValkeyProcess
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from pathlib import Path
+
+    from enforcer.core.program import Program
+
+FEATURE = Feature(1, "api.calls", "api.calls")
+SEATS = Feature(2, "seats", "seats")
+BODY = b'{"t":"demo","a":"acme","c":"acme","f":"api.calls","m":"api.calls","q":1}'
+
+
+class Generations:
+    """What the definitions' database remembers; shared by every store of a test."""
+
+    def __init__(self) -> None:
+        self.given: dict[int, int] = {}
+
+    async def next_generation(self, bucket: int, at_least: int) -> int:
+        self.given[bucket] = max(self.given.get(bucket, 0), at_least) + 1
+        return self.given[bucket]
+
+    async def last_generation(self, bucket: int) -> int:
+        return self.given.get(bucket, 0)
+
+
+def program(limit: int = 1000, *, hard: bool = True, feature: Feature = FEATURE) -> Program:
+    terms = (
+        ConcurrentTerms(2)
+        if feature is SEATS
+        else QuotaTerms(limit, Period(PeriodUnit.YEAR), hard=hard)
+    )
+    customer = Customer(
+        "demo",
+        1,
+        "acme",
+        0,
+        1,
+        (Node(1, "acme", False, (Entitlement(7, "e", feature.key, terms),)),),
+    )
+    return compile_program(customer, feature, int(time.time() * 1000))[0]
+
+
+def ask(quantity: int = 1, key: str = "", limit: int = 1000, mode: Mode = Mode.ENFORCE) -> Ask:
+    name = idempotency(1, 1, key, quantity) if key else NO_KEY
+    return Ask(program(limit), quantity, mode, BODY, name)
+
+
+@asynccontextmanager
+async def store(
+    server: ValkeyProcess, generations: Generations, **options: float
+) -> AsyncIterator[RedisCounters]:
+    counters = RedisCounters(
+        RedisOptions(server.url, 1, **options),  # type: ignore[arg-type]
+        generations,
+    )
+    counters.start()
+    try:
+        async with asyncio.timeout(20):
+            await counters.ready.wait()
+        await counters.project(0, 1, 1)
+        yield counters
+    finally:
+        await counters.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ValkeyProcess]:
+    """A server of the test's own, to kill and pause."""
+    process = ValkeyProcess(tmp_path / "valkey")
+    process.start()
+    yield process
+    process.stop()
+
+
+async def ids(url: str) -> list[tuple[int, int]]:
+    client = redis.asyncio.Redis.from_url(url)
+    found = [
+        tuple(int(part) for part in name.split(b"-")) for name, _ in await client.xrange(outbox(0))
+    ]
+    await client.aclose()
+    return found  # type: ignore[return-value]
+
+
+async def decided(counters: RedisCounters, one: Ask) -> Decision:
+    (answer,) = await counters.decide([one])
+    assert isinstance(answer, Decision), answer
+    return answer
+
+
+async def test_concurrent_checks_never_pass_a_hard_limit(server: ValkeyProcess) -> None:
+    async with store(server, Generations()) as counters:
+        asks = [decided(counters, ask(limit=1000)) for _ in range(3000)]
+        answers = await asyncio.gather(*asks)
+        state = await counters.counters(0)
+    assert sum(answer.granted for answer in answers) == 1000
+    assert {answer.reason for answer in answers} == {Reason.ALLOWED, Reason.QUOTA_EXCEEDED}
+    assert [(one.limit, one.used, one.held) for one in state.counters] == [(7, 1000, 0)]
+
+
+async def test_waiting_checks_travel_together(server: ValkeyProcess) -> None:
+    sizes: list[int] = []
+    counters = RedisCounters(
+        RedisOptions(server.url, 1), Generations(), observe=lambda checks, _: sizes.append(checks)
+    )
+    counters.start()
+    await counters.ready.wait()
+    await counters.project(0, 1, 1)
+    await asyncio.gather(*(counters.decide([ask()]) for _ in range(600)))
+    await counters.close()
+    assert sum(sizes) == 600
+    assert max(sizes) <= 256
+    assert len(sizes) < 20
+
+
+async def test_a_restarted_server_gets_a_new_generation_and_keeps_its_counts(
+    server: ValkeyProcess,
+) -> None:
+    generations = Generations()
+    async with store(server, generations, patience=20) as counters:
+        first = await decided(counters, ask(5))
+        server.kill()
+        server.start()
+        second = await decided(counters, ask(5, key="k"))
+        state = await counters.counters(0)
+    assert (first.generation, second.generation) == (1, 2)
+    assert second.sequence == 1
+    assert state.counters[0].used == 10
+    opened = await records(server)
+    assert [effects.type for effects in opened] == [
+        RecordType.GENERATION,
+        RecordType.USAGE,
+        RecordType.GENERATION,
+        RecordType.USAGE,
+    ]
+    assert (opened[2].extra, opened[2].quantity) == (1, 1)
+
+
+async def records(server: ValkeyProcess) -> list:  # type: ignore[type-arg]
+    client = redis.asyncio.Redis.from_url(server.url)
+    found = [decode_effects(fields[b"e"]) for _, fields in await client.xrange(outbox(0))]
+    await client.aclose()
+    return found
+
+
+async def test_an_old_copy_of_the_data_never_repeats_a_sequence_number(
+    server: ValkeyProcess, tmp_path: Path
+) -> None:
+    generations = Generations()
+    async with store(server, generations) as counters:
+        await decided(counters, ask())
+    server.stop()
+    shutil.copytree(server.folder, tmp_path / "copy")
+    server.start()
+    async with store(server, generations) as counters:
+        for _ in range(20):
+            await decided(counters, ask())
+    given_out = set(await ids(server.url))
+    server.stop()
+    old = ValkeyProcess(tmp_path / "copy")
+    old.start()
+    try:
+        before = set(await ids(old.url))
+        async with store(old, generations) as counters:
+            for _ in range(20):
+                await decided(counters, ask())
+        again = set(await ids(old.url)) - before
+    finally:
+        old.stop()
+    assert len(again) == 21
+    assert not again & given_out
+
+
+async def test_a_promoted_replica_never_repeats_a_sequence_number(
+    server: ValkeyProcess, tmp_path: Path
+) -> None:
+    generations = Generations()
+    replica = ValkeyProcess(tmp_path / "replica")
+    replica.start()
+    client = redis.asyncio.Redis.from_url(replica.url)
+    try:
+        async with store(server, generations) as counters:
+            await decided(counters, ask())
+            await client.replicaof("127.0.0.1", server.port)
+            deadline = time.monotonic() + 20
+            while (await client.info("replication"))["master_link_status"] != "up":
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.05)
+            replica_paused = replica.pid
+            assert replica_paused is not None
+            # What the primary acknowledges while the replica hears nothing is what a failover loses.
+            replica.signal(signal.SIGSTOP)
+            for _ in range(20):
+                await decided(counters, ask())
+        primary = set(await ids(server.url))
+        server.kill()
+        replica.signal(signal.SIGCONT)
+        await client.replicaof("NO", "ONE")
+        before = set(await ids(replica.url))
+        async with store(replica, generations) as counters:
+            for _ in range(20):
+                await decided(counters, ask())
+        after = set(await ids(replica.url)) - before
+    finally:
+        await client.aclose()
+        replica.stop()
+    assert len(after) == 21
+    assert not after & primary
+
+
+async def test_lost_data_are_an_error_and_never_an_empty_counter(server: ValkeyProcess) -> None:
+    generations = Generations()
+    async with store(server, generations) as counters:
+        await decided(counters, ask())
+        client = redis.asyncio.Redis.from_url(server.url)
+        await client.flushall()
+        with pytest.raises(CountersLost):
+            await counters.decide([ask()])
+        with pytest.raises(CountersLost):
+            await counters.tick(0)
+        server.stop()
+        server.start()
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            try:
+                await counters.decide([ask()])
+            except StoreUnavailable:
+                continue
+            except CountersLost:
+                break
+        else:
+            pytest.fail("the loss was forgotten with the restart")
+        await client.aclose()
+
+
+async def test_a_server_that_may_evict_is_refused(server: ValkeyProcess) -> None:
+    client = redis.asyncio.Redis.from_url(server.url)
+    await client.config_set("maxmemory-policy", "allkeys-lru")
+    await client.aclose()
+    counters = RedisCounters(RedisOptions(server.url, 1, patience=0.5), Generations())
+    counters.start()
+    with pytest.raises(StoreUnavailable, match="noeviction"):
+        await counters.decide([ask()])
+    await counters.close()
+    assert issubclass(StoreMisconfigured, Exception)
+
+
+async def test_out_of_memory_consumes_nothing_and_says_so(server: ValkeyProcess) -> None:
+    async with store(server, Generations()) as counters:
+        await decided(counters, ask(5))
+        client = redis.asyncio.Redis.from_url(server.url)
+        await client.config_set("maxmemory", 1)
+        try:
+            answers = await counters.decide([ask(5)])
+            assert not isinstance(answers[0], Decision)
+            assert "OOM" in str(answers[0])
+        except StoreUnavailable as error:
+            assert "OOM" in str(error)  # noqa: PT017 - either is a clear refusal
+        await client.config_set("maxmemory", 0)
+        assert (await counters.counters(0)).counters[0].used == 5
+        assert (await decided(counters, ask(5))).granted == 5
+        await client.aclose()
+
+
+async def test_a_batch_that_was_given_up_cannot_run_later(server: ValkeyProcess) -> None:
+    """A paused server executes what is in its buffers when it wakes: it must count once, or not at all."""
+    async with store(server, Generations(), reply_timeout=0.3, patience=0.5) as counters:
+        await decided(counters, ask(1, key="before"))
+        server.signal(signal.SIGSTOP)
+        keyed = asyncio.create_task(decided(counters, ask(10, key="k")))
+        bare = asyncio.create_task(decided(counters, ask(100)))
+        results = await asyncio.gather(keyed, bare, return_exceptions=True)
+        assert isinstance(results[0], StoreUnavailable)
+        assert isinstance(results[1], OutcomeUnknown | StoreUnavailable)
+        server.signal(signal.SIGCONT)
+        async with asyncio.timeout(20):
+            await counters.ready.wait()
+        again = await decided(counters, ask(10, key="k"))
+        assert again.granted == 10
+        used = (await counters.counters(0)).counters[0].used
+        ledger = sum(entry.used for effects in await records(server) for entry in effects.entries)
+        assert used == ledger
+        assert used in (11, 111)
+
+
+async def test_a_killed_server_under_load_loses_and_repeats_nothing(server: ValkeyProcess) -> None:
+    generations = Generations()
+    granted: dict[str, int] = {}
+    async with store(server, generations, patience=30) as counters:
+
+        async def client(name: int) -> None:
+            for number in range(40):
+                key = f"{name}-{number}"
+                granted[key] = (await decided(counters, ask(1, key=key, limit=10**6))).granted
+
+        load = asyncio.gather(*(client(name) for name in range(16)))
+        for _ in range(3):
+            done = len(granted)
+            while len(granted) < done + 80 and not load.done():
+                await asyncio.sleep(0.001)
+            server.kill()
+            server.start()
+        await load
+        state = await counters.counters(0)
+    assert len(granted) == 640
+    assert state.counters[0].used == 640
+    places = await ids(server.url)
+    assert len(places) == len(set(places)) == 640 + len({place[0] for place in places})
+
+
+async def test_an_outage_prolongs_every_live_lease_by_its_length(server: ValkeyProcess) -> None:
+    generations = Generations()
+    seat = Ask(program(feature=SEATS), 1, Mode.ENFORCE, BODY, seat=SeatAsk("lease-1", "u", 10_000))
+    async with store(server, generations, patience=20) as counters:
+        taken = await decided(counters, seat)
+        server.kill()
+        await asyncio.sleep(1.5)  # the outage itself
+        server.start()
+        (live,) = await counters.leases(0, "1:2", (0, ""), 10)
+    assert live.expires >= taken.expires + 1_000
+
+
+async def test_a_definition_of_another_epoch_decides_nothing(server: ValkeyProcess) -> None:
+    async with store(server, Generations()) as counters:
+        await counters.project(0, 1, 5)
+        (answer,) = await counters.decide([ask()])
+        assert getattr(answer, "stored", None) == 5
+        assert await counters.project(0, 1, 3) == 5
+        assert (await counters.counters(0)).counters == ()
+
+
+async def test_one_bad_check_does_not_spoil_its_neighbours(server: ValkeyProcess) -> None:
+    """A key of the wrong type makes the script fail in the middle of a batch."""
+    async with store(server, Generations()) as counters:
+        client = redis.asyncio.Redis.from_url(server.url)
+        await client.lpush(f"{bucket_tag(0)}s:1:1", "not a state")
+        rate = Customer(
+            "demo",
+            1,
+            "acme",
+            0,
+            1,
+            (Node(2, "other", False, (Entitlement(9, "r", "api.calls", RateTerms(100, 1000)),)),),
+        )
+        fine = Ask(
+            compile_program(rate, FEATURE, int(time.time() * 1000))[0], 1, Mode.ENFORCE, BODY
+        )
+        bad, good = await asyncio.gather(counters.decide([ask()]), counters.decide([fine]))
+        await client.aclose()
+    assert "WRONGTYPE" in str(bad[0])
+    assert isinstance(good[0], Decision)
+    assert good[0].granted == 1
