@@ -1,0 +1,76 @@
+"""The command `audit`: do counters, records and rollups agree?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from enforcer.cli.connection import calling, find_gateway
+from enforcer.cli.exits import Status
+from enforcer.cli.options import (  # noqa: TC001 - typer reads annotations at run time
+    DataDirOption,
+    JsonOption,
+    TimeoutOption,
+)
+from enforcer.cli.output import as_json, number, print_json
+from meter.v1 import report_pb2
+from meter.v1.report_pb2_grpc import ReportServiceStub
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["audit", "findings"]
+
+
+def audit(
+    *,
+    json: JsonOption = False,
+    data_dir: DataDirOption = None,
+    timeout: TimeoutOption = 120,
+) -> None:
+    """Hold the counters against the records and rollups. Exit status 1 on any finding.
+
+    Findings are gaps in a sequence, records that arrived twice (they were counted once), counters
+    that differ from their records, and rollups that differ from the raw records.
+    """
+    gateway = find_gateway(data_dir)
+    with calling(gateway) as channel:
+        response = ReportServiceStub(channel).Audit(
+            report_pb2.AuditRequest(), timeout=timeout, metadata=gateway.metadata
+        )
+    found = list(findings(response))
+    if json:
+        print_json(as_json(response))
+    else:
+        typer.echo(
+            f"{number(response.records)} records, {number(response.counters)} counters compared: "
+            f"{len(response.gaps)} gaps, {number(response.repeats)} repeats, "
+            f"{len(response.drift)} drift, rollup difference {number(response.rollup_difference)}"
+        )
+        for finding in found:
+            typer.echo(f"finding: {finding}")
+    raise typer.Exit(Status.REFUSED if found else Status.OK)
+
+
+def findings(response: report_pb2.AuditResponse) -> Iterator[str]:
+    """Every finding in words.
+
+    Repeats are one, although each was counted once: something upstream wrote a record twice.
+    """
+    for gap in response.gaps:
+        yield (
+            f"gap in bucket {gap.bucket}, generation {gap.generation}: "
+            f"records {gap.first} to {gap.last - 1} are missing"
+        )
+    if response.repeats:
+        yield f"{number(response.repeats)} records arrived more than once and were counted once"
+    for drift in response.drift:
+        yield (
+            f"drift in bucket {drift.bucket}, limit {drift.limit}, "
+            f"period {drift.period_start}: used {number(drift.counter_used)} in the counter and "
+            f"{number(drift.ledger_used)} in the ledger, held {number(drift.counter_held)} and "
+            f"{number(drift.ledger_held)}"
+        )
+    if response.rollup_difference:
+        yield f"rollups differ from the raw records by {number(response.rollup_difference)}"

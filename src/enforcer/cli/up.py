@@ -1,0 +1,275 @@
+"""The command `up`: a whole gateway in one terminal, from an empty folder or on earlier data."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Final
+
+import grpc
+import typer
+
+from enforcer.cli import leftovers
+from enforcer.cli.connection import CHANNEL_OPTIONS
+from enforcer.cli.exits import CommandError, Status
+from enforcer.cli.folder import find_folder
+from enforcer.cli.options import (  # noqa: TC001 - typer reads annotations at run time
+    DataDirOption,
+    JsonOption,
+)
+from enforcer.cli.parts import Plan, socket_folder
+from enforcer.cli.supervisor import PartFailedError, Supervisor
+from enforcer.cli.terminal import Terminal
+from enforcer.v1 import catalog_pb2
+from enforcer.v1.catalog_pb2_grpc import CatalogServiceStub
+
+__all__ = ["sample_catalog", "up"]
+
+TENANT: Final = "demo"
+START_SECONDS: Final = 120.0
+"""Valkey may have a long file to load, the meter a long queue to roll up."""
+MOST_DEFAULT_WORKERS: Final = 8
+LAST_PORT: Final = 65535
+
+
+def default_workers() -> int:
+    """One enforcer per core, but for one core that Valkey and the meter share."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(max((cores or 1) - 1, 1), MOST_DEFAULT_WORKERS)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ports:
+    """The ports in use, each held by a socket that does not listen.
+
+    So nobody else can take one while a worker restarts.
+    """
+
+    port: int
+    http_port: int
+    sockets: tuple[socket.socket, ...]
+
+
+def up(
+    *,
+    data_dir: DataDirOption = None,
+    host: Annotated[
+        str, typer.Option("--host", metavar="ADDRESS", help="The address to listen on.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=LAST_PORT, help="For gRPC; 0 takes a free one.")
+    ] = 50051,
+    http_port: Annotated[
+        int,
+        typer.Option("--http-port", min=0, max=LAST_PORT, help="For HTTP; 0 takes a free one."),
+    ] = 8080,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            min=1,
+            max=64,
+            metavar="NUMBER",
+            help="Enforcer processes. Default: one per core but one, at least one.",
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Run a gateway in this terminal until Ctrl-C: Valkey, the meter, and enforcers.
+
+    The first start in a data folder loads the sample catalog and makes an API key; later starts
+    continue on the same data. Prints `ready` when it answers.
+    """
+    folder = find_folder(data_dir)
+    folder.create()
+    with folder.locked():
+        ports = _claim(host, port, http_port)
+        plan = Plan(
+            folder,
+            host,
+            ports.port,
+            ports.http_port,
+            socket_folder(folder),
+            workers or default_workers(),
+            folder.secret(folder.internal_token),
+        )
+        terminal = Terminal(as_json=json)
+        try:
+            status = asyncio.run(_Gateway(plan, terminal).run())
+        finally:
+            terminal.close()
+            for held in ports.sockets:
+                held.close()
+    raise typer.Exit(status)
+
+
+class _Gateway:
+    """One run of `up`."""
+
+    def __init__(self, plan: Plan, terminal: Terminal) -> None:
+        self._plan, self._terminal = plan, terminal
+        self._folder = plan.folder
+        self._stop = asyncio.Event()
+        self._supervisor: Supervisor
+
+    async def run(self) -> int:
+        """Start, wait for the end, stop in order; return the exit status."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._signalled)
+        self._supervisor = Supervisor(self._terminal, self._folder.children)
+        ended = await asyncio.to_thread(leftovers.end_leftovers, self._folder.children)
+        for name, pid in ended:
+            self._terminal.say(f"ended {name} (pid {pid}), left over from an earlier start")
+        start = asyncio.create_task(self._start())
+        stop = asyncio.create_task(self._stop.wait())
+        failure = asyncio.create_task(self._supervisor.failure())
+        status: int = Status.OK
+        try:
+            await asyncio.wait({start, stop, failure}, return_when=asyncio.FIRST_COMPLETED)
+            if start.done():
+                start.result()
+                await asyncio.wait({stop, failure}, return_when=asyncio.FIRST_COMPLETED)
+            if failure.done():
+                raise failure.result()
+        except PartFailedError as error:
+            status = self._explain(error)
+        finally:
+            start.cancel()
+            with suppress(asyncio.CancelledError, PartFailedError, CommandError):
+                await start
+            stop.cancel()
+            failure.cancel()
+            for file in (self._folder.endpoint,):
+                file.unlink(missing_ok=True)
+            await self._stop_all()
+        return status
+
+    def _signalled(self) -> None:
+        if self._stop.is_set():
+            self._terminal.say("stopping at once")
+            self._supervisor.kill()
+            self._terminal.close()
+            os._exit(Status.INTERRUPTED)
+        self._stop.set()
+
+    def _explain(self, error: PartFailedError) -> int:
+        lines = "".join(f"\n    {line}" for line in error.lines)
+        self._terminal.say(
+            f"metergate: {error}; stopping. Its last lines:{lines}",
+            event="failed",
+            lines=list(error.lines),
+        )
+        return Status.INTERNAL
+
+    async def _start(self) -> None:
+        plan, supervisor = self._plan, self._supervisor
+        self._terminal.say(f"data folder {self._folder.path}", event="data_folder")
+        await supervisor.start(plan.valkey(), within=START_SECONDS)
+        key = await self._definitions()
+        await supervisor.start(plan.meter(), within=START_SECONDS)
+        await supervisor.start(*plan.enforcers(), within=START_SECONDS)
+        if not self._folder.seeded.exists():
+            await self._seed(key)
+        self._folder.write_secret(self._folder.endpoint, plan.endpoint)
+        http = f"http://{plan.host}:{plan.http_port}"
+        self._terminal.say(f"gRPC         {plan.endpoint}")
+        self._terminal.say(f"HTTP         {http} (/metrics, /healthz)")
+        self._terminal.say(f"API key      in {self._folder.api_key}")
+        self._terminal.say(
+            "ready",
+            event="ready",
+            endpoint=plan.endpoint,
+            http=http,
+            api_key_file=str(self._folder.api_key),
+            workers=plan.workers,
+        )
+
+    async def _definitions(self) -> str:
+        """Bring the definitions' database up to date; return the API key of the folder."""
+        raise NotImplementedError
+
+    async def _seed(self, key: str) -> None:
+        """Apply the sample catalog; a start that is cut short before the mark does it again."""
+        name, document = sample_catalog()
+        async with grpc.aio.insecure_channel(
+            self._plan.endpoint, options=CHANNEL_OPTIONS
+        ) as channel:
+            try:
+                await CatalogServiceStub(channel).Apply(
+                    catalog_pb2.ApplyRequest(document=document, file_name=name),
+                    metadata=(("authorization", f"Bearer {key}"),),
+                    timeout=60,
+                )
+            except grpc.aio.AioRpcError as error:
+                raise PartFailedError(
+                    f"the sample catalog was refused: {error.details()}"
+                ) from error
+        self._folder.seeded.touch()
+        self._terminal.say("loaded the sample catalog")
+
+    async def _stop_all(self) -> None:
+        """Who takes work first, who stores it last: each finds what it needs until it has ended."""
+        names = self._supervisor.names
+        if not names:
+            return
+        self._terminal.say("stopping")
+        for group in ("enforcer", "meter", "valkey"):
+            await self._supervisor.stop(*(name for name in names if name.startswith(group)))
+        self._folder.children.unlink(missing_ok=True)
+        self._terminal.say("stopped", event="stopped")
+
+
+def sample_catalog() -> tuple[str, str]:
+    """Name and text of the catalog that a new data folder starts with."""
+    packaged = files("enforcer") / "sample-catalog.yaml"
+    if packaged.is_file():
+        return "sample-catalog.yaml", packaged.read_text(encoding="utf-8")
+    # Installed in place: the wheel would have it in the package.
+    path = Path(__file__).parents[3] / "deploy" / "sample-catalog.yaml"
+    return "deploy/sample-catalog.yaml", path.read_text(encoding="utf-8")
+
+
+def _claim(host: str, port: int, http_port: int) -> _Ports:
+    """Find the ports free and keep them so. Raise `CommandError` for one that is in use."""
+    if port and port == http_port:
+        raise CommandError(f"--port and --http-port are both {port}; choose two")
+    grpc_socket = _held(host, port, "--port")
+    http_socket = _held(host, http_port, "--http-port")
+    sockets = (grpc_socket, http_socket)
+    return _Ports(grpc_socket.getsockname()[1], http_socket.getsockname()[1], sockets)
+
+
+def _held(host: str, port: int, option: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Alone first: with SO_REUSEPORT a second gateway of this user would share the port in silence.
+    with socket.socket(family, socket.SOCK_STREAM) as alone:
+        alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _bind(alone, host, port, option)
+        port = alone.getsockname()[1]
+    held = socket.socket(family, socket.SOCK_STREAM)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    _bind(held, host, port, option)
+    return held
+
+
+def _bind(opened: socket.socket, host: str, port: int, option: str) -> None:
+    try:
+        opened.bind((host, port))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise CommandError(
+                f"port {port} on {host} is in use; choose another with {option} PORT "
+                "(0 takes a free one)"
+            ) from error
+        raise CommandError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}; choose another address "
+            f"with --host or port with {option}"
+        ) from error
