@@ -5,7 +5,7 @@
 local call, pcall_ = redis.call, redis.pcall
 local pack, unpack_, concat = struct.pack, struct.unpack, table.concat
 local floor, ceil, min, max = math.floor, math.ceil, math.min, math.max
-local rep, sub, format = string.rep, string.sub, string.format
+local rep, sub, format, match = string.rep, string.sub, string.format, string.match
 local MAX, VERSION = 9007199254740991, @VERSION@
 
 local formats = {}
@@ -30,7 +30,7 @@ local COUNT_F, BUCKET_F, RING10_F, RING24_F = @FAMILIES@
 
 -- Meta of a bucket: version, generation, last time, second of the pending denials (0: none), then the run id of the
 -- server that the generation was opened on.
-local prefix, now, meta, generation, id_pattern
+local prefix, outbox, now, meta, generation, id_pattern
 
 -- Answers by 16 bytes of key: the parameters' fingerprint, then the answer; nothing behind it marks a denial.
 local window_ms = tonumber(ARGV[4])
@@ -48,7 +48,7 @@ local function remember(name, value)
 end
 
 local function enter(bucket_prefix)
-  prefix = bucket_prefix
+  prefix, outbox = bucket_prefix, bucket_prefix .. 'o'
   local raw = call('GET', prefix .. 'm')
   if not raw then return false end
   local version, gen, last, denials = unpack_('<dddd', raw)
@@ -70,8 +70,8 @@ local function leave()
 end
 
 local function append(body, effects)
-  local id = call('XADD', prefix .. 'o', id_pattern, 'b', body, 'e', effects)
-  return tonumber(string.match(id, '%-(%d+)$'))
+  local id = call('XADD', outbox, id_pattern, 'b', body, 'e', effects)
+  return tonumber(match(id, '%-(%d+)$'))
 end
 
 -- A connection that was replaced may not write any more: a batch of an older connection is refused, and a newer one
@@ -103,7 +103,7 @@ local function flush_denials()
   table.sort(names, bytes_before)
   for _, name in ipairs(names) do
     local count, quantity = unpack_('<dd', pending[name])
-    local reason, limit = string.match(name, ':(%d+):(%d+)$')
+    local reason, limit = match(name, ':(%d+):(%d+)$')
     append(sub(pending[name], 17), pack(doubles(9), @RECORD_VERSION@, @DENIAL@, second * 1000, 0, 0, tonumber(reason),
       count, quantity, tonumber(limit)))
   end

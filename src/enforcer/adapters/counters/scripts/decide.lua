@@ -236,7 +236,8 @@ end
 
 local function kind_of(view) return floor(view[2] / 16) % 16 end
 
--- Reason, granted, overage, shadow, each chain's takes (with what is beyond the last view added to it), which chains denied.
+-- Reason, granted, overage, shadow, each chain's takes (with what is beyond the last view added to it), which chains
+-- denied, whether anything went beyond what a chain had.
 local function evaluate(program, quantity, mode, holder)
   if program.forced ~= 0 then return program.forced, 0, 0, false, {}, {} end
   local chains = program.chains
@@ -258,7 +259,7 @@ local function evaluate(program, quantity, mode, holder)
     end
   end
   if granted == 0 then return reason, 0, 0, shadow, {}, denied end
-  local overage = 0
+  local overage, excess = 0, false
   for c = 1, #chains do
     local chain = chains[c]
     local takes, short = drawn[c], quantity - capacity[c]
@@ -286,6 +287,7 @@ local function evaluate(program, quantity, mode, holder)
       end
     end
     if short > 0 and #chain > 0 then
+      excess = true
       takes[#chain] = takes[#chain] + short
       if chain.supply then
         local last = kind_of(chain[#chain])
@@ -293,10 +295,10 @@ local function evaluate(program, quantity, mode, holder)
       end
     end
   end
-  return @ALLOWED@, granted, overage, shadow, drawn, denied
+  return @ALLOWED@, granted, overage, shadow, drawn, denied, excess
 end
 
--- False if a count or an amount of money would pass 2^53 - 1. Reads only.
+-- False if a count or an amount of money would pass 2^53 - 1. Reads only. What a view had room for always fits.
 local function fits(program, drawn)
   for c = 1, #drawn do
     local chain, takes, pending = program.chains[c], drawn[c], {}
@@ -324,12 +326,15 @@ local function fits(program, drawn)
   return true
 end
 
--- Books what was drawn; returns the effects' entries. `holds` collects what a reservation keeps.
-local function apply(program, drawn, hold, holds)
-  local effects = {}
+-- Books what was drawn; returns the record's effects. `holds` collects what a reservation keeps.
+local function apply(check, drawn, holds)
+  local program, hold = check.program, holds and true or false
+  local kind = @USAGE@
+  if hold then kind = @HOLD@ elseif check.op == SEAT then kind = @LEASE_START@ end
+  local effects = {@RECORD_VERSION@, kind, now, check.granted, check.overage, check.reason, 1, check.quantity, 0}
   for c = 1, #drawn do
     local chain, takes = program.chains[c], drawn[c]
-    local kept = {}
+    local kept = holds and {}
     for v = 1, #chain do
       local view, amount = chain[v], takes[v]
       local shape, p, id = view[1], view[4], floor(view[2] / 65536)
@@ -456,11 +461,13 @@ local function entries_of(program, drawn, denied, holder, out)
   return count
 end
 
--- The reply behind its status.
-local function answer(check, drawn, sequence, expires, id)
-  local out = {check.reason, check.granted, check.overage, check.shadow and 1 or 0, now, generation, sequence, expires, 0}
-  out[9] = entries_of(check.program, drawn, check.denied, check.holder, out)
-  return packed(out) .. id
+-- The reply as it stands now, not packed yet: [8] is the sequence, [9] the expiry.
+local function answer(check, drawn)
+  local out = {
+    OUT.DECIDED, check.reason, check.granted, check.overage, check.shadow and 1 or 0, now, generation, -1, 0, 0,
+  }
+  out[10] = entries_of(check.program, drawn, check.denied, check.holder, out)
+  return out
 end
 
 local function sit(check)
@@ -552,11 +559,11 @@ local function decide(group)
     if not replies[k] then
       local program, mode = check.program, check.mode
       local read = mode == CHECK_ONLY or mode == PEEK
-      local drawn
-      check.reason, check.granted, check.overage, check.shadow, drawn, check.denied =
+      local drawn, excess
+      check.reason, check.granted, check.overage, check.shadow, drawn, check.denied, excess =
         evaluate(program, check.quantity, mode, check.holder)
       if check.granted == 0 then
-        local reply = pack('<d', OUT.DECIDED) .. answer(check, nil, -1, 0, '')
+        local reply = packed(answer(check))
         take_back()
         if not read then
           if not known[k] then deny(check) end
@@ -574,18 +581,17 @@ local function decide(group)
       end
       check.drawn = drawn
       if mode ~= PEEK then
-        if not fits(program, drawn) then
+        if excess and not fits(program, drawn) then
           take_back()
           return whole(group, k, pack('<d', OUT.FAILED) .. 'overflow')
         end
-        local reserve = check.op == RESERVE
-        if reserve then check.holds = {} end
-        check.effects = apply(program, drawn, reserve, check.holds)
+        if check.op == RESERVE then check.holds = {} end
+        check.effects = apply(check, drawn, check.holds)
       end
       if read then
-        replies[k] = pack('<d', OUT.DECIDED) .. answer(check, mode ~= PEEK and drawn or nil, -1, 0, '')
+        replies[k] = packed(answer(check, mode ~= PEEK and drawn or nil))
       else
-        check.shown = answer(check, drawn, -1, 0, '')
+        check.shown = answer(check, drawn)
         granted[#granted + 1] = k
       end
     end
@@ -597,11 +603,9 @@ local function decide(group)
   for n = 1, #granted do
     local k = granted[n]
     local check = group[k]
-    local kind, expires, id = @USAGE@, 0, ''
-    if check.op == RESERVE then kind = @HOLD@ elseif check.op == SEAT then kind = @LEASE_START@ end
+    local expires, id = 0, ''
     if check.op ~= CHECK then expires, id = now + check.ttl, check.id end
-    local added = pcall_('XADD', prefix .. 'o', id_pattern, 'b', check.body, 'e', effects_of(kind, now, check.granted,
-      check.overage, check.reason, check.quantity, 0, check.effects))
+    local added = pcall_('XADD', outbox, id_pattern, 'b', check.body, 'e', packed(check.effects))
     if type(added) == 'table' then
       if n == 1 then
         take_back()
@@ -609,19 +613,18 @@ local function decide(group)
       end
       return whole(group, k, pack('<d', OUT.FAILED) .. (added.err or 'no record could be written'))
     end
-    local sequence = tonumber(string.match(added, '%-(%d+)$'))
-    local body = check.shown
     if check.op == RESERVE then
       call('HSET', prefix .. 'v', id, cmsgpack.pack({expires, check.granted, check.body, check.holds}))
       call('ZADD', prefix .. 'q', format('%.0f', expires), 'R' .. id)
     elseif check.op == SEAT then
       sit(check)
-      body = answer(check, check.drawn, -1, 0, '')
+      check.shown = answer(check, check.drawn)
     end
-    -- sequence and expiry are the seventh and eighth double
-    body = sub(body, 1, 48) .. pack('<dd', sequence, expires) .. sub(body, 65) .. id
-    if check.name then remember(check.name, sub(check.idempotency, 17) .. body) end
-    replies[k] = pack('<d', OUT.DECIDED) .. body
+    local shown = check.shown
+    shown[8], shown[9] = tonumber(match(added, '%-(%d+)$')), expires
+    local reply = packed(shown) .. id
+    if check.name then remember(check.name, sub(check.idempotency, 17) .. sub(reply, 9)) end
+    replies[k] = reply
   end
   undo = nil
   for suffix, state in pairs(touched) do dirty[suffix] = state end

@@ -236,7 +236,7 @@ function operations.counters()
   local info = call('XINFO', 'STREAM', prefix .. 'o')
   for i = 1, #info, 2 do
     if info[i] == 'last-generated-id' then
-      local gen, sequence = string.match(info[i + 1], '^(%d+)%-(%d+)$')
+      local gen, sequence = match(info[i + 1], '^(%d+)%-(%d+)$')
       if tonumber(gen) == generation then last = tonumber(sequence) end
     end
   end
