@@ -7,11 +7,10 @@ import errno
 import os
 import signal
 import socket
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import grpc
 import typer
@@ -30,7 +29,10 @@ from enforcer.cli.terminal import Terminal
 from enforcer.v1 import catalog_pb2
 from enforcer.v1.catalog_pb2_grpc import CatalogServiceStub
 
-__all__ = ["sample_catalog", "up"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["claimed", "default_workers", "sample_catalog", "up"]
 
 TENANT: Final = "demo"
 START_SECONDS: Final = 120.0
@@ -43,18 +45,6 @@ def default_workers() -> int:
     """One enforcer per core, but for one core that Valkey and the meter share."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(max((cores or 1) - 1, 1), MOST_DEFAULT_WORKERS)
-
-
-@dataclass(frozen=True, slots=True)
-class _Ports:
-    """The ports in use, each held by a socket that does not listen.
-
-    So nobody else can take one while a worker restarts.
-    """
-
-    port: int
-    http_port: int
-    sockets: tuple[socket.socket, ...]
 
 
 def up(
@@ -89,13 +79,12 @@ def up(
     """
     folder = find_folder(data_dir)
     folder.create()
-    with folder.locked():
-        ports = _claim(host, port, http_port)
+    with folder.locked(), claimed(host, port, http_port) as (grpc_number, http_number):
         plan = Plan(
             folder,
             host,
-            ports.port,
-            ports.http_port,
+            grpc_number,
+            http_number,
             socket_folder(folder),
             workers or default_workers(),
             folder.secret(folder.internal_token),
@@ -105,8 +94,6 @@ def up(
             status = asyncio.run(_Gateway(plan, terminal).run())
         finally:
             terminal.close()
-            for held in ports.sockets:
-                held.close()
     raise typer.Exit(status)
 
 
@@ -237,27 +224,30 @@ def sample_catalog() -> tuple[str, str]:
     return "deploy/sample-catalog.yaml", path.read_text(encoding="utf-8")
 
 
-def _claim(host: str, port: int, http_port: int) -> _Ports:
-    """Find the ports free and keep them so. Raise `CommandError` for one that is in use."""
+@contextmanager
+def claimed(host: str, port: int, http_port: int) -> Iterator[tuple[int, int]]:
+    """Find both ports free and hold them; raise `CommandError` for one that is in use.
+
+    They are held by sockets that do not listen, so that nobody else can take one while a worker
+    restarts.
+    """
     if port and port == http_port:
         raise CommandError(f"--port and --http-port are both {port}; choose two")
-    grpc_socket = _held(host, port, "--port")
-    http_socket = _held(host, http_port, "--http-port")
-    sockets = (grpc_socket, http_socket)
-    return _Ports(grpc_socket.getsockname()[1], http_socket.getsockname()[1], sockets)
+    with ExitStack() as held:
+        yield _held(held, host, port, "--port"), _held(held, host, http_port, "--http-port")
 
 
-def _held(host: str, port: int, option: str) -> socket.socket:
+def _held(stack: ExitStack, host: str, port: int, option: str) -> int:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # Alone first: with SO_REUSEPORT a second gateway of this user would share the port in silence.
     with socket.socket(family, socket.SOCK_STREAM) as alone:
         alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         _bind(alone, host, port, option)
-        port = alone.getsockname()[1]
-    held = socket.socket(family, socket.SOCK_STREAM)
+        number: int = alone.getsockname()[1]
+    held = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    _bind(held, host, port, option)
-    return held
+    _bind(held, host, number, option)
+    return number
 
 
 def _bind(opened: socket.socket, host: str, port: int, option: str) -> None:
