@@ -1,0 +1,45 @@
+-- Every record as it came, and what a query needs of it as typed columns, worked out once on insert.
+--
+-- body      the bytes of field b
+-- effects   the doubles of field e; empty when its length is no multiple of 8, then `rest` has the bytes
+-- flaw      why the record cannot count; '' for a sound one. A flawed record keeps its place in the sequence.
+--
+-- Keyed by place, so that FINAL sees a record once however often it was stored. Partitioned by the day of
+-- storing, so that retention drops partitions.
+CREATE TABLE IF NOT EXISTS raw
+(
+    bucket UInt32,
+    generation UInt64,
+    seq UInt64,
+    ingested DateTime('UTC') DEFAULT now('UTC') CODEC(Delta, ZSTD(1)),
+    body String CODEC(ZSTD(1)),
+    effects Array(Float64) CODEC(ZSTD(1)),
+    rest String CODEC(ZSTD(1)),
+    whole UInt8 MATERIALIZED empty(rest) AND length(effects) >= 9 AND (length(effects) - 9) % 4 = 0
+        AND arrayAll(x -> isFinite(x) AND abs(x) <= 9007199254740992 AND x = floor(x), effects),
+    type UInt8 MATERIALIZED toUInt8(if(whole AND effects[2] BETWEEN 1 AND 10, effects[2], 0)),
+    decided DateTime64(3, 'UTC') MATERIALIZED
+        fromUnixTimestamp64Milli(toInt64(if(whole AND effects[3] BETWEEN 0 AND 4294967295000, effects[3], 0)), 'UTC'),
+    granted Int64 MATERIALIZED toInt64(if(whole, effects[4], 0)) CODEC(T64, ZSTD(1)),
+    overage Int64 MATERIALIZED toInt64(if(whole, effects[5], 0)) CODEC(T64, ZSTD(1)),
+    reason Int64 MATERIALIZED toInt64(if(whole, effects[6], 0)) CODEC(T64, ZSTD(1)),
+    count Int64 MATERIALIZED toInt64(if(whole, effects[7], 0)) CODEC(T64, ZSTD(1)),
+    quantity Int64 MATERIALIZED toInt64(if(whole, effects[8], 0)) CODEC(T64, ZSTD(1)),
+    who Tuple(t LowCardinality(String), a String, c String, m LowCardinality(String), at Int64, d Map(LowCardinality(String), String))
+        MATERIALIZED JSONExtract(body, 'Tuple(t LowCardinality(String), a String, c String, m LowCardinality(String), at Int64, d Map(LowCardinality(String), String))')
+        CODEC(ZSTD(1)),
+    happened Int64 MATERIALIZED if(type IN (1, 4) AND who.at != 0, who.at, toInt64(if(whole, effects[3], 0))) CODEC(T64, ZSTD(1)),
+    flaw LowCardinality(String) MATERIALIZED multiIf(
+        NOT whole, 'effects',
+        effects[1] != 1, 'version',
+        type = 0, 'type',
+        NOT isValidJSON(body), 'body',
+        type IN (1, 2, 4) AND (empty(who.t) OR empty(who.a) OR empty(who.c) OR empty(who.m)), 'body',
+        NOT (effects[3] BETWEEN 0 AND 4294967295000) OR NOT (happened BETWEEN 0 AND 4294967295000), 'time',
+        ''),
+    window DateTime('UTC') MATERIALIZED toDateTime(if(flaw = '', intDiv(happened, 900000) * 900, 0), 'UTC')
+)
+ENGINE = ReplacingMergeTree
+PARTITION BY toDate(ingested)
+ORDER BY (bucket, generation, seq)
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1

@@ -1,0 +1,201 @@
+"""Usage, ledger and raw records in ClickHouse: the reading side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from meter.adapters.clickhouse.warehouse import USAGE_TYPES, effects_of
+from meter.core.sequence import Range
+from meter.ports.usage import Key, Row
+from meter.ports.warehouse import Counter, RowCount
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from meter.adapters.clickhouse.client import ClickHouse
+    from meter.core.sequence import Position
+    from meter.ports.usage import Scope
+
+__all__ = ["ClickHouseReader"]
+
+CHUNK = 10_000
+"""Counters asked for in one query."""
+
+
+def _upto(marks: Mapping[int, Position]) -> str:
+    """A condition on raw: up to each bucket's place. Numbers only."""
+    return (
+        " OR ".join(
+            f"(bucket = {bucket:d} AND (generation < {generation:d}"
+            f" OR (generation = {generation:d} AND seq < {sequence + 1:d})))"
+            for bucket, (generation, sequence) in marks.items()
+        )
+        or "false"
+    )
+
+
+class ClickHouseReader:
+    """Answers reports and audits. Users' words reach the engine as bound parameters only."""
+
+    def __init__(self, reader: ClickHouse) -> None:
+        self._reader = reader
+
+    async def first(self, scope: Scope) -> int | None:
+        where, parameters = _where(scope)
+        rows = await self._reader.rows(
+            f"SELECT count(), toUInt32(min(window)) FROM usage WHERE {where}",  # noqa: S608
+            parameters,
+        )
+        count, first = rows[0]
+        return int(first) if count else None
+
+    async def rows(  # noqa: PLR0913, PLR0917
+        self,
+        scope: Scope,
+        start: int,
+        end: int,
+        starts: Sequence[int] | None,
+        after: Key | None,
+        limit: int,
+    ) -> tuple[Sequence[Row], int]:
+        where, parameters = _where(scope)
+        parameters |= {"start": start, "end": end, "limit": limit}
+        if starts is None:
+            begin = "toUInt32(window)"
+        elif len(starts) == 1:
+            begin = "{start:UInt32}"
+        else:
+            begin = "toUInt32(roundDown(toUInt32(window), {starts:Array(UInt32)}))"
+            parameters["starts"] = list(starts)
+        values = ", ".join(
+            f"arrayFirst(p -> p.1 = {{by{at}:String}}, dimensions).2"
+            for at in range(len(scope.group_by))
+        )
+        parameters |= {f"by{at}": name for at, name in enumerate(scope.group_by)}
+        beyond = ""
+        if after is not None:
+            beyond = (
+                "WHERE (begin, customer, meter, values) > ({after_start:UInt32},"
+                " {after_customer:String}, {after_meter:String},"
+                " CAST({after_values:Array(String)}, 'Array(String)'))"
+            )
+            parameters |= {
+                "after_start": after.start,
+                "after_customer": after.customer,
+                "after_meter": after.meter,
+                "after_values": list(after.values),
+            }
+        found = await self._reader.rows(
+            f"""
+            SELECT * FROM (
+                SELECT *, sum(total_quantity) OVER () AS total FROM (
+                    SELECT {begin} AS begin, customer, toString(usage.meter) AS meter,
+                        CAST([{values}], 'Array(String)') AS values,
+                        sum(quantity) AS total_quantity, sum(events) AS total_events,
+                        sum(overage) AS total_overage, sum(denied_quantity) AS total_denied_quantity,
+                        sum(denied_events) AS total_denied_events
+                    FROM usage
+                    WHERE {where} AND window >= toDateTime({{start:UInt32}}, 'UTC')
+                        AND window < toDateTime({{end:UInt32}}, 'UTC')
+                    GROUP BY begin, customer, meter, values
+                )
+            )
+            {beyond}
+            ORDER BY begin, customer, meter, values LIMIT {{limit:UInt32}}
+            """,  # noqa: S608
+            parameters,
+        )
+        rows = [Row(Key(row[0], row[1], row[2], tuple(row[3])), *map(int, row[4:9])) for row in found]
+        return rows, int(found[0][9]) if found else 0
+
+    async def ledger(
+        self, bucket: int, counters: Sequence[Counter]
+    ) -> Mapping[Counter, tuple[int, int]]:
+        out: dict[Counter, tuple[int, int]] = {}
+        for at in range(0, len(counters), CHUNK):
+            chunk = counters[at : at + CHUNK]
+            rows = await self._reader.rows(
+                "SELECT limit, period, sum(used), sum(held) FROM ledger"
+                " WHERE bucket = {bucket:UInt32} AND (limit, period) IN (SELECT arrayJoin("
+                "arrayZip({limits:Array(Int64)}, {periods:Array(Int64)}))) GROUP BY limit, period",
+                {
+                    "bucket": bucket,
+                    "limits": [counter.limit for counter in chunk],
+                    "periods": [counter.period for counter in chunk],
+                },
+            )
+            out |= {Counter(row[0], row[1]): (row[2], row[3]) for row in rows}
+        return out
+
+    async def effects_between(
+        self, bucket: int, after: Position, upto: Position
+    ) -> Mapping[Counter, tuple[int, int]]:
+        rows = await self._reader.rows(
+            "SELECT toInt64(e.1) AS limit, toInt64(e.2) AS period, sum(toInt64(e.3)), sum(toInt64(e.4))"  # noqa: S608
+            f" FROM ({effects_of(f'({_upto({bucket: upto})}) AND NOT ({_upto({bucket: after})})')})"
+            " GROUP BY limit, period"
+        )
+        return {Counter(row[0], row[1]): (row[2], row[3]) for row in rows}
+
+    async def counts(self, upto: Mapping[int, Position]) -> Sequence[RowCount]:
+        query = (
+            "SELECT bucket, generation, count(), max(seq) FROM raw {final} WHERE"
+            f" {_upto(upto)} GROUP BY bucket, generation ORDER BY bucket, generation"
+        )
+        every = await self._reader.rows(query.replace("{final}", ""))
+        once = await self._reader.rows(query.replace("{final}", "FINAL"))
+        places = {(row[0], row[1]): row[2] for row in once}
+        return [
+            RowCount(bucket, generation, rows, places[bucket, generation], last)
+            for bucket, generation, rows, last in every
+        ]
+
+    async def gaps(self, bucket: int, generation: int, last: int) -> Sequence[Range]:
+        rows = await self._reader.rows(
+            "SELECT seq, following FROM (SELECT toInt64(seq) AS seq, leadInFrame(seq, 1,"
+            " {last:Int64}) OVER (ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED"
+            " FOLLOWING) AS following FROM (SELECT DISTINCT toInt64(seq) AS seq FROM raw WHERE"
+            " bucket = {bucket:UInt32} AND generation = {generation:UInt64} AND seq < {last:Int64}"
+            " UNION ALL SELECT toInt64(-1))) WHERE following > seq + 1 ORDER BY seq LIMIT 1000",
+            {"bucket": bucket, "generation": generation, "last": last},
+        )
+        return [Range(bucket, generation, row[0] + 1, row[1]) for row in rows]
+
+    async def rollup_difference(self, marks: Mapping[int, Position]) -> int:
+        rows = await self._reader.rows(
+            f"""
+            SELECT sum(abs(difference)) FROM (
+                SELECT sum(part) AS difference FROM (
+                    SELECT toString(who.t) AS tenant, toString(who.m) AS meter,
+                        sum(toInt128(granted)) AS part
+                    FROM raw FINAL
+                    WHERE ({_upto(marks)}) AND type IN ({USAGE_TYPES}) AND flaw = ''
+                    GROUP BY tenant, meter
+                    UNION ALL
+                    SELECT toString(usage.tenant) AS tenant, toString(usage.meter) AS meter,
+                        -sum(quantity) AS part
+                    FROM usage WHERE usage.tenant != '' GROUP BY tenant, meter
+                ) GROUP BY tenant, meter
+            )
+            """  # noqa: S608
+        )
+        return int(rows[0][0] or 0)
+
+
+def _where(scope: Scope) -> tuple[str, dict[str, Any]]:
+    """The condition on usage, and its parameters. The tenant is always part of it."""
+    conditions = ["tenant = {tenant:String}"]
+    parameters: dict[str, Any] = {"tenant": scope.tenant}
+    if scope.meter:
+        conditions.append("usage.meter = {meter:String}")
+        parameters["meter"] = scope.meter
+    if scope.customers:
+        conditions.append("customer IN {customers:Array(String)}")
+        parameters["customers"] = list(scope.customers)
+    for at, (name, values) in enumerate(scope.filters):
+        conditions.append(
+            f"arrayExists(p -> p.1 = {{filter{at}:String}} AND has({{allowed{at}:Array(String)}}, p.2),"
+            " dimensions)"
+        )
+        parameters |= {f"filter{at}": name, f"allowed{at}": list(values)}
+    return " AND ".join(conditions), parameters

@@ -1,0 +1,204 @@
+"""Raw records, slices and the ledger in ClickHouse: the writing side.
+
+Exactly once rests on two things. A slice is one INSERT of one block into an unpartitioned table, so
+it becomes one part, whole or not at all; and the same part carries marker rows with the manifest's
+number. Whoever runs a manifest again looks for the marker first. The deduplication token covers the
+rest: two processes that run one manifest at the same time.
+
+The token alone would not do: ClickHouse notes it before it renames the part into place, and a kill in
+between leaves a token whose rows never come (see MergeTreeSink). The marker tells the difference.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING
+
+from meter.core.records import RecordType
+from meter.errors import WarehouseUnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from meter.adapters.clickhouse.client import ClickHouse
+    from meter.core.sequence import Entry, Position, Range
+    from meter.ports.marks import Manifest
+
+__all__ = ["USAGE_TYPES", "ClickHouseWarehouse", "effects_of"]
+
+USAGE_TYPES = f"{RecordType.USAGE:d}, {RecordType.COMMIT:d}"
+DENIAL = f"{RecordType.DENIAL:d}"
+
+ONE_BLOCK: Mapping[str, str | int] = {
+    "max_insert_threads": 1,
+    "min_insert_block_size_rows": 1_000_000_000,
+    "min_insert_block_size_bytes": 0,
+    "max_insert_block_size": 1_000_000_000,
+    "deduplicate_insert_select": "force_enable",
+}
+"""However many rows a slice has, its insert is one block, hence one part."""
+
+RAW_COLUMNS = ("bucket", "generation", "seq", "body", "effects", "rest")
+_PLACE = struct.Struct("<IQQ")
+
+
+def covers(ranges: Iterable[Range]) -> str:
+    """A condition on raw that the primary key answers. Numbers only: nothing of a user's is in it."""
+    return (
+        " OR ".join(
+            f"(bucket = {bucket:d} AND generation = {generation:d}"
+            f" AND seq >= {first:d} AND seq < {last:d})"
+            for bucket, generation, first, last in ranges
+        )
+        or "false"
+    )
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+_VARINTS = [_varint(number) for number in range(4096)]
+
+
+def _sized(data: bytes) -> bytes:
+    size = len(data)
+    return (_VARINTS[size] if size < len(_VARINTS) else _varint(size)) + data
+
+
+def _encode(records: Sequence[tuple[int, Entry]]) -> bytes:
+    """RowBinary of RAW_COLUMNS. The doubles of the effects are already what Array(Float64) wants."""
+    parts: list[bytes] = []
+    add, pack, varints, known = parts.append, _PLACE.pack, _VARINTS, len(_VARINTS)
+    for bucket, (generation, seq, body, effects) in records:
+        add(pack(bucket, generation, seq))
+        size = len(body)
+        add(varints[size] if size < known else _varint(size))
+        add(body)
+        count, odd = divmod(len(effects), 8)
+        if odd or count >= known:
+            add(b"\0" + _sized(effects))
+        else:
+            add(varints[count])
+            add(effects)
+            add(b"\0")
+    return b"".join(parts)
+
+
+class ClickHouseWarehouse:
+    """The rollup's side of ClickHouse. See the port for what each method promises."""
+
+    def __init__(self, writer: ClickHouse) -> None:
+        self._writer = writer
+
+    async def store(self, records: Sequence[tuple[int, Entry]]) -> None:
+        if records:
+            await self._writer.insert("raw", RAW_COLUMNS, _encode(records))
+
+    async def stored_beyond(self, marks: Mapping[int, Position]) -> set[tuple[int, int, int]]:
+        beyond = " OR ".join(
+            f"(bucket = {bucket:d} AND (generation > {generation:d}"
+            f" OR (generation = {generation:d} AND seq >= {sequence + 1:d})))"
+            for bucket, (generation, sequence) in marks.items()
+        )
+        rows = await self._writer.rows(
+            f"SELECT DISTINCT bucket, generation, seq FROM raw WHERE {beyond or 'false'}"  # noqa: S608
+        )
+        return {(row[0], row[1], row[2]) for row in rows}
+
+    async def review(self, manifest: Manifest) -> int:
+        flawed = f"FROM raw FINAL WHERE ({covers(manifest.ranges)}) AND flaw != ''"
+        count = int((await self._writer.rows(f"SELECT count() {flawed}"))[0][0])  # noqa: S608
+        if count:
+            await self._writer.command(
+                "INSERT INTO review (bucket, generation, seq, reason, body, effects, rest)"  # noqa: S608
+                f" SELECT bucket, generation, seq, flaw, body, effects, rest {flawed}"
+            )
+        return count
+
+    async def review_late(self, records: Sequence[tuple[int, Entry]]) -> None:
+        if records:
+            encoded = b"".join(
+                _encode([record]) + _sized(b"late generation") for record in records
+            )
+            await self._writer.insert("review", (*RAW_COLUMNS, "reason"), encoded)
+
+    async def add_usage(self, manifest: Manifest) -> None:
+        marker = (
+            "SELECT max(manifest) FROM usage WHERE tenant = '' AND account = '' AND meter = ''"
+            f" AND customer = '{manifest.ranges[0].bucket:d}'"
+        )
+        buckets = sorted({part.bucket for part in manifest.ranges})
+        await self._add(
+            manifest,
+            marker,
+            f"""
+            INSERT INTO usage (tenant, account, meter, window, customer, dimensions, quantity, events,
+                overage, denied_quantity, denied_events, manifest)
+            SELECT * FROM (
+                SELECT CAST(who.t, 'LowCardinality(String)') AS tenant, who.a AS account,
+                    CAST(who.m, 'LowCardinality(String)') AS meter, window, who.c AS customer,
+                    arraySort(CAST(who.d, 'Array(Tuple(String, String))')) AS dimensions,
+                    sumIf(toInt128(granted), type IN ({USAGE_TYPES})) AS quantity,
+                    toUInt64(countIf(type IN ({USAGE_TYPES}))) AS events,
+                    sumIf(toInt128(overage), type IN ({USAGE_TYPES})) AS overage_,
+                    sumIf(toInt128(raw.quantity), type = {DENIAL}) AS denied_quantity,
+                    toUInt64(sumIf(count, type = {DENIAL})) AS denied_events,
+                    toUInt64({manifest.number:d}) AS manifest
+                FROM raw FINAL
+                WHERE ({covers(manifest.ranges)}) AND type IN ({USAGE_TYPES}, {DENIAL}) AND flaw = ''
+                GROUP BY tenant, account, meter, window, customer, dimensions
+                UNION ALL
+                SELECT CAST('', 'LowCardinality(String)'), '', CAST('', 'LowCardinality(String)'),
+                    toDateTime(0, 'UTC'), toString(arrayJoin({buckets})),
+                    CAST([], 'Array(Tuple(String, String))'), toInt128(0), toUInt64(0), toInt128(0),
+                    toInt128(0), toUInt64(0), toUInt64({manifest.number:d})
+            ) ORDER BY ALL
+            """,  # noqa: S608
+        )
+
+    async def add_ledger(self, manifest: Manifest) -> None:
+        marker = (
+            "SELECT max(manifest) FROM ledger WHERE limit = 0 AND period = 0"
+            f" AND bucket = {manifest.ranges[0].bucket:d}"
+        )
+        buckets = sorted({part.bucket for part in manifest.ranges})
+        await self._add(
+            manifest,
+            marker,
+            f"""
+            INSERT INTO ledger (bucket, limit, period, used, held, manifest)
+            SELECT * FROM (
+                SELECT bucket, toInt64(e.1) AS limit, toInt64(e.2) AS period,
+                    sum(toInt64(e.3)) AS used, sum(toInt64(e.4)) AS held,
+                    toUInt64({manifest.number:d}) AS manifest
+                FROM ({effects_of(covers(manifest.ranges))}) GROUP BY bucket, limit, period
+                UNION ALL
+                SELECT toUInt32(arrayJoin({buckets})), toInt64(0), toInt64(0), toInt64(0), toInt64(0),
+                    toUInt64({manifest.number:d})
+            ) ORDER BY ALL
+            """,  # noqa: S608
+        )
+
+    async def _add(self, manifest: Manifest, marker: str, insert: str) -> None:
+        """Run the insert unless its marker is there. See the module for why twice at most."""
+        for token in (manifest.token, f"{manifest.token}/again"):
+            if int((await self._writer.rows(marker))[0][0]) >= manifest.number:
+                return
+            await self._writer.command(insert, ONE_BLOCK | {"insert_deduplication_token": token})
+        if int((await self._writer.rows(marker))[0][0]) < manifest.number:
+            raise WarehouseUnavailableError(f"manifest {manifest.token} left no marker")
+
+
+def effects_of(condition: str) -> str:
+    """A query of (bucket, e) with e = (limit, period, used, held), for every effect in raw."""
+    return (
+        "SELECT bucket, arrayJoin(arrayMap(i -> (effects[10 + 4 * i], effects[11 + 4 * i],"  # noqa: S608
+        " effects[12 + 4 * i], effects[13 + 4 * i]), range(intDiv(length(effects) - 9, 4)))) AS e"
+        f" FROM raw FINAL WHERE ({condition}) AND flaw = '' AND length(effects) > 9"
+    )

@@ -1,0 +1,1 @@
+"""Logs of usage records. Imported by the composition root only."""

@@ -1,0 +1,135 @@
+"""The log of the embedded profile: the outbox streams in Redis, read directly."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import redis.asyncio as aioredis
+from redis.exceptions import RedisError
+
+from meter.core.keys import outbox
+from meter.core.sequence import Entry, Position
+from meter.errors import LogUnavailableError
+from meter.ports.log import Batch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["OutboxLog"]
+
+FIELDS = 4
+"""Of a stream entry as Redis sends it: names and values of `b` and `e`."""
+
+
+def _as_sent(reply: Any, **_: Any) -> Any:
+    """Keep the driver from building a dict for each entry."""
+    return reply
+
+
+class OutboxLog:
+    """Reads the outboxes of `buckets` at `url`.
+
+    Trims by id, exactly, and never by length: a length cannot know what is durable downstream.
+    """
+
+    def __init__(self, url: str, buckets: Iterable[int]) -> None:
+        self._buckets = frozenset(buckets)
+        self._keys = {bucket: outbox(bucket).encode() for bucket in self._buckets}
+        self._redis: aioredis.Redis = aioredis.Redis.from_url(
+            url, socket_connect_timeout=5, socket_keepalive=True, health_check_interval=0
+        )
+        self._redis.set_response_callback("XREAD", _as_sent)
+
+    async def assigned(self) -> frozenset[int]:
+        return self._buckets
+
+    async def read(self, after: Mapping[int, Position], limit: int, timeout_ms: int) -> Batch:
+        try:
+            async with asyncio.timeout(timeout_ms / 1000 + 10):
+                return await self._read(after, limit, timeout_ms)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise LogUnavailableError(f"reading the outbox failed: {error}") from error
+
+    async def _read(self, after: Mapping[int, Position], limit: int, timeout_ms: int) -> Batch:
+        seconds, micros = await self._redis.time()
+        places = dict(after)
+        entries: dict[int, list[Entry]] = {}
+        drained: set[int] = set()
+        wait: int | None = timeout_ms
+        while places and limit > 0:
+            count = max(1, limit // len(places))
+            found = await self._xread(places, count, wait)
+            wait = None
+            for bucket in list(places):
+                new = found.get(bucket, [])
+                limit -= len(new)
+                if new:
+                    entries.setdefault(bucket, []).extend(new)
+                    places[bucket] = new[-1].position
+                if len(new) < count:
+                    drained.add(bucket)
+                    del places[bucket]
+        return Batch(entries, frozenset(drained), seconds * 1000 + micros // 1000)
+
+    async def _xread(
+        self, places: Mapping[int, Position], count: int, wait: int | None
+    ) -> dict[int, list[Entry]]:
+        block = () if not wait else ("BLOCK", wait)
+        names = {self._keys[bucket]: bucket for bucket in places}
+        # An id has no negative sequence; what follows (g, -1) is everything of g, so name the end
+        # of the generation before.
+        ids = [_after(places[bucket]) for bucket in places]
+        reply = await self._redis.execute_command(
+            "XREAD", "COUNT", count, *block, "STREAMS", *names, *ids
+        )
+        if not reply:
+            return {}
+        pairs = reply.items() if isinstance(reply, dict) else reply
+        return {
+            names[name]: [_entry(identifier, fields) for identifier, fields in stream]
+            for name, stream in pairs
+        }
+
+    async def commit(self, upto: Mapping[int, Position]) -> None:
+        pipe = self._redis.pipeline(transaction=False)
+        for bucket, position in upto.items():
+            if position.sequence >= 0:
+                first_kept = f"{position.generation}-{position.sequence + 1}"
+                pipe.execute_command("XTRIM", self._keys[bucket], "MINID", "=", first_kept)
+        try:
+            async with asyncio.timeout(10):
+                await pipe.execute()
+        except (RedisError, OSError, TimeoutError) as error:
+            raise LogUnavailableError(f"trimming the outbox failed: {error}") from error
+
+    async def backlog(self) -> Mapping[int, int]:
+        pipe = self._redis.pipeline(transaction=False)
+        for key in self._keys.values():
+            pipe.xlen(key)
+        try:
+            async with asyncio.timeout(10):
+                lengths = await pipe.execute()
+        except (RedisError, OSError, TimeoutError) as error:
+            raise LogUnavailableError(f"measuring the outbox failed: {error}") from error
+        return dict(zip(self._keys, lengths, strict=True))
+
+    async def close(self) -> None:
+        """End all connections."""
+        await self._redis.aclose()
+
+
+def _after(position: Position) -> str:
+    if position.sequence >= 0:
+        return f"{position.generation}-{position.sequence}"
+    if position.generation <= 0:
+        return "0-0"
+    return f"{position.generation - 1}-18446744073709551615"
+
+
+def _entry(identifier: bytes, fields: list[bytes]) -> Entry:
+    """A record as it lies in the stream; fields that are not b and e leave both empty: poison."""
+    generation, _, sequence = identifier.partition(b"-")
+    if len(fields) == FIELDS and fields[0] == b"b" and fields[2] == b"e":
+        return Entry(int(generation), int(sequence), fields[1], fields[3])
+    return Entry(int(generation), int(sequence), b"".join(fields), b"")

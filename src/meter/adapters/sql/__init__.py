@@ -1,0 +1,1 @@
+"""Marks and manifests in SQL. Imported by the composition root only."""

@@ -1,0 +1,182 @@
+"""Marks and manifests in SQLite or PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import delete, event, func, insert, select, update
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from meter.adapters.sql.tables import manifests, marks
+from meter.core.sequence import START, Position, Range
+from meter.errors import FencedError, MarksUnavailableError, MisconfiguredError
+from meter.ports.marks import Manifest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+
+    from sqlalchemy import Connection
+
+__all__ = ["SqlMarks"]
+
+KEPT = 1_000
+"""How many applied manifests stay, to look things up."""
+
+
+def _engine(url: str) -> AsyncEngine:
+    try:
+        parsed = make_url(url)
+        engine = create_async_engine(parsed, pool_pre_ping=True)
+    except (ArgumentError, ImportError) as error:
+        raise MisconfiguredError(
+            "METERGATE_METER_DATABASE_URL: must be sqlite+aiosqlite:///path or postgresql+asyncpg://…"
+        ) from error
+    if parsed.get_backend_name() == "sqlite":
+        if parsed.database:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+
+        @event.listens_for(engine.sync_engine, "connect")
+        def durable(connection: Any, _: Any) -> None:
+            cursor = connection.cursor()
+            # A claim has to be on disk before the slice is: FULL syncs every commit.
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000"):
+                cursor.execute(f"PRAGMA {pragma}")
+            cursor.close()
+
+    return engine
+
+
+def _upgrade(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+class SqlMarks:
+    """Marks and manifests at `url`. Call `migrate` before anything else."""
+
+    def __init__(self, url: str) -> None:
+        self._engine = _engine(url)
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
+        try:
+            async with self._engine.begin() as connection:
+                yield connection
+        except IntegrityError as error:
+            raise FencedError("another process has created a mark at the same time") from error
+        except (SQLAlchemyError, OSError) as error:
+            raise MarksUnavailableError(f"marks: {error}") from error
+
+    async def migrate(self) -> None:
+        """Bring the schema up to date."""
+        async with self._transaction() as connection:
+            await connection.run_sync(_upgrade)
+
+    async def load(self, buckets: Iterable[int]) -> Mapping[int, Position]:
+        wanted = list(buckets)
+        async with self._transaction() as connection:
+            rows = await connection.execute(
+                select(marks.c.bucket, marks.c.generation, marks.c.sequence).where(
+                    marks.c.bucket.in_(wanted)
+                )
+            )
+            found = {row.bucket: Position(row.generation, row.sequence) for row in rows}
+        return {bucket: found.get(bucket, START) for bucket in wanted}
+
+    async def claim(
+        self,
+        moves: Mapping[int, tuple[Position, Position]],
+        ranges: Sequence[Range],
+        repeats: Mapping[int, int],
+    ) -> Manifest:
+        token = uuid.uuid4().hex
+        async with self._transaction() as connection:
+            for bucket, (old, new) in sorted(moves.items()):
+                await _move(connection, bucket, old, new, repeats.get(bucket, 0))
+            result = await connection.execute(
+                insert(manifests).values(token=token, ranges=json.dumps(ranges), applied=False)
+            )
+            number = result.inserted_primary_key[0]
+        return Manifest(number, token, tuple(ranges))
+
+    async def applied(self, manifest: Manifest) -> None:
+        async with self._transaction() as connection:
+            await connection.execute(
+                update(manifests).where(manifests.c.number == manifest.number).values(applied=True)
+            )
+            await connection.execute(
+                delete(manifests).where(
+                    manifests.c.number <= manifest.number - KEPT, manifests.c.applied
+                )
+            )
+
+    async def unapplied(self) -> Sequence[Manifest]:
+        async with self._transaction() as connection:
+            rows = await connection.execute(
+                select(manifests.c.number, manifests.c.token, manifests.c.ranges)
+                .where(manifests.c.applied.is_(False))
+                .order_by(manifests.c.number)
+            )
+            return [
+                Manifest(row.number, row.token, tuple(Range(*part) for part in json.loads(row.ranges)))
+                for row in rows
+            ]
+
+    async def repeats(self, buckets: Iterable[int]) -> int:
+        async with self._transaction() as connection:
+            total = await connection.scalar(
+                select(func.coalesce(func.sum(marks.c.repeats), 0)).where(
+                    marks.c.bucket.in_(list(buckets))
+                )
+            )
+        return int(total or 0)
+
+    async def close(self) -> None:
+        """End all connections."""
+        await self._engine.dispose()
+
+
+async def _move(
+    connection: AsyncConnection, bucket: int, old: Position, new: Position, repeats: int
+) -> None:
+    """Compare-and-set of one mark; the caller's transaction makes it all or nothing."""
+    if old == START:
+        exists = await connection.scalar(select(marks.c.bucket).where(marks.c.bucket == bucket))
+        if exists is None:
+            await connection.execute(
+                insert(marks).values(
+                    bucket=bucket,
+                    generation=new.generation,
+                    sequence=new.sequence,
+                    repeats=repeats,
+                )
+            )
+            return
+    done = await connection.execute(
+        update(marks)
+        .where(
+            marks.c.bucket == bucket,
+            marks.c.generation == old.generation,
+            marks.c.sequence == old.sequence,
+        )
+        .values(
+            generation=new.generation,
+            sequence=new.sequence,
+            repeats=marks.c.repeats + repeats,
+        )
+    )
+    if done.rowcount != 1:
+        raise FencedError(
+            f"the mark of bucket {bucket} is not at {old.generation}-{old.sequence}: "
+            "another process rolls it up"
+        )

@@ -1,0 +1,35 @@
+"""The tables of marks and manifests. Changed by Alembic migrations only."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Column, DateTime, Integer, MetaData, String, Table, Text, func
+
+__all__ = ["manifests", "marks", "metadata"]
+
+metadata = MetaData()
+
+# SQLite numbers rows by itself only where the key is INTEGER.
+_NUMBER = BigInteger().with_variant(Integer, "sqlite")
+
+marks = Table(
+    "meter_marks",
+    metadata,
+    Column("bucket", Integer, primary_key=True, autoincrement=False),
+    Column("generation", BigInteger, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("repeats", BigInteger, nullable=False, server_default="0"),
+    comment="How far each bucket is claimed by manifests; moved by compare-and-set.",
+)
+
+manifests = Table(
+    "meter_manifests",
+    metadata,
+    Column("number", _NUMBER, primary_key=True, autoincrement=True),
+    Column("token", String(64), nullable=False, unique=True),
+    Column("ranges", Text, nullable=False),
+    Column("applied", Boolean, nullable=False, index=True),
+    Column("claimed_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    comment="Slices of records, each added to the rollups once.",
+    # A number is never given out again: markers in ClickHouse compare by it.
+    sqlite_autoincrement=True,
+)

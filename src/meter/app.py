@@ -1,0 +1,163 @@
+"""The meter process: rolls up usage records and answers reports. The only place where parts are joined.
+
+Run it with `python -m meter.app`. It ends on SIGTERM or SIGINT after the present flush.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import structlog
+from prometheus_client import start_http_server
+
+from meter import settings as settings_module
+from meter.adapters.clickhouse.client import ClickHouse
+from meter.adapters.clickhouse.migrate import migrate
+from meter.adapters.clickhouse.reader import ClickHouseReader
+from meter.adapters.clickhouse.warehouse import ClickHouseWarehouse
+from meter.adapters.log.outbox import OutboxLog
+from meter.adapters.sql.marks import SqlMarks
+from meter.audit import Audit
+from meter.errors import MisconfiguredError, UnavailableError
+from meter.metrics import Metrics
+from meter.reports import Reports
+from meter.rollup import Options, Rollup
+from meter.transport.calls import Caller
+from meter.transport.ledger_service import LedgerService
+from meter.transport.report_service import ReportService
+from meter.transport.server import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from meter.settings import Settings
+
+__all__ = ["main", "serve"]
+
+_log = structlog.get_logger(__name__)
+
+MISCONFIGURED = 78
+"""Exit status for wrong settings, as EX_CONFIG of sysexits."""
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Run until `stop`. Raise `MisconfiguredError` when the settings do not work out."""
+    async with AsyncExitStack() as stack:
+        metrics = Metrics()
+        writer = ClickHouse(settings.clickhouse_url, "writer")
+        stack.push_async_callback(writer.close)
+        reader = ClickHouse(settings.clickhouse_url, "reader")
+        stack.push_async_callback(reader.close)
+        marks = SqlMarks(settings.meter_database_url)
+        stack.push_async_callback(marks.close)
+        await _patiently(marks.migrate, stop)
+        await _patiently(lambda: migrate(writer), stop)
+        if stop.is_set():
+            return
+        source = OutboxLog(settings.redis_url, range(settings.buckets))
+        stack.push_async_callback(source.close)
+        options = Options(
+            flush_interval=settings.meter_flush_interval_ms / 1000,
+            flush_records=settings.meter_flush_records,
+            look_ahead=settings.meter_look_ahead,
+        )
+        rollup = Rollup(source, marks, ClickHouseWarehouse(writer), metrics, options)
+        token = settings.internal_token.get_secret_value()
+        questions = ClickHouseReader(reader)
+        reports = Reports(questions, lambda: rollup.progress.fresh_until_ms, token.encode())
+        audit = Audit(rollup.progress, questions, marks, settings.meter_compare_wait_seconds)
+        caller = Caller(token)
+        server = Server(
+            settings.meter_listen, ReportService(reports, caller), LedgerService(audit, caller)
+        )
+        await server.start()
+        stack.push_async_callback(server.stop)
+        if settings.meter_metrics_listen:
+            _serve_metrics(settings.meter_metrics_listen, metrics, stack)
+        await server.ready(serving=True)
+        _log.info("ready", listen=settings.meter_listen, buckets=settings.buckets)
+        running = asyncio.create_task(rollup.run())
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        rollup.stop()
+        _log.info("stopping")
+        await running
+
+
+def _serve_metrics(listen: str, metrics: Metrics, stack: AsyncExitStack) -> None:
+    host, _, port = listen.rpartition(":")
+    try:
+        http, thread = start_http_server(int(port), host, metrics.registry)
+    except OSError as error:
+        raise MisconfiguredError(
+            f"METERGATE_METER_METRICS_LISTEN: cannot listen on {listen}: {error.strerror}"
+        ) from error
+    stack.callback(thread.join)
+    stack.callback(http.server_close)
+    stack.callback(http.shutdown)
+
+
+async def _patiently(work: Callable[[], Awaitable[object]], stop: asyncio.Event) -> None:
+    """Do the work when the store it needs is there; until then wait, longer each time."""
+    pause = 0.2
+    while not stop.is_set():
+        try:
+            await work()
+        except UnavailableError as error:
+            _log.warning("waiting", reason=error.reason, error=error.message, pause=pause)
+            try:
+                async with asyncio.timeout(pause):
+                    await stop.wait()
+            except TimeoutError:
+                pause = min(pause * 2, 5.0)
+        else:
+            return
+
+
+def _configure_logs(level: str) -> None:
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+async def _run(settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await serve(settings, stop)
+
+
+def main() -> int:
+    """Run the process; return its exit status: 0, or 78 with one line on stderr for wrong settings."""
+    try:
+        settings = settings_module.load()
+        _configure_logs(settings.log_level)
+        run = asyncio.run
+        if sys.platform != "win32":
+            import uvloop  # noqa: PLC0415  # not on every platform
+
+            run = uvloop.run
+        run(_run(settings))
+    except MisconfiguredError as error:
+        sys.stderr.write(f"meter: {error.message}\n")
+        return MISCONFIGURED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""Holds the counters against the ledger, and the sequences and rollups against raw."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from meter.core.sequence import Gap, Position
+from meter.errors import InvalidRequestError
+from meter.ports.warehouse import Counter
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from typing import Protocol
+
+    from meter.ports.marks import Marks
+    from meter.ports.warehouse import LedgerReader
+
+    class Rolled(Protocol):
+        """What the audit needs to know of the rollup's progress."""
+
+        held: dict[int, Gap]
+
+        async def reached(self, wanted: Mapping[int, Position], seconds: float) -> None:
+            """Wait until the marks are there."""
+            ...
+
+        def still(self) -> AbstractAsyncContextManager[Mapping[int, Position]]:
+            """Keep the rollups as they are."""
+            ...
+
+
+__all__ = ["Audit", "BucketCounters", "Comparison", "Difference"]
+
+
+@dataclass(frozen=True, slots=True)
+class BucketCounters:
+    """The counters of a bucket as (used, held), and the last record in them, read in one step."""
+
+    bucket: int
+    position: Position
+    counters: Mapping[Counter, tuple[int, int]]
+
+
+class Difference(NamedTuple):
+    """A counter that is not the sum of its records' effects; each side is (used, held)."""
+
+    bucket: int
+    counter: Counter
+    shown: tuple[int, int]
+    ledger: tuple[int, int]
+
+
+@dataclass(slots=True)
+class Comparison:
+    """What was found. All but `records` and `counters` should be empty or 0."""
+
+    records: int = 0
+    counters: int = 0
+    gaps: list[Gap] = field(default_factory=list)
+    repeats: int = 0
+    drift: list[Difference] = field(default_factory=list)
+    rollup_difference: int = 0
+
+
+class Audit:
+    """Compares; waits at most `wait` seconds for the rollup to reach what it is asked about."""
+
+    def __init__(self, rolled: Rolled, reader: LedgerReader, marks: Marks, wait: float) -> None:
+        self._rolled, self._reader, self._marks, self._wait = rolled, reader, marks, wait
+
+    async def compare(self, states: Sequence[BucketCounters]) -> Comparison:
+        """Compare the counters with the ledger as of exactly their last record.
+
+        Raise `RollupBehindError` when the rollup does not get there in time,
+        `WarehouseUnavailableError` or `MarksUnavailableError` when a store is away.
+        """
+        wanted = {state.bucket: state.position for state in states if state.position.generation}
+        if len({state.bucket for state in states}) != len(states):
+            raise InvalidRequestError("BUCKET_REPEATED", "a bucket is named twice")
+        await self._rolled.reached(wanted, self._wait)
+        out = Comparison()
+        async with self._rolled.still() as marks:
+            await self._sequences(wanted, out)
+            for state in states:
+                await self._counters(state, marks.get(state.bucket, Position(0, -1)), out)
+            out.rollup_difference = await self._reader.rollup_difference(marks)
+        out.repeats += await self._marks.repeats(wanted)
+        return out
+
+    async def _sequences(self, wanted: Mapping[int, Position], out: Comparison) -> None:
+        """Count records and repeats, find gaps: those in raw, and those where a bucket is held."""
+        seen: set[tuple[int, int]] = set()
+        for count in await self._reader.counts(wanted):
+            seen.add((count.bucket, count.generation))
+            out.records += count.places
+            out.repeats += count.rows - count.places
+            place = wanted[count.bucket]
+            last = place.sequence if count.generation == place.generation else count.last
+            if count.places != last + 1:
+                missing = await self._reader.gaps(count.bucket, count.generation, last + 1)
+                out.gaps += [Gap(*part, "missing") for part in missing]
+        for bucket, place in wanted.items():
+            if (bucket, place.generation) not in seen and place.sequence >= 0:
+                out.gaps.append(
+                    Gap(bucket, place.generation, 0, place.sequence + 1, "missing")
+                )
+        found = set(out.gaps)
+        for gap in self._rolled.held.values():
+            if gap not in found:
+                out.gaps.append(gap)
+
+    async def _counters(self, state: BucketCounters, mark: Position, out: Comparison) -> None:
+        """Take what was rolled up beyond the counters' place off the ledger, then compare."""
+        out.counters += len(state.counters)
+        if not state.counters:
+            return
+        totals = await self._reader.ledger(state.bucket, list(state.counters))
+        later: Mapping[Counter, tuple[int, int]] = {}
+        if mark > state.position:
+            later = await self._reader.effects_between(state.bucket, state.position, mark)
+        for counter, shown in state.counters.items():
+            used, held = totals.get(counter, (0, 0))
+            used_later, held_later = later.get(counter, (0, 0))
+            ledger = (used - used_later, held - held_later)
+            if ledger != shown:
+                out.drift.append(Difference(state.bucket, counter, shown, ledger))

@@ -1,0 +1,132 @@
+"""The meter's errors, one tree, and the one table that maps them to gRPC and HTTP.
+
+    MeterError
+    ├── InvalidRequestError      the question is malformed (reason says how)
+    ├── UnauthenticatedError     no or a wrong internal token
+    ├── ReportOverflowError      a sum that no int64 holds
+    ├── UnavailableError         something is away or behind; a retry can help
+    │   ├── LogUnavailableError
+    │   ├── WarehouseUnavailableError
+    │   ├── MarksUnavailableError
+    │   └── RollupBehindError
+    ├── FencedError              another process has moved the rollup's marks
+    └── MisconfiguredError       a setting is wrong; the process does not start
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import grpc
+
+__all__ = [
+    "DOMAIN",
+    "FencedError",
+    "InvalidRequestError",
+    "LogUnavailableError",
+    "MarksUnavailableError",
+    "MeterError",
+    "MisconfiguredError",
+    "ReportOverflowError",
+    "RollupBehindError",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "WarehouseUnavailableError",
+]
+
+DOMAIN = "metergate"
+"""The domain of every `google.rpc.ErrorInfo`."""
+
+
+class MeterError(Exception):
+    """The root.
+
+    `reason` is the stable UPPER_SNAKE name for machines, `code` and `http` the statuses it answers
+    with, `retryable` whether the same call may succeed later. `metadata` names the details.
+    """
+
+    reason: ClassVar[str] = "INTERNAL"
+    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+    http: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, **metadata: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = metadata
+
+
+class InvalidRequestError(MeterError):
+    """The request is malformed. Each kind of fault has a reason of its own, given by the raiser."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    http = 400
+
+    def __init__(self, reason: str, message: str, **metadata: str) -> None:
+        super().__init__(message, **metadata)
+        self.reason = reason  # type: ignore[misc]  # one class, many reasons
+
+
+class UnauthenticatedError(MeterError):
+    """The internal token is missing or wrong, or the tenant is not named."""
+
+    reason = "INTERNAL_TOKEN_INVALID"
+    code = grpc.StatusCode.UNAUTHENTICATED
+    http = 401
+
+
+class ReportOverflowError(MeterError):
+    """A sum is beyond 2^63 - 1: ask for smaller windows or fewer customers."""
+
+    reason = "SUM_OUT_OF_RANGE"
+    code = grpc.StatusCode.OUT_OF_RANGE
+    http = 422
+
+
+class UnavailableError(MeterError):
+    """Something that the meter needs is away or behind."""
+
+    reason = "UNAVAILABLE"
+    code = grpc.StatusCode.UNAVAILABLE
+    http = 503
+    retryable = True
+
+
+class LogUnavailableError(UnavailableError):
+    """The log of usage records cannot be reached: records wait there."""
+
+    reason = "LOG_UNAVAILABLE"
+
+
+class WarehouseUnavailableError(UnavailableError):
+    """ClickHouse or chDB failed: records wait in the log, reports have no answer."""
+
+    reason = "WAREHOUSE_UNAVAILABLE"
+
+
+class MarksUnavailableError(UnavailableError):
+    """The SQL database of marks and manifests failed."""
+
+    reason = "MARKS_UNAVAILABLE"
+
+
+class RollupBehindError(UnavailableError):
+    """The rollup has not reached the wanted place in time; the metadata say how far it is."""
+
+    reason = "ROLLUP_BEHIND"
+
+
+class FencedError(MeterError):
+    """Another process rolls up these buckets. This one starts again from the durable marks."""
+
+    reason = "FENCED"
+    code = grpc.StatusCode.ABORTED
+    http = 409
+    retryable = True
+
+
+class MisconfiguredError(MeterError):
+    """A setting is wrong. The message names it and what is allowed."""
+
+    reason = "MISCONFIGURED"
+    code = grpc.StatusCode.FAILED_PRECONDITION

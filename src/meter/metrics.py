@@ -1,0 +1,57 @@
+"""Every metric of the meter. Labels are buckets and stages, never customers: cardinality is bounded."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+__all__ = ["Metrics"]
+
+STAGES = ("read", "store", "claim", "review", "usage", "ledger", "applied", "commit")
+
+
+class Metrics:
+    """The catalogue, in a registry of its own, so that two meters in one process do not collide."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.read = Counter(
+            "meter_records_read", "Records read from the log.", registry=registry
+        )
+        self.rolled = Counter(
+            "meter_records_rolled", "Records whose effects are in the rollups.", registry=registry
+        )
+        self.repeats = Counter(
+            "meter_record_repeats", "Records that came again and were dropped.", registry=registry
+        )
+        self.review = Counter(
+            "meter_records_for_review",
+            "Records that could not be decoded, or came too late for their generation.",
+            registry=registry,
+        )
+        self.held = Gauge(
+            "meter_bucket_held",
+            "1 for a bucket that waits at a gap in its sequence.",
+            ["bucket"],
+            registry=registry,
+        )
+        self.lag = Gauge(
+            "meter_lag_records", "Records in the log that are not rolled up yet.", registry=registry
+        )
+        self.freshness = Gauge(
+            "meter_freshness_seconds",
+            "Age of the newest moment up to which every record is rolled up.",
+            registry=registry,
+        )
+        self.stage = Histogram(
+            "meter_flush_seconds",
+            "Duration of a flush's stages.",
+            ["stage"],
+            buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
+            registry=registry,
+        )
+        self.failures = Counter(
+            "meter_rollup_failures",
+            "Flushes that failed and began again from the durable marks, by reason.",
+            ["reason"],
+            registry=registry,
+        )

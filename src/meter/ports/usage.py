@@ -1,0 +1,69 @@
+"""Where reports read usage from: sums by quarter hour, never raw records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Key", "Row", "Scope", "UsageReader"]
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which usage: of one tenant, always; empty `meter` or `customers` = all.
+
+    `filters` are dimensions with the values allowed; `group_by` dimensions to split rows by.
+    """
+
+    tenant: str
+    meter: str = ""
+    customers: tuple[str, ...] = ()
+    filters: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    group_by: tuple[str, ...] = ()
+
+
+class Key(NamedTuple):
+    """What rows are ordered by: start in seconds since 1970, then names and dimension values."""
+
+    start: int
+    customer: str
+    meter: str
+    values: tuple[str, ...]
+
+
+class Row(NamedTuple):
+    """The sums of one window, customer, meter and combination of dimension values."""
+
+    key: Key
+    quantity: int
+    events: int
+    overage: int
+    denied_quantity: int
+    denied_events: int
+
+
+class UsageReader(Protocol):
+    """Reads the usage rollup. Raise `WarehouseUnavailableError` when it cannot be reached."""
+
+    async def first(self, scope: Scope) -> int | None:
+        """Return the start of the first quarter hour with usage, in seconds; None without any."""
+        ...
+
+    async def rows(  # noqa: PLR0913, PLR0917  # one query
+        self,
+        scope: Scope,
+        start: int,
+        end: int,
+        starts: Sequence[int] | None,
+        after: Key | None,
+        limit: int,
+    ) -> tuple[Sequence[Row], int]:
+        """Return the first `limit` rows after the key, and the quantity over all rows of the query.
+
+        Windows begin at `starts`, of which the first is `start`; None: every quarter hour. Both
+        answers come from one moment. Without rows the total is 0.
+        """
+        ...

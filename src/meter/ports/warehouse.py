@@ -1,0 +1,92 @@
+"""Where records and their sums are kept: raw records, the usage rollup, the ledger."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from meter.core.sequence import Entry, Position, Range
+    from meter.ports.marks import Manifest
+
+__all__ = ["Counter", "LedgerReader", "RowCount", "Warehouse"]
+
+
+class Warehouse(Protocol):
+    """The writing side. Raise `WarehouseUnavailableError` when it cannot be reached.
+
+    Each method is durable when it returns and may be repeated after any failure.
+    """
+
+    async def store(self, records: Sequence[tuple[int, Entry]]) -> None:
+        """Add records, each with its bucket, to raw."""
+        ...
+
+    async def stored_beyond(self, marks: Mapping[int, Position]) -> set[tuple[int, int, int]]:
+        """Return (bucket, generation, sequence) of what raw holds beyond the marks.
+
+        Left by a crash between storing and claiming: these are not stored again.
+        """
+        ...
+
+    async def review(self, manifest: Manifest) -> int:
+        """Copy the slice's undecodable records to the review table; return how many there were."""
+        ...
+
+    async def review_late(self, records: Sequence[tuple[int, Entry]]) -> None:
+        """Put records of generations that are over into the review table."""
+        ...
+
+    async def add_usage(self, manifest: Manifest) -> None:
+        """Add the slice to the usage rollup, unless it was added before."""
+        ...
+
+    async def add_ledger(self, manifest: Manifest) -> None:
+        """Add the slice to the ledger, unless it was added before."""
+        ...
+
+
+class Counter(NamedTuple):
+    """The key of a counter in the ledger: the limit's id and the start of its period."""
+
+    limit: int
+    period: int
+
+
+class RowCount(NamedTuple):
+    """What raw holds of one generation of a bucket: rows stored, distinct places, the last place."""
+
+    bucket: int
+    generation: int
+    rows: int
+    places: int
+    last: int
+
+
+class LedgerReader(Protocol):
+    """The reading side for audits. Raise `WarehouseUnavailableError` when it cannot be reached."""
+
+    async def ledger(
+        self, bucket: int, counters: Sequence[Counter]
+    ) -> Mapping[Counter, tuple[int, int]]:
+        """Return (used, held) of those counters that the ledger has, over all rolled up records."""
+        ...
+
+    async def effects_between(
+        self, bucket: int, after: Position, upto: Position
+    ) -> Mapping[Counter, tuple[int, int]]:
+        """Return (used, held) by counter over the bucket's raw records in (after, upto]."""
+        ...
+
+    async def counts(self, upto: Mapping[int, Position]) -> Sequence[RowCount]:
+        """Return what raw holds of each bucket up to its place, by generation."""
+        ...
+
+    async def gaps(self, bucket: int, generation: int, last: int) -> Sequence[Range]:
+        """Return the places of [0, last) that raw does not have."""
+        ...
+
+    async def rollup_difference(self, marks: Mapping[int, Position]) -> int:
+        """Return the sum over meters of |granted in raw up to the marks - quantity in usage|."""
+        ...

@@ -1,0 +1,350 @@
+"""The rollup: brings records from the log into raw, usage and ledger, each exactly once.
+
+One flush, in this order, and why the order matters:
+
+1. `store`    the records' bytes to raw, durable.
+2. `claim`    the slice: the marks move by compare-and-set and the manifest is stored, in one SQL
+              transaction. Not before 1, else a crash leaves a slice without its records. A process that was
+              paused and replaced fails here and changes nothing.
+3. `review`, `usage`, `ledger`   the slice from raw to the rollups, once per manifest.
+4. `applied`  noted. Until then whoever starts runs the manifest again, which changes nothing if it is in.
+5. `commit`   the log forgets the records. Last: until here they can be read again.
+
+After any failure the rollup begins again from the durable marks, as after a crash: there is one way
+back, and it is tested with a kill between every two steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import structlog
+
+from meter.core.sequence import Entry, Gap, Position, Range, Sequencer, Verdict
+from meter.errors import FencedError, RollupBehindError, UnavailableError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+
+    from meter.metrics import Metrics
+    from meter.ports.log import Batch, LogSource
+    from meter.ports.marks import Manifest, Marks
+    from meter.ports.warehouse import Warehouse
+
+__all__ = ["Options", "Progress", "Rollup"]
+
+_log = structlog.get_logger(__name__)
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+BACKLOG_EVERY = 2.0
+GAP_PATIENCE = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How the rollup works: intervals in seconds, sizes in records."""
+
+    flush_interval: float = 0.2
+    flush_records: int = 50_000
+    look_ahead: int = 1_000
+    idle_wait: float = 1.0
+
+
+class Progress:
+    """How far the rollups are. Others wait for a place here, or read while nothing is added."""
+
+    def __init__(self) -> None:
+        self.marks: dict[int, Position] = {}
+        self.held: dict[int, Gap] = {}
+        self.fresh_ms: dict[int, int] = {}
+        self._changed = asyncio.Condition()
+        self._adding = asyncio.Lock()
+
+    @property
+    def fresh_until_ms(self) -> int | None:
+        """All records decided before this time are in the rollups; None until every bucket is read."""
+        if not self.fresh_ms or self.fresh_ms.keys() != self.marks.keys():
+            return None
+        return min(self.fresh_ms.values())
+
+    @asynccontextmanager
+    async def still(self) -> AsyncIterator[dict[int, Position]]:
+        """Keep the rollups as they are while the caller reads them; gives the marks that hold."""
+        async with self._adding:
+            yield dict(self.marks)
+
+    async def reached(self, wanted: Mapping[int, Position], seconds: float) -> None:
+        """Wait until every bucket is at its place, or is held at a gap before it.
+
+        Raise `RollupBehindError` naming the lag after `seconds`.
+        """
+
+        def behind() -> dict[int, Position]:
+            return {
+                bucket: place
+                for bucket, place in wanted.items()
+                if self.marks.get(bucket, Position(0, -1)) < place and bucket not in self.held
+            }
+
+        try:
+            async with asyncio.timeout(seconds), self._changed:
+                await self._changed.wait_for(lambda: not behind())
+        except TimeoutError:
+            late = behind()
+            lag = ", ".join(
+                f"bucket {bucket} is at {_place(self.marks.get(bucket))} of {_place(place)}"
+                for bucket, place in sorted(late.items())
+            )
+            raise RollupBehindError(f"the rollup is behind: {lag}", lag=lag) from None
+
+    async def moved(self) -> None:
+        """Wake who waits for a place."""
+        async with self._changed:
+            self._changed.notify_all()
+
+
+def _place(position: Position | None) -> str:
+    return "the start" if position is None else f"{position.generation}-{position.sequence}"
+
+
+@dataclass(slots=True)
+class _Slice:
+    """What one flush will claim."""
+
+    records: list[tuple[int, Entry]] = field(default_factory=list)
+    moves: dict[int, tuple[Position, Position]] = field(default_factory=dict)
+    ranges: list[Range] = field(default_factory=list)
+    late: list[tuple[int, Entry]] = field(default_factory=list)
+    repeats: dict[int, int] = field(default_factory=dict)
+
+    def take(self, bucket: int, start: Position, entries: Iterable[Entry]) -> None:
+        """Add what follows `start`: one range for each generation met."""
+        last = start
+        first: dict[int, int] = {}
+        end: dict[int, int] = {}
+        for entry in entries:
+            self.records.append((bucket, entry))
+            first.setdefault(entry.generation, entry.sequence)
+            end[entry.generation] = entry.sequence + 1
+            last = entry.position
+        if last != start:
+            self.moves[bucket] = (start, last)
+            self.ranges += [Range(bucket, g, first[g], end[g]) for g in sorted(first)]
+
+
+class Rollup:
+    """Rolls up the buckets of `source`. Run it with `run`; ask it to end with `stop`.
+
+    `steps` is called with the name of each step before it begins and may raise: that is how tests
+    crash it at every point.
+    """
+
+    def __init__(
+        self,
+        source: LogSource,
+        marks: Marks,
+        warehouse: Warehouse,
+        metrics: Metrics,
+        options: Options | None = None,
+        steps: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._source, self._marks, self._warehouse = source, marks, warehouse
+        self._metrics = metrics
+        self._options = options or Options()
+        self._steps = steps
+        self._stopping = asyncio.Event()
+        self._sequencers: dict[int, Sequencer] = {}
+        self._stored: set[tuple[int, int, int]] = set()
+        self._gap_since: dict[int, float] = {}
+        self._backlog_at = 0.0
+        self.progress = Progress()
+
+    def stop(self) -> None:
+        """End `run` when the present flush is done."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Recover, then flush after flush until `stop`. Failures are logged, counted and retried."""
+        pause = FIRST_PAUSE
+        while not self._stopping.is_set():
+            try:
+                await self.recover()
+                while not self._stopping.is_set():
+                    began = time.monotonic()
+                    await self.flush(self._options.idle_wait)
+                    pause = FIRST_PAUSE
+                    await self._sleep(self._options.flush_interval - (time.monotonic() - began))
+            except (UnavailableError, FencedError) as error:
+                self._metrics.failures.labels(error.reason).inc()
+                _log.warning("rollup starts again", reason=error.reason, error=error.message, pause=pause)
+                await self._sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def recover(self) -> None:
+        """Finish the manifest in doubt, forget what was only in memory, go back to the marks."""
+        buckets = await self._source.assigned()
+        async with self.progress.still():
+            for manifest in await self._marks.unapplied():
+                _log.info("manifest in doubt runs again", token=manifest.token)
+                await self._apply(manifest)
+            marks = await self._marks.load(buckets)
+            self.progress.marks.update(marks)
+            for bucket in self.progress.held:
+                self._metrics.held.labels(str(bucket)).set(0)
+            self.progress.held.clear()
+        self._stored = await self._warehouse.stored_beyond(marks)
+        self._sequencers = {
+            bucket: Sequencer(bucket, mark, self._options.look_ahead)
+            for bucket, mark in marks.items()
+        }
+        self._gap_since.clear()
+        await self.progress.moved()
+        with self._stage("commit"):
+            await self._source.commit(marks)
+
+    async def flush(self, wait: float) -> int:
+        """Do one flush; wait up to `wait` seconds for the first record. Return how many were rolled."""
+        after = {
+            bucket: sequencer.read
+            for bucket, sequencer in self._sequencers.items()
+            if bucket not in self.progress.held
+        }
+        with self._stage("read"):
+            batch = await self._source.read(
+                after, self._options.flush_records, max(1, int(wait * 1000))
+            )
+        part = self._accept(batch)
+        if part.moves or part.late:
+            await self._write(part)
+        self._note_freshness(batch)
+        self._hold()
+        await self.progress.moved()
+        await self._measure()
+        return len(part.records)
+
+    def _accept(self, batch: Batch) -> _Slice:
+        part = _Slice()
+        for bucket, entries in batch.entries.items():
+            sequencer = self._sequencers[bucket]
+            start, before = sequencer.position, sequencer.repeats
+            self._metrics.read.inc(len(entries))
+            part.take(bucket, start, self._sequence(sequencer, entries, part))
+            if repeats := sequencer.repeats - before:
+                part.repeats[bucket] = repeats
+                self._metrics.repeats.inc(repeats)
+        return part
+
+    @staticmethod
+    def _sequence(
+        sequencer: Sequencer, entries: Iterable[Entry], part: _Slice
+    ) -> Iterator[Entry]:
+        for entry in entries:
+            verdict = sequencer.offer(entry)
+            if verdict is Verdict.NEXT:
+                yield entry
+                yield from sequencer.released()
+            elif verdict is Verdict.LATE:
+                part.late.append((sequencer.bucket, entry))
+
+    async def _write(self, part: _Slice) -> None:
+        with self._stage("store"):
+            new = part.records
+            if self._stored:
+                new = [
+                    (bucket, entry)
+                    for bucket, entry in new
+                    if (bucket, entry.generation, entry.sequence) not in self._stored
+                ]
+                self._stored -= {(bucket, e.generation, e.sequence) for bucket, e in part.records}
+            await self._warehouse.store(new)
+            await self._warehouse.review_late(part.late)
+            self._metrics.review.inc(len(part.late))
+        if not part.moves:
+            return
+        with self._stage("claim"):
+            manifest = await self._marks.claim(part.moves, part.ranges, part.repeats)
+        async with self.progress.still():
+            await self._apply(manifest)
+            self.progress.marks.update({b: new for b, (_, new) in part.moves.items()})
+        self._metrics.rolled.inc(len(part.records))
+        with self._stage("commit"):
+            await self._source.commit({b: new for b, (_, new) in part.moves.items()})
+
+    async def _apply(self, manifest: Manifest) -> None:
+        """Add a claimed manifest to the rollups. Running it again changes nothing."""
+        with self._stage("review"):
+            flawed = await self._warehouse.review(manifest)
+        if flawed:
+            self._metrics.review.inc(flawed)
+            _log.error("records cannot be decoded: see the review table", count=flawed)
+        with self._stage("usage"):
+            await self._warehouse.add_usage(manifest)
+        with self._stage("ledger"):
+            await self._warehouse.add_ledger(manifest)
+        with self._stage("applied"):
+            await self._marks.applied(manifest)
+
+    def _note_freshness(self, batch: Batch) -> None:
+        """A drained bucket is fresh up to the log's own time before the read, unless it waits at a gap."""
+        for bucket in batch.drained:
+            if self._sequencers[bucket].gap is None:
+                self.progress.fresh_ms[bucket] = batch.at_ms
+        if (fresh := self.progress.fresh_until_ms) is not None:
+            self._metrics.freshness.set(max(0.0, time.time() - fresh / 1000))
+
+    def _hold(self) -> None:
+        """Stop reading buckets whose gap has outlasted the look ahead or the patience."""
+        now = time.monotonic()
+        for bucket, sequencer in self._sequencers.items():
+            if sequencer.gap is None:
+                self._gap_since.pop(bucket, None)
+                continue
+            since = self._gap_since.setdefault(bucket, now)
+            if bucket in self.progress.held:
+                continue
+            if sequencer.exhausted or now - since > GAP_PATIENCE:
+                gap = sequencer.gap
+                self.progress.held[bucket] = gap
+                self._metrics.held.labels(str(bucket)).set(1)
+                _log.error(
+                    "bucket is held at a gap",
+                    bucket=bucket,
+                    generation=gap.generation,
+                    first=gap.first,
+                    last=gap.last,
+                    reason=gap.reason,
+                )
+
+    async def _measure(self) -> None:
+        if time.monotonic() - self._backlog_at > BACKLOG_EVERY:
+            self._metrics.lag.set(sum((await self._source.backlog()).values()))
+            self._backlog_at = time.monotonic()
+
+    def _stage(self, name: str) -> _Timed:
+        self._steps(name)
+        return _Timed(self._metrics, name)
+
+    async def _sleep(self, seconds: float) -> None:
+        if seconds > 0:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._stopping.wait()
+            except TimeoutError:
+                return
+
+
+class _Timed:
+    """Observes the duration of a stage."""
+
+    def __init__(self, metrics: Metrics, stage: str) -> None:
+        self._metrics, self._name, self._began = metrics, stage, 0.0
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._metrics.stage.labels(self._name).observe(time.perf_counter() - self._began)

@@ -1,0 +1,110 @@
+"""Every setting of the meter, read from the environment with the prefix METERGATE_."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from meter.errors import MisconfiguredError
+
+__all__ = ["Settings", "load"]
+
+MIN_TOKEN = 16
+
+
+class Settings(BaseSettings):
+    """What the meter process needs to know. An unset URL is derived from `data_dir`."""
+
+    model_config = SettingsConfigDict(env_prefix="METERGATE_", extra="ignore", frozen=True)
+
+    data_dir: Path = Path("data")
+    """Folder of the embedded stores."""
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    buckets: int = Field(default=8, ge=1, le=65_536)
+    """How many buckets the deployment has. Fixed for its life; equal on every process."""
+    clickhouse_url: str = ""
+    """`chdb:<folder>` for the engine in this process, or `http(s)://user:password@host:port/database`."""
+    meter_database_url: str = ""
+    """SQLAlchemy URL of marks and manifests: `sqlite+aiosqlite:///…` or `postgresql+asyncpg://…`."""
+    meter_listen: str = "127.0.0.1:7411"
+    """Where the internal services listen: `host:port` or `unix:/path`."""
+    internal_token: SecretStr
+    """Shared by enforcer and meter, at least 16 characters."""
+    meter_flush_interval_ms: int = Field(default=200, ge=1, le=60_000)
+    """The rollup gathers records for this long before it writes them."""
+    meter_flush_records: int = Field(default=50_000, ge=1, le=1_000_000)
+    """A slice has about this many records at most."""
+    meter_look_ahead: int = Field(default=1_000, ge=1, le=100_000)
+    """How many records a bucket keeps beyond a gap before it is held."""
+    meter_compare_wait_seconds: float = Field(default=30.0, gt=0, le=600)
+    """How long a comparison waits for the rollup before it answers UNAVAILABLE."""
+    meter_metrics_listen: str = ""
+    """`host:port` of the Prometheus endpoint; empty = none."""
+    log_level: str = "info"
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, value: str) -> str:
+        if not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must begin with redis://, rediss:// or unix://")
+        return value
+
+    @field_validator("clickhouse_url")
+    @classmethod
+    def _clickhouse(cls, value: str) -> str:
+        if value and not value.startswith(("chdb:", "http://", "https://")):
+            raise ValueError("must be chdb:<folder> or http(s)://host:port/database")
+        return value
+
+    @field_validator("internal_token")
+    @classmethod
+    def _token(cls, value: SecretStr) -> SecretStr:
+        if len(value.get_secret_value()) < MIN_TOKEN:
+            raise ValueError(f"needs at least {MIN_TOKEN} characters")
+        return value
+
+    @field_validator("meter_listen", "meter_metrics_listen")
+    @classmethod
+    def _listen(cls, value: str) -> str:
+        if not value or value.startswith("unix:"):
+            return value
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError("must be host:port or unix:/path")
+        return value
+
+    @field_validator("log_level")
+    @classmethod
+    def _level(cls, value: str) -> str:
+        if value not in {"debug", "info", "warning", "error"}:
+            raise ValueError("must be debug, info, warning or error")
+        return value
+
+    @model_validator(mode="after")
+    def _derive(self) -> Self:
+        derived = {
+            "clickhouse_url": f"chdb:{self.data_dir / 'clickhouse'}",
+            "meter_database_url": f"sqlite+aiosqlite:///{(self.data_dir / 'meter.db').absolute()}",
+        }
+        for name, value in derived.items():
+            if not getattr(self, name):
+                object.__setattr__(self, name, value)  # frozen for everybody else
+        return self
+
+
+def load() -> Settings:
+    """Read the environment.
+
+    Raise `MisconfiguredError` whose one-line message names each wrong setting, without its value.
+    """
+    try:
+        return Settings()  # type: ignore[call-arg]  # the token comes from the environment
+    except ValidationError as error:
+        faults = "; ".join(
+            f"METERGATE_{'_'.join(str(part) for part in fault['loc']).upper()}: {fault['msg']}"
+            for fault in error.errors(include_url=False, include_input=False)
+        )
+        raise MisconfiguredError(f"wrong settings: {faults}") from None

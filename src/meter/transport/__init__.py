@@ -1,0 +1,1 @@
+"""The meter's gRPC services. Imported by the composition root only."""

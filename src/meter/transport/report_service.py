@@ -1,0 +1,113 @@
+"""meter.v1.ReportService: turns protos into questions and answers into protos."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from meter.core.windows import Window
+from meter.errors import InvalidRequestError
+from meter.ports.usage import Scope
+from meter.reports import UsageQuery
+from meter.transport.calls import faults
+from meter.v1 import report_pb2, report_pb2_grpc
+
+if TYPE_CHECKING:
+    import grpc.aio
+
+    from meter.reports import Page, Reports, UsageLine
+    from meter.transport.calls import Caller
+
+__all__ = ["ReportService"]
+
+WINDOWS = {
+    report_pb2.WINDOW_UNSPECIFIED: Window.WHOLE,
+    report_pb2.WINDOW_QUARTER_HOUR: Window.QUARTER_HOUR,
+    report_pb2.WINDOW_HOUR: Window.HOUR,
+    report_pb2.WINDOW_DAY: Window.DAY,
+    report_pb2.WINDOW_MONTH: Window.MONTH,
+}
+
+
+class ReportService(report_pb2_grpc.ReportServiceServicer):
+    """`QueryUsage` for the tenant in the metadata. `Audit` is UNIMPLEMENTED: the enforcer answers it."""
+
+    def __init__(self, reports: Reports, caller: Caller) -> None:
+        self._reports, self._caller = reports, caller
+
+    async def QueryUsage(  # noqa: N802
+        self,
+        request: report_pb2.QueryUsageRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> report_pb2.QueryUsageResponse:
+        """See the proto. `customers` come with their descendants: the enforcer knows the trees."""
+        async with faults(context):
+            tenant = self._caller.tenant(context)
+            question = _question(tenant, request)
+            return _answer(await self._reports.query(question), question.scope.group_by)
+        raise AssertionError  # the call was aborted
+
+
+def _question(tenant: str, request: report_pb2.QueryUsageRequest) -> UsageQuery:
+    if request.include_descendants:
+        raise InvalidRequestError(
+            "DESCENDANTS_NOT_EXPANDED", "include_descendants is resolved before this service"
+        )
+    window = WINDOWS.get(request.window)
+    if window is None:
+        raise InvalidRequestError("WINDOW_UNKNOWN", f"window {request.window} is unknown")
+    scope = Scope(
+        tenant,
+        request.meter,
+        tuple(sorted(set(request.customers))),
+        tuple((part.dimension, tuple(sorted(set(part.values)))) for part in request.filters),
+        tuple(request.group_by),
+    )
+    return UsageQuery(
+        scope,
+        window,
+        request.zone,
+        _seconds("start", request.start) if request.HasField("start") else None,
+        _seconds("end", request.end) if request.HasField("end") else None,
+        request.page_size,
+        request.page_token,
+    )
+
+
+def _seconds(name: str, value: Timestamp) -> int:
+    if value.nanos:
+        raise InvalidRequestError(
+            "TIME_OFF_QUARTER_HOUR", f"{name} must be on a quarter hour", field=name
+        )
+    return value.seconds
+
+
+def _answer(page: Page, group_by: tuple[str, ...]) -> report_pb2.QueryUsageResponse:
+    fresh = None
+    if page.fresh_until_ms is not None:
+        fresh = Timestamp()
+        fresh.FromMilliseconds(page.fresh_until_ms)
+    return report_pb2.QueryUsageResponse(
+        rows=[_row(line, group_by) for line in page.lines],
+        next_page_token=page.next_page_token,
+        total=page.total,
+        fresh_until=fresh,
+    )
+
+
+def _row(line: UsageLine, group_by: tuple[str, ...]) -> report_pb2.UsageRow:
+    """A dimension that the usage did not have is there with an empty value."""
+    row = line.row
+    return report_pb2.UsageRow(
+        meter=row.key.meter,
+        customer=row.key.customer,
+        start=Timestamp(seconds=line.start),
+        end=Timestamp(seconds=line.end),
+        quantity=row.quantity,
+        events=row.events,
+        overage=row.overage,
+        denied_quantity=row.denied_quantity,
+        denied_events=row.denied_events,
+        dimensions=dict(zip(group_by, row.key.values, strict=True)),
+    )
