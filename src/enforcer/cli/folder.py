@@ -53,14 +53,12 @@ class DataFolder:
         self.seeded = path / "seeded"
         self.valkey = path / "valkey"
         self.definitions = path / "definitions.db"
-        self.usage = path / "usage"
 
     def create(self) -> None:
         """Make the folder, for its owner only. Raise `CommandError` if that cannot be."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.valkey.mkdir(mode=0o700, exist_ok=True)
-            self.usage.mkdir(mode=0o700, exist_ok=True)
             probe = self.path / f".probe-{os.getpid()}"
             probe.touch()
             probe.unlink()

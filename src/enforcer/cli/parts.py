@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Plan", "database_url", "healthy", "socket_folder"]
 
+BUCKETS: Final = "8"
+"""Fixed for the life of a data folder: an account's bucket is chosen once."""
 LONGEST_SOCKET_FOLDER: Final = 85
 """A socket's whole path may have 104 bytes."""
 _SIMPLE_PATH: Final = re.compile(r"[A-Za-z0-9/._-]+")
@@ -126,7 +128,8 @@ class Plan:
             "METERGATE_DATABASE_URL": database_url(self.folder),
             "METERGATE_METER_LISTEN": self.meter_endpoint,
             "METERGATE_METER_ENDPOINT": self.meter_endpoint,
-            "METERGATE_CLICKHOUSE_PATH": str(self.folder.usage),
+            "METERGATE_DATA_DIR": str(self.folder.path),
+            "METERGATE_BUCKETS": BUCKETS,
             "METERGATE_INTERNAL_TOKEN": self.token,
         }
 
