@@ -25,8 +25,8 @@ __all__ = ["CounterStore"]
 class CounterStore(Protocol):
     """Counters, leases, reservations, remembered answers and the outbox of every bucket.
 
-    `enforcer.core.memory.MemoryCounters` is the specification. All operations raise `StoreUnavailable` when the store
-    cannot be reached, `CountersLost` when a bucket's data are missing, and `OutcomeUnknown` when a step without an
+    `enforcer.core.memory.MemoryCounters` is the specification. All operations raise `StoreUnavailableError` when the store
+    cannot be reached, `CountersLostError` when a bucket's data are missing, and `OutcomeUnknownError` when a step without an
     idempotency key may or may not have run.
     """
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import structlog
 
 from enforcer.adapters.counters.scripts import script
-from enforcer.errors import StoreMisconfigured, StoreUnavailable
+from enforcer.errors import StoreMisconfiguredError, StoreUnavailableError
 from meter.core.keys import bucket_tag
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Handshake:
 async def shake_hands(
     connection: Connection, buckets: range, generations: Generations, clock: str
 ) -> Handshake:
-    """See the module. Raise `StoreMisconfigured` if the server may evict keys."""
+    """See the module. Raise `StoreMisconfiguredError` if the server may evict keys."""
     info = bytes(await connection.call("INFO", "server")).decode()
     run_id = next(line for line in info.splitlines() if line.startswith("run_id:"))[7:].strip()
     policy = await connection.call("CONFIG", "GET", "maxmemory-policy")
@@ -58,7 +58,7 @@ async def shake_hands(
             f"maxmemory-policy is {policy[1].decode()}: counters could be evicted; "
             "set it to noeviction"
         )
-        raise StoreMisconfigured(message)
+        raise StoreMisconfiguredError(message)
     text = script("open", run_id, clock)
     lost = [
         bucket
@@ -99,4 +99,4 @@ async def _open(
             return True
         found, create = await call(0, create=False), False
     message = f"no generation could be opened for bucket {bucket}"
-    raise StoreUnavailable(message)
+    raise StoreUnavailableError(message)

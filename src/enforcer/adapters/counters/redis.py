@@ -23,7 +23,12 @@ from enforcer.adapters.counters.handshake import Generations, Handshake, shake_h
 from enforcer.adapters.counters.scripts import SERVER_CLOCK
 from enforcer.core.commands import EpochStale, HoldGone, KeyReused, TooMuch, idempotency
 from enforcer.core.rules import Mode
-from enforcer.errors import CountersLost, MetergateError, OutcomeUnknown, StoreUnavailable
+from enforcer.errors import (
+    CountersLostError,
+    MetergateError,
+    OutcomeUnknownError,
+    StoreUnavailableError,
+)
 from meter.core.keys import bucket_tag
 from meter.core.records import RecordType
 
@@ -179,7 +184,7 @@ class RedisCounters:
                 if waiting.repeatable or ran[waiting.group[0].program.bucket] < batch.number:
                     again.append(waiting)
                 else:
-                    waiting.fail(OutcomeUnknown())
+                    waiting.fail(OutcomeUnknownError())
         self._doubt = []
         self._queue = again + self._queue
         self.ready.set()
@@ -208,9 +213,9 @@ class RedisCounters:
         if waiting.since > limit:
             return False
         if sent and not waiting.repeatable:
-            waiting.fail(OutcomeUnknown())
+            waiting.fail(OutcomeUnknownError())
         else:
-            waiting.fail(StoreUnavailable(self.last_error))
+            waiting.fail(StoreUnavailableError(self.last_error))
         return True
 
     # -- checks
@@ -249,7 +254,7 @@ class RedisCounters:
                 continue
             bucket = waiting.group[0].program.bucket
             if bucket in hands.lost:
-                waiting.fail(CountersLost(bucket))
+                waiting.fail(CountersLostError(bucket))
                 continue
             section = sections.get(bucket)
             if section is None:
@@ -312,7 +317,7 @@ class RedisCounters:
             self._drop(link)
             return
         for waiting in open_:
-            waiting.fail(StoreUnavailable(text))
+            waiting.fail(StoreUnavailableError(text))
         if text.startswith(("LOADING", "READONLY", "MASTERDOWN")):
             self._drop(link)
         self._schedule()
@@ -325,7 +330,7 @@ class RedisCounters:
         try:
             future.set_result([codec.answer(bucket, reply) for reply in replies])
         except codec.LostError:
-            future.set_exception(CountersLost(bucket))
+            future.set_exception(CountersLostError(bucket))
         except codec.FencedError:
             self._queue.append(waiting)
 
@@ -357,7 +362,7 @@ class RedisCounters:
                 async with asyncio.timeout(max(left, 0)):
                     await self.ready.wait()
             except TimeoutError:
-                raise StoreUnavailable(self.last_error) from None
+                raise StoreUnavailableError(self.last_error) from None
             link, hands = self._link, self._hands
             if link is None or hands is None:
                 await asyncio.sleep(0)
@@ -369,7 +374,7 @@ class RedisCounters:
                     )
             except TimeoutError:
                 self._drop(link)
-                raise StoreUnavailable("no reply") from None
+                raise StoreUnavailableError("no reply") from None
             except ConnectionLostError:
                 self._drop(link)
                 continue
@@ -377,9 +382,9 @@ class RedisCounters:
                 if str(error).startswith("NOSCRIPT"):
                     self._drop(link)
                     continue
-                raise StoreUnavailable(str(error)) from error
+                raise StoreUnavailableError(str(error)) from error
             if reply and reply[0] == b"lost":
-                raise CountersLost(bucket)
+                raise CountersLostError(bucket)
             if reply and reply[0] == b"fenced":
                 self._drop(link)
                 continue

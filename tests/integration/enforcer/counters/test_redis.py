@@ -28,7 +28,12 @@ from enforcer.core.model import (
 )
 from enforcer.core.program import Reason
 from enforcer.core.rules import Mode
-from enforcer.errors import CountersLost, OutcomeUnknown, StoreMisconfigured, StoreUnavailable
+from enforcer.errors import (
+    CountersLostError,
+    OutcomeUnknownError,
+    StoreMisconfiguredError,
+    StoreUnavailableError,
+)
 from meter.core.keys import bucket_tag, outbox
 from meter.core.records import RecordType, decode_effects
 from tests.fixtures.valkey import ValkeyProcess
@@ -248,9 +253,9 @@ async def test_lost_data_are_an_error_and_never_an_empty_counter(server: ValkeyP
         await decided(counters, ask())
         client = redis.asyncio.Redis.from_url(server.url)
         await client.flushall()
-        with pytest.raises(CountersLost):
+        with pytest.raises(CountersLostError):
             await counters.decide([ask()])
-        with pytest.raises(CountersLost):
+        with pytest.raises(CountersLostError):
             await counters.tick(0)
         server.stop()
         server.start()
@@ -258,9 +263,9 @@ async def test_lost_data_are_an_error_and_never_an_empty_counter(server: ValkeyP
         while time.monotonic() < deadline:
             try:
                 await counters.decide([ask()])
-            except StoreUnavailable:
+            except StoreUnavailableError:
                 continue
-            except CountersLost:
+            except CountersLostError:
                 break
         else:
             pytest.fail("the loss was forgotten with the restart")
@@ -273,10 +278,10 @@ async def test_a_server_that_may_evict_is_refused(server: ValkeyProcess) -> None
     await client.aclose()
     counters = RedisCounters(RedisOptions(server.url, 1, patience=0.5), Generations())
     counters.start()
-    with pytest.raises(StoreUnavailable, match="noeviction"):
+    with pytest.raises(StoreUnavailableError, match="noeviction"):
         await counters.decide([ask()])
     await counters.close()
-    assert issubclass(StoreMisconfigured, Exception)
+    assert issubclass(StoreMisconfiguredError, Exception)
 
 
 async def test_out_of_memory_consumes_nothing_and_says_so(server: ValkeyProcess) -> None:
@@ -288,7 +293,7 @@ async def test_out_of_memory_consumes_nothing_and_says_so(server: ValkeyProcess)
             answers = await counters.decide([ask(5)])
             assert not isinstance(answers[0], Decision)
             assert "OOM" in str(answers[0])
-        except StoreUnavailable as error:
+        except StoreUnavailableError as error:
             assert "OOM" in str(error)  # noqa: PT017 - either is a clear refusal
         await client.config_set("maxmemory", 0)
         assert (await counters.counters(0)).counters[0].used == 5
@@ -304,8 +309,8 @@ async def test_a_batch_that_was_given_up_cannot_run_later(server: ValkeyProcess)
         keyed = asyncio.create_task(decided(counters, ask(10, key="k")))
         bare = asyncio.create_task(decided(counters, ask(100)))
         results = await asyncio.gather(keyed, bare, return_exceptions=True)
-        assert isinstance(results[0], StoreUnavailable)
-        assert isinstance(results[1], OutcomeUnknown | StoreUnavailable)
+        assert isinstance(results[0], StoreUnavailableError)
+        assert isinstance(results[1], OutcomeUnknownError | StoreUnavailableError)
         server.signal(signal.SIGCONT)
         async with asyncio.timeout(20):
             await counters.ready.wait()

@@ -1,0 +1,242 @@
+"""The enforcer's errors: one tree, and with each the gRPC and HTTP status it answers with.
+
+MetergateError
+├── InvalidRequestError        the question is malformed; `reason` says how
+│   └── CatalogInvalidError    a catalog file has issues, all of them listed
+├── NotFoundError              an unknown customer or feature, a reservation that is gone
+├── NotPossibleError           well-formed, but not in this state (a lease that has expired)
+├── UnauthenticatedError       no API key, or an unknown one
+├── ForbiddenError             the key's role does not allow it
+├── UnavailableError           something is away; a retry with the same key is safe
+│   ├── StoreUnavailableError  Redis does not answer
+│   ├── DefinitionsUnavailableError
+│   └── MeterUnavailableError
+├── OutcomeUnknownError        a check without idempotency key may have run or not
+├── CountersLostError          a bucket's data are missing in Redis
+├── MisconfiguredError         a setting is wrong: the process does not start
+│   └── StoreMisconfiguredError
+└── InternalError              a bug
+
+A refused check is none of these: it is data (`CheckResponse.allowed`).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import ClassVar
+
+__all__ = [
+    "DOMAIN",
+    "REASONS",
+    "CatalogInvalidError",
+    "Code",
+    "CountersLostError",
+    "DefinitionsUnavailableError",
+    "ForbiddenError",
+    "InternalError",
+    "InvalidRequestError",
+    "MeterUnavailableError",
+    "MetergateError",
+    "MisconfiguredError",
+    "NotFoundError",
+    "NotPossibleError",
+    "OutcomeUnknownError",
+    "StoreMisconfiguredError",
+    "StoreUnavailableError",
+    "UnauthenticatedError",
+    "UnavailableError",
+]
+
+DOMAIN = "metergate"
+"""The domain of every `google.rpc.ErrorInfo`."""
+
+
+class Code(IntEnum):
+    """google.rpc.Code."""
+
+    INVALID_ARGUMENT = 3
+    NOT_FOUND = 5
+    PERMISSION_DENIED = 7
+    FAILED_PRECONDITION = 9
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+class MetergateError(Exception):
+    """The root.
+
+    `reason` is the stable UPPER_SNAKE name for machines; `code` and `http` are the statuses; `retryable` tells
+    whether the same call, with the same idempotency key, may succeed later. `metadata` names the details.
+    """
+
+    reason: str = "INTERNAL"
+    code: ClassVar[Code] = Code.INTERNAL
+    http: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, **metadata: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata = metadata
+
+
+class _ReasonedError(MetergateError):
+    """An error whose raiser names the reason, one of `REASONS`."""
+
+    def __init__(self, reason: str, message: str, **metadata: str) -> None:
+        super().__init__(message, **metadata)
+        assert REASONS[reason][0] is type(self), reason
+        self.reason = reason
+
+
+class InvalidRequestError(_ReasonedError):
+    """The request is malformed."""
+
+    code = Code.INVALID_ARGUMENT
+    http = 400
+
+
+class CatalogInvalidError(MetergateError):
+    """A catalog file has issues; the message has one line `file:line: field: what is wrong` for each."""
+
+    reason = "CATALOG_INVALID"
+    code = Code.INVALID_ARGUMENT
+    http = 400
+
+
+class NotFoundError(_ReasonedError):
+    """What was named does not exist for this tenant."""
+
+    code = Code.NOT_FOUND
+    http = 404
+
+
+class NotPossibleError(_ReasonedError):
+    """The request is well-formed, but the state does not allow it."""
+
+    code = Code.FAILED_PRECONDITION
+    http = 409
+
+
+class UnauthenticatedError(MetergateError):
+    """There is no API key in `authorization: Bearer`, or an unknown or revoked one."""
+
+    reason = "BAD_API_KEY"
+    code = Code.UNAUTHENTICATED
+    http = 401
+
+
+class ForbiddenError(MetergateError):
+    """The key's role does not allow this call."""
+
+    reason = "ROLE_REQUIRED"
+    code = Code.PERMISSION_DENIED
+    http = 403
+
+
+class UnavailableError(MetergateError):
+    """Something is away."""
+
+    reason = "UNAVAILABLE"
+    code = Code.UNAVAILABLE
+    http = 503
+    retryable = True
+
+
+class StoreUnavailableError(UnavailableError):
+    """Redis does not answer, or refuses to."""
+
+    reason = "STORE_UNAVAILABLE"
+
+
+class DefinitionsUnavailableError(UnavailableError):
+    """The definitions' database does not answer."""
+
+    reason = "DEFINITIONS_UNAVAILABLE"
+
+
+class MeterUnavailableError(UnavailableError):
+    """The meter does not answer: no reports for the moment. Checks go on."""
+
+    reason = "METER_UNAVAILABLE"
+
+
+class OutcomeUnknownError(MetergateError):
+    """The connection broke after the check may have run, and it had no idempotency key to ask by."""
+
+    reason = "OUTCOME_UNKNOWN"
+    code = Code.UNAVAILABLE
+    http = 503
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the connection to the counters broke: the check may have consumed or not; send an "
+            "idempotency_key to make retries safe"
+        )
+
+
+class CountersLostError(MetergateError):
+    """A bucket's data are missing in Redis: nothing of it is answered from empty counters."""
+
+    reason = "COUNTERS_LOST"
+    code = Code.DATA_LOSS
+    http = 503
+
+    def __init__(self, bucket: int) -> None:
+        super().__init__(
+            f"the counters of bucket {bucket} are missing in Redis (flushed or lost); they must be "
+            "restored before this customer is answered",
+            bucket=str(bucket),
+        )
+
+
+class MisconfiguredError(MetergateError):
+    """A setting is wrong; the message names it and what is allowed."""
+
+    reason = "MISCONFIGURED"
+
+
+class StoreMisconfiguredError(MisconfiguredError):
+    """The Redis server is set up so that it could lose counters."""
+
+
+class InternalError(MetergateError):
+    """A bug. The message carries nothing of the inside."""
+
+
+REASONS: dict[str, tuple[type[MetergateError], str]] = {
+    "UNKNOWN_CUSTOMER": (NotFoundError, "no such customer; apply a catalog that has it"),
+    "UNKNOWN_FEATURE": (NotFoundError, "no such feature; apply a catalog that has it"),
+    "RESERVATION_NOT_FOUND": (NotFoundError, "never made, expired or settled the other way"),
+    "BAD_CUSTOMER": (InvalidRequestError, "send the key of a customer"),
+    "BAD_FEATURE": (InvalidRequestError, "send the key of a feature"),
+    "BAD_QUANTITY": (InvalidRequestError, "send an integer from 1 to 2^53 - 1, or none for 1"),
+    "UNKNOWN_MODE": (InvalidRequestError, "send one of the modes of the proto"),
+    "BAD_DIMENSIONS": (InvalidRequestError, "at most 16; keys to 64 bytes, values to 256 bytes"),
+    "BAD_IDEMPOTENCY_KEY": (InvalidRequestError, "at most 256 bytes; required for reports"),
+    "IDEMPOTENCY_MISMATCH": (
+        InvalidRequestError,
+        "the key was used with other parameters: take a new one",
+    ),
+    "BAD_BATCH": (InvalidRequestError, "see the message for size and what may stand together"),
+    "BAD_TTL": (InvalidRequestError, "see the message for the bounds"),
+    "BAD_TOKEN": (InvalidRequestError, "send the token as it was given out"),
+    "BAD_PAGE": (InvalidRequestError, "send the page token of the same question"),
+    "BAD_TIME": (InvalidRequestError, "see the message for the bounds"),
+    "HOLDER_REQUIRED": (InvalidRequestError, "name the user or the device"),
+    "MODE_NOT_SUPPORTED": (InvalidRequestError, "see docs/modes.md"),
+    "UNKNOWN_VERSION": (InvalidRequestError, "send a version that the catalog lists"),
+    "PRODUCT_VERSION_REQUIRED": (InvalidRequestError, "send product_version"),
+    "QUANTITY_OVERFLOW": (InvalidRequestError, "a count would pass 2^53 - 1"),
+    "COMMIT_EXCEEDS_RESERVATION": (
+        InvalidRequestError,
+        "commit at most what is held, record the rest with MODE_RECORD_ONLY",
+    ),
+    "DOCUMENT_TOO_LARGE": (InvalidRequestError, "a catalog has at most 4 MiB"),
+    "RESERVATION_SETTLED": (NotPossibleError, "it was committed or released before"),
+    "LEASE_EXPIRED": (NotPossibleError, "acquire a new lease"),
+    "LEASE_REVOKED": (NotPossibleError, "the customer may not use the feature any more"),
+}
+"""Reasons that several errors of a class have: the class, and what a client does about it."""
