@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from meter.core.sequence import Gap, Position
 from meter.errors import InvalidRequestError
-from meter.ports.warehouse import Counter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     from meter.ports.marks import Marks
-    from meter.ports.warehouse import LedgerReader
+    from meter.ports.warehouse import Counter, LedgerReader
 
     class Rolled(Protocol):
         """What the audit needs to know of the rollup's progress."""
@@ -103,9 +102,7 @@ class Audit:
                 out.gaps += [Gap(*part, "missing") for part in missing]
         for bucket, place in wanted.items():
             if (bucket, place.generation) not in seen and place.sequence >= 0:
-                out.gaps.append(
-                    Gap(bucket, place.generation, 0, place.sequence + 1, "missing")
-                )
+                out.gaps.append(Gap(bucket, place.generation, 0, place.sequence + 1, "missing"))
         found = set(out.gaps)
         for gap in self._rolled.held.values():
             if gap not in found:

@@ -1,16 +1,17 @@
 """The meter's errors, one tree, and the one table that maps them to gRPC and HTTP.
 
-    MeterError
-    ├── InvalidRequestError      the question is malformed (reason says how)
-    ├── UnauthenticatedError     no or a wrong internal token
-    ├── ReportOverflowError      a sum that no int64 holds
-    ├── UnavailableError         something is away or behind; a retry can help
-    │   ├── LogUnavailableError
-    │   ├── WarehouseUnavailableError
-    │   ├── MarksUnavailableError
-    │   └── RollupBehindError
-    ├── FencedError              another process has moved the rollup's marks
-    └── MisconfiguredError       a setting is wrong; the process does not start
+MeterError
+├── InvalidRequestError      the question is malformed (reason says how)
+├── UnauthenticatedError     no or a wrong internal token
+├── UnimplementedError       another service answers this call
+├── ReportOverflowError      a sum that no int64 holds
+├── UnavailableError         something is away or behind; a retry can help
+│   ├── LogUnavailableError
+│   ├── WarehouseUnavailableError
+│   ├── MarksUnavailableError
+│   └── RollupBehindError
+├── FencedError              another process has moved the rollup's marks
+└── MisconfiguredError       a setting is wrong; the process does not start
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ __all__ = [
     "RollupBehindError",
     "UnauthenticatedError",
     "UnavailableError",
+    "UnimplementedError",
     "WarehouseUnavailableError",
 ]
 
@@ -73,6 +75,14 @@ class UnauthenticatedError(MeterError):
     reason = "INTERNAL_TOKEN_INVALID"
     code = grpc.StatusCode.UNAUTHENTICATED
     http = 401
+
+
+class UnimplementedError(MeterError):
+    """The call is part of the contract, but another service answers it."""
+
+    reason = "UNIMPLEMENTED"
+    code = grpc.StatusCode.UNIMPLEMENTED
+    http = 501
 
 
 class ReportOverflowError(MeterError):

@@ -14,9 +14,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.read = Counter(
-            "meter_records_read", "Records read from the log.", registry=registry
-        )
+        self.read = Counter("meter_records_read", "Records read from the log.", registry=registry)
         self.rolled = Counter(
             "meter_records_rolled", "Records whose effects are in the rollups.", registry=registry
         )

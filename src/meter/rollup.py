@@ -180,7 +180,9 @@ class Rollup:
                     await self._sleep(self._options.flush_interval - (time.monotonic() - began))
             except (UnavailableError, FencedError) as error:
                 self._metrics.failures.labels(error.reason).inc()
-                _log.warning("rollup starts again", reason=error.reason, error=error.message, pause=pause)
+                _log.warning(
+                    "rollup starts again", reason=error.reason, error=error.message, pause=pause
+                )
                 await self._sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
 
@@ -239,9 +241,7 @@ class Rollup:
         return part
 
     @staticmethod
-    def _sequence(
-        sequencer: Sequencer, entries: Iterable[Entry], part: _Slice
-    ) -> Iterator[Entry]:
+    def _sequence(sequencer: Sequencer, entries: Iterable[Entry], part: _Slice) -> Iterator[Entry]:
         for entry in entries:
             verdict = sequencer.offer(entry)
             if verdict is Verdict.NEXT:

@@ -162,10 +162,15 @@ class Sequencer:
             return self._gap(at.generation, at.sequence + 1, entry.sequence, "missing")
         if entry.sequence:
             return self._gap(entry.generation, 0, entry.sequence, "missing")
+        return self._missing_before(entry)
+
+    def _missing_before(self, entry: Entry) -> Gap | None:
+        """What lies between `position` and the first record of a newer generation."""
+        at = self.position
         said = opening(entry.effects)
+        if said is None and at == START:
+            return None
         if said is None:
-            if at == START:
-                return None
             return self._gap(entry.generation, 0, 0, "the opening of the generation is unreadable")
         if said.previous == at.generation and said.last > at.sequence:
             return self._gap(at.generation, at.sequence + 1, said.last + 1, "missing")

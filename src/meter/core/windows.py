@@ -29,7 +29,6 @@ _HOUR = 3600
 _LONGEST_CHANGE = 24 * _HOUR
 
 
-
 class Window(Enum):
     """The width of a report's rows."""
 

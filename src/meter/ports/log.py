@@ -45,9 +45,7 @@ class LogSource(Protocol):
         """Return the buckets that this process reads."""
         ...
 
-    async def read(
-        self, after: Mapping[int, Position], limit: int, timeout_ms: int
-    ) -> Batch:
+    async def read(self, after: Mapping[int, Position], limit: int, timeout_ms: int) -> Batch:
         """Read the entries that follow `after` in the buckets named there, older generations first.
 
         Waits up to `timeout_ms` for the first entry and never for more; about `limit` entries at

@@ -52,7 +52,7 @@ class UsageReader(Protocol):
         """Return the start of the first quarter hour with usage, in seconds; None without any."""
         ...
 
-    async def rows(  # noqa: PLR0913, PLR0917  # one query
+    async def rows(  # one query
         self,
         scope: Scope,
         start: int,

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from google.protobuf import any_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.rpc import (  # type: ignore[import-untyped]
+    code_pb2,
+    error_details_pb2,
+    status_pb2,
+)
 from grpc_status import rpc_status
 
 from meter.errors import DOMAIN, MeterError, UnauthenticatedError
@@ -55,23 +59,23 @@ class Caller:
 @asynccontextmanager
 async def faults(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
     """Answer errors of the body with a status that carries `google.rpc.ErrorInfo`."""
+    failed: MeterError | None = None
     try:
         yield
-        return
     except MeterError as error:
         failed = error
         if error.retryable:
             _log.warning("call failed", reason=error.reason, error=error.message)
-    except Exception:
+    except Exception:  # noqa: BLE001  # logged here, answered as INTERNAL without its text
         _log.exception("call failed unexpectedly")
         failed = MeterError("internal error")
-    await context.abort_with_status(rpc_status.to_status(_status(failed)))
+    if failed is not None:
+        abort: Any = context  # the stubs lack abort_with_status
+        await abort.abort_with_status(rpc_status.to_status(_status(failed)))
 
 
 def _status(error: MeterError) -> status_pb2.Status:
-    info = error_details_pb2.ErrorInfo(
-        reason=error.reason, domain=DOMAIN, metadata=error.metadata
-    )
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     detail = any_pb2.Any()
     detail.Pack(info)
     code = code_pb2.Code.Value(error.code.name)

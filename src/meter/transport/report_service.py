@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from meter.core.windows import Window
-from meter.errors import InvalidRequestError
+from meter.errors import InvalidRequestError, UnimplementedError
 from meter.ports.usage import Scope
 from meter.reports import UsageQuery
 from meter.transport.calls import faults
@@ -46,6 +46,17 @@ class ReportService(report_pb2_grpc.ReportServiceServicer):
             tenant = self._caller.tenant(context)
             question = _question(tenant, request)
             return _answer(await self._reports.query(question), question.scope.group_by)
+        raise AssertionError  # the call was aborted
+
+    async def Audit(  # noqa: N802
+        self,
+        request: report_pb2.AuditRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> report_pb2.AuditResponse:
+        """The enforcer answers it: it has the counters, and asks LedgerService."""
+        async with faults(context):
+            self._caller.tenant(context)
+            raise UnimplementedError("Audit is answered by the enforcer")
         raise AssertionError  # the call was aborted
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from meter.errors import MisconfiguredError
@@ -39,7 +40,7 @@ class Server:
             report_pb2.DESCRIPTOR.services_by_name["ReportService"].full_name,
             ledger_pb2.DESCRIPTOR.services_by_name["LedgerService"].full_name,
         ]
-        self._health = health.aio.HealthServicer()
+        self._health = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(
             [*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server

@@ -47,5 +47,6 @@ async def migrate(clickhouse: ClickHouse) -> int:
         name, sql = known[number]
         await clickhouse.command(sql)
         # The name is that of our own file.
-        await clickhouse.command(f"INSERT INTO migrations (number, name) VALUES ({number}, '{name}')")  # noqa: S608
+        note = f"INSERT INTO migrations (number, name) VALUES ({number}, '{name}')"  # noqa: S608
+        await clickhouse.command(note)
     return len(todo)

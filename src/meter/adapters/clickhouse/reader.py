@@ -49,7 +49,7 @@ class ClickHouseReader:
         count, first = rows[0]
         return int(first) if count else None
 
-    async def rows(  # noqa: PLR0913, PLR0917
+    async def rows(
         self,
         scope: Scope,
         start: int,
@@ -105,7 +105,9 @@ class ClickHouseReader:
             """,  # noqa: S608
             parameters,
         )
-        rows = [Row(Key(row[0], row[1], row[2], tuple(row[3])), *map(int, row[4:9])) for row in found]
+        rows = [
+            Row(Key(row[0], row[1], row[2], tuple(row[3])), *map(int, row[4:9])) for row in found
+        ]
         return rows, int(found[0][9]) if found else 0
 
     async def ledger(
@@ -139,7 +141,7 @@ class ClickHouseReader:
 
     async def counts(self, upto: Mapping[int, Position]) -> Sequence[RowCount]:
         query = (
-            "SELECT bucket, generation, count(), max(seq) FROM raw {final} WHERE"
+            "SELECT bucket, generation, count(), max(seq) FROM raw {final} WHERE"  # noqa: S608
             f" {_upto(upto)} GROUP BY bucket, generation ORDER BY bucket, generation"
         )
         every = await self._reader.rows(query.replace("{final}", ""))

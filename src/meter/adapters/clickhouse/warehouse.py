@@ -29,7 +29,7 @@ __all__ = ["USAGE_TYPES", "ClickHouseWarehouse", "effects_of"]
 USAGE_TYPES = f"{RecordType.USAGE:d}, {RecordType.COMMIT:d}"
 DENIAL = f"{RecordType.DENIAL:d}"
 
-ONE_BLOCK: Mapping[str, str | int] = {
+ONE_BLOCK: dict[str, str | int] = {
     "max_insert_threads": 1,
     "min_insert_block_size_rows": 1_000_000_000,
     "min_insert_block_size_bytes": 0,
@@ -56,7 +56,7 @@ def covers(ranges: Iterable[Range]) -> str:
 
 def _varint(number: int) -> bytes:
     out = bytearray()
-    while number > 0x7F:
+    while number > 0x7F:  # noqa: PLR2004  # seven bits a byte
         out.append(number & 0x7F | 0x80)
         number >>= 7
     out.append(number)
@@ -113,24 +113,22 @@ class ClickHouseWarehouse:
 
     async def review(self, manifest: Manifest) -> int:
         flawed = f"FROM raw FINAL WHERE ({covers(manifest.ranges)}) AND flaw != ''"
-        count = int((await self._writer.rows(f"SELECT count() {flawed}"))[0][0])  # noqa: S608
+        count = int((await self._writer.rows(f"SELECT count() {flawed}"))[0][0])
         if count:
             await self._writer.command(
-                "INSERT INTO review (bucket, generation, seq, reason, body, effects, rest)"  # noqa: S608
+                "INSERT INTO review (bucket, generation, seq, reason, body, effects, rest)"
                 f" SELECT bucket, generation, seq, flaw, body, effects, rest {flawed}"
             )
         return count
 
     async def review_late(self, records: Sequence[tuple[int, Entry]]) -> None:
         if records:
-            encoded = b"".join(
-                _encode([record]) + _sized(b"late generation") for record in records
-            )
+            encoded = b"".join(_encode([record]) + _sized(b"late generation") for record in records)
             await self._writer.insert("review", (*RAW_COLUMNS, "reason"), encoded)
 
     async def add_usage(self, manifest: Manifest) -> None:
         marker = (
-            "SELECT max(manifest) FROM usage WHERE tenant = '' AND account = '' AND meter = ''"
+            "SELECT max(manifest) FROM usage WHERE tenant = '' AND account = '' AND meter = ''"  # noqa: S608
             f" AND customer = '{manifest.ranges[0].bucket:d}'"
         )
         buckets = sorted({part.bucket for part in manifest.ranges})
@@ -164,7 +162,7 @@ class ClickHouseWarehouse:
 
     async def add_ledger(self, manifest: Manifest) -> None:
         marker = (
-            "SELECT max(manifest) FROM ledger WHERE limit = 0 AND period = 0"
+            "SELECT max(manifest) FROM ledger WHERE limit = 0 AND period = 0"  # noqa: S608
             f" AND bucket = {manifest.ranges[0].bucket:d}"
         )
         buckets = sorted({part.bucket for part in manifest.ranges})

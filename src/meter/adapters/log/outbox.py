@@ -39,7 +39,7 @@ class OutboxLog:
         self._redis: aioredis.Redis = aioredis.Redis.from_url(
             url, socket_connect_timeout=5, socket_keepalive=True, health_check_interval=0
         )
-        self._redis.set_response_callback("XREAD", _as_sent)
+        self._redis.set_response_callback("XREAD", _as_sent)  # type: ignore[arg-type]  # any callable
 
     async def assigned(self) -> frozenset[int]:
         return self._buckets
@@ -77,10 +77,8 @@ class OutboxLog:
     ) -> dict[int, list[Entry]]:
         block = () if not wait else ("BLOCK", wait)
         names = {self._keys[bucket]: bucket for bucket in places}
-        # An id has no negative sequence; what follows (g, -1) is everything of g, so name the end
-        # of the generation before.
         ids = [_after(places[bucket]) for bucket in places]
-        reply = await self._redis.execute_command(
+        reply = await self._redis.execute_command(  # type: ignore[no-untyped-call]
             "XREAD", "COUNT", count, *block, "STREAMS", *names, *ids
         )
         if not reply:
@@ -120,6 +118,7 @@ class OutboxLog:
 
 
 def _after(position: Position) -> str:
+    """The id to read after. Ids are never negative: (g, -1) follows the end of generation g - 1."""
     if position.sequence >= 0:
         return f"{position.generation}-{position.sequence}"
     if position.generation <= 0:

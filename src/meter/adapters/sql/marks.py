@@ -103,10 +103,12 @@ class SqlMarks:
         async with self._transaction() as connection:
             for bucket, (old, new) in sorted(moves.items()):
                 await _move(connection, bucket, old, new, repeats.get(bucket, 0))
-            result = await connection.execute(
-                insert(manifests).values(token=token, ranges=json.dumps(ranges), applied=False)
+            number = await connection.scalar(
+                insert(manifests)
+                .values(token=token, ranges=json.dumps(ranges), applied=False)
+                .returning(manifests.c.number)
             )
-            number = result.inserted_primary_key[0]
+        assert number is not None
         return Manifest(number, token, tuple(ranges))
 
     async def applied(self, manifest: Manifest) -> None:
@@ -128,7 +130,9 @@ class SqlMarks:
                 .order_by(manifests.c.number)
             )
             return [
-                Manifest(row.number, row.token, tuple(Range(*part) for part in json.loads(row.ranges)))
+                Manifest(
+                    row.number, row.token, tuple(Range(*part) for part in json.loads(row.ranges))
+                )
                 for row in rows
             ]
 

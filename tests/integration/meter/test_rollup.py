@@ -1,0 +1,346 @@
+"""The rollup on real stores: exact totals, whatever happens between two steps."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import TYPE_CHECKING
+
+import pytest
+
+from meter.adapters.clickhouse.warehouse import ClickHouseWarehouse
+from meter.audit import BucketCounters
+from meter.core.keys import outbox
+from meter.core.records import Body, Effects, RecordType, encode_body, encode_effects
+from meter.core.sequence import Entry, Position
+from meter.errors import FencedError, RollupBehindError
+from meter.metrics import STAGES
+from meter.ports.log import Batch
+from meter.ports.warehouse import Counter
+from meter.rollup import Options
+from tests.fixtures.meter import NOW, eventually
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tests.fixtures.meter import Stand
+
+
+class Crash(BaseException):
+    """Stands for `kill -9`: no handler runs on it."""
+
+
+def crash_at(step: str, times: int = 1) -> Callable[[str], None]:
+    """Steps that crash before the n-th time of `step`."""
+    left = [times]
+
+    def steps(name: str) -> None:
+        if name == step:
+            left[0] -= 1
+            if not left[0]:
+                raise Crash
+
+    return steps
+
+
+async def state(meter: Stand, bucket: int, used: int, place: Position) -> BucketCounters:
+    """The counters as Redis would show them."""
+    return BucketCounters(bucket, place, {Counter(7, 1000): (used, 0), Counter(8, 0): (used, 0)})
+
+
+async def test_each_record_counts_once_and_is_trimmed(meter: Stand) -> None:
+    for bucket in (0, 1):
+        await meter.outbox.open(bucket, 1)
+    places = [await meter.outbox.use(number % 2, number) for number in range(1, 101)]
+    rollup = await meter.drain()
+    assert await meter.total() == 5050
+    assert rollup.progress.marks == {0: places[-1], 1: places[-2]}
+    assert await meter.source.backlog() == {0: 0, 1: 0}
+    found = await meter.audit().compare(
+        [await state(meter, 0, 2550, places[-1]), await state(meter, 1, 2500, places[-2])]
+    )
+    assert (found.records, found.counters) == (102, 4)
+    assert (found.gaps, found.repeats, found.drift, found.rollup_difference) == ([], 0, [], 0)
+
+
+@pytest.mark.parametrize("step", STAGES)
+@pytest.mark.parametrize("again", [False, True], ids=["once", "again on the way back"])
+async def test_a_crash_before_any_step_changes_no_total(
+    meter: Stand, step: str, again: bool
+) -> None:
+    for bucket in (0, 1):
+        await meter.outbox.open(bucket, 1)
+    place = Position(0, 0)
+    for number in range(1, 41):
+        place = await meter.outbox.use(0, number)
+        await meter.outbox.use(1, 1)
+        if number == 20:
+            await meter.drain()
+    # Recovery itself has a commit; the crash is to come in the flush after it.
+    crash = crash_at(step, 2 if step == "commit" else 1)
+    with pytest.raises(Crash):
+        await meter.drain(meter.rollup(crash))
+    place = await meter.outbox.use(0, 1000)
+    if again:
+        with pytest.raises(Crash):
+            await meter.drain(meter.rollup(crash_at(step)))
+    await meter.drain()
+    await meter.drain()
+    assert await meter.total() == 820 + 40 + 1000
+    found = await meter.audit().compare([await state(meter, 0, 1820, place)])
+    assert (found.gaps, found.repeats, found.drift, found.rollup_difference) == ([], 0, [], 0)
+    assert found.records == 42
+
+
+async def test_a_token_noted_without_its_rows_does_not_lose_the_slice(meter: Stand) -> None:
+    await meter.outbox.open(0, 1)
+    await meter.outbox.use(0, 5)
+    with pytest.raises(Crash):
+        await meter.drain(meter.rollup(crash_at("applied")))
+    (manifest,) = await meter.marks.unapplied()
+    for table in ("usage", "ledger"):
+        rows = await meter.writer.rows(
+            "SELECT name FROM system.parts WHERE active AND database = currentDatabase()"
+            " AND table = {table:String}",
+            {"table": table},
+        )
+        assert len(rows) == 1, "one slice is one part"
+    await _forget_rows(meter)
+    assert await meter.total() == 0
+    await meter.drain()
+    assert await meter.total() == 5
+    assert (await meter.marks.unapplied()) == []
+    assert manifest.ranges
+
+
+async def _forget_rows(meter: Stand) -> None:
+    """Leave the tokens and take the rows, as a kill between the two would."""
+    for table in ("usage", "ledger"):
+        await meter.writer.command(
+            f"ALTER TABLE {table} DELETE WHERE 1 SETTINGS mutations_sync = 2"
+        )
+
+
+async def test_a_paused_process_that_was_replaced_changes_nothing(meter: Stand) -> None:
+    await meter.outbox.open(0, 1)
+    zombie = meter.rollup()
+    await zombie.recover()
+    await meter.outbox.use(0, 5)
+    batch = await meter.source.read({0: Position(0, -1), 1: Position(0, -1)}, 100, 1)
+    part = zombie._accept(batch)
+    await meter.drain()
+    with pytest.raises(FencedError):
+        await zombie._write(part)
+    await meter.drain()
+    assert await meter.total() == 5
+
+
+async def test_two_processes_that_run_one_manifest_add_it_once(meter: Stand) -> None:
+    await meter.outbox.open(0, 1)
+    await meter.outbox.use(0, 5)
+    with pytest.raises(Crash):
+        await meter.drain(meter.rollup(crash_at("usage")))
+    (manifest,) = await meter.marks.unapplied()
+    two = [ClickHouseWarehouse(client) for client in (meter.writer, meter.second)]
+    await asyncio.gather(*(warehouse.add_usage(manifest) for warehouse in two * 2))
+    await asyncio.gather(*(warehouse.add_ledger(manifest) for warehouse in two * 2))
+    await meter.drain()
+    assert await meter.total() == 5
+
+
+async def test_a_new_generation_continues_the_bucket(meter: Stand) -> None:
+    await meter.outbox.open(0, 1)
+    last = await meter.outbox.use(0, 5)
+    await meter.outbox.open(0, 4, previous=1, last=last.sequence)
+    place = await meter.outbox.use(0, 6, generation=4)
+    rollup = await meter.drain()
+    assert rollup.progress.marks[0] == place == Position(4, 1)
+    assert await meter.total() == 11
+    # The counters of an earlier moment, in the generation before: what came later is taken off.
+    found = await meter.audit().compare([await state(meter, 0, 5, last)])
+    assert (found.gaps, found.drift, found.records) == ([], [], 2)
+
+
+async def test_a_bucket_with_a_gap_is_held_and_named_while_others_go_on(meter: Stand) -> None:
+    for bucket in (0, 1):
+        await meter.outbox.open(bucket, 1)
+    await meter.outbox.use(0, 1)
+    lost = await meter.outbox.use(0, 10)
+    await meter.outbox.use(0, 100)
+    await meter.outbox.use(1, 1000)
+    await meter.outbox.redis.xdel(outbox(0), f"1-{lost.sequence}")
+    rollup = meter.rollup(options=Options(look_ahead=1, flush_interval=0.001, idle_wait=0.01))
+    running = asyncio.create_task(rollup.run())
+    await meter.outbox.use(0, 10_000)
+    await eventually(lambda: 0 in rollup.progress.held and rollup.progress.marks[1].sequence == 1)
+    rollup.stop()
+    await running
+    assert await meter.total() == 1001
+    found = await meter.audit().compare([await state(meter, 0, 1, Position(1, 4))])
+    assert (0, 1, 2, 3) in [gap[:4] for gap in found.gaps]
+    assert meter.metrics.registry.get_sample_value("meter_bucket_held", {"bucket": "0"}) == 1
+    assert (await meter.source.backlog())[0] == 2, "what lies beyond the gap stays in the outbox"
+
+
+async def test_a_generation_whose_end_was_not_seen_is_a_gap(meter: Stand) -> None:
+    await meter.outbox.open(0, 1)
+    await meter.outbox.use(0, 1)
+    await meter.drain()
+    await meter.outbox.open(0, 2, previous=1, last=5)
+    await meter.outbox.use(0, 1, generation=2)
+    rollup = meter.rollup(options=Options(look_ahead=1))
+    await meter.drain(rollup)
+    assert rollup.progress.held[0][:4] == (0, 1, 2, 6)
+    assert await meter.total() == 1
+
+
+def _doubles(*values: float) -> bytes:
+    return struct.pack(f"<{len(values)}d", *values)
+
+
+SOUND = encode_effects(Effects(RecordType.USAGE, NOW, granted=1, quantity=1))
+BODY = encode_body(Body("t", "acme", "acme", "f", "f"))
+
+
+@pytest.mark.parametrize(
+    ("body", "effects"),
+    [
+        (b"{not json", SOUND),
+        (b"", SOUND),
+        (b"\xff\x00\xfe", SOUND),
+        (b"[1, 2]", SOUND),
+        (encode_body(Body("", "acme", "acme", "f", "f")), SOUND),
+        (encode_body(Body("t", "acme", "acme", "f", "f", at=2**60)), SOUND),
+        (encode_body(Body("t", "acme", "acme", "f", "f", at=-5)), SOUND),
+        (BODY, b""),
+        (BODY, b"abc"),
+        (BODY, SOUND[:-1]),
+        (BODY, SOUND + _doubles(1.0)),
+        (BODY, _doubles(2, 1, NOW, 1, 0, 0, 1, 1, 0)),
+        (BODY, _doubles(1, 77, NOW, 1, 0, 0, 1, 1, 0)),
+        (BODY, _doubles(1, 1, NOW, float("nan"), 0, 0, 1, 1, 0)),
+        (BODY, _doubles(1, 1, float("inf"), 1, 0, 0, 1, 1, 0)),
+        (BODY, _doubles(1, 1, NOW, 1.5, 0, 0, 1, 1, 0)),
+        (BODY, _doubles(1, 1, NOW, 1e300, 0, 0, 1, 1, 0)),
+        (BODY, _doubles(1, 1, -5, 1, 0, 0, 1, 1, 0)),
+    ],
+)
+async def test_a_record_that_cannot_be_decoded_is_kept_for_review(
+    meter: Stand, body: bytes, effects: bytes
+) -> None:
+    await meter.outbox.open(0, 1)
+    await meter.outbox.use(0, 5)
+    bad = await meter.outbox.add(0, 1, body, effects)
+    place = await meter.outbox.use(0, 6)
+    await meter.drain()
+    assert await meter.total() == 11
+    rows = await meter.writer.rows(
+        "SELECT bucket, generation, seq, hex(body), length(effects) * 8 + length(rest)"
+        " FROM review FINAL"
+    )
+    assert [tuple(row) for row in rows] == [(0, 1, bad.sequence, body.hex().upper(), len(effects))]
+    assert meter.metrics.registry.get_sample_value("meter_records_for_review_total") == 1
+    found = await meter.audit().compare([await state(meter, 0, 11, place)])
+    assert (found.gaps, found.drift, found.rollup_difference, found.records) == ([], [], 0, 4)
+
+
+async def test_entries_with_foreign_fields_are_poison_too(meter: Stand) -> None:
+    await meter.outbox.open(0, 1)
+    await meter.outbox.redis.xadd(outbox(0), {"x": "y"}, id="1-*")
+    await meter.outbox.use(0, 6)
+    await meter.drain()
+    assert await meter.total() == 6
+    assert meter.metrics.registry.get_sample_value("meter_records_for_review_total") == 1
+
+
+class Repeating:
+    """A log that delivers every batch twice, as at-least-once logs may."""
+
+    def __init__(self, meter: Stand) -> None:
+        self._source = meter.source
+        self.assigned = meter.source.assigned
+        self.commit = meter.source.commit
+        self.backlog = meter.source.backlog
+
+    async def read(self, after: Mapping[int, Position], limit: int, timeout_ms: int) -> Batch:
+        batch = await self._source.read(after, limit, timeout_ms)
+        twice = {bucket: [*entries, *entries] for bucket, entries in batch.entries.items()}
+        return Batch(twice, batch.drained, batch.at_ms)
+
+
+async def test_repeats_are_dropped_and_counted_durably(meter: Stand) -> None:
+    await meter.outbox.open(0, 1)
+    for _ in range(4):
+        place = await meter.outbox.use(0, 5)
+    rollup = meter.rollup()
+    rollup._source = Repeating(meter)
+    await meter.drain(rollup)
+    assert await meter.total() == 20
+    await meter.drain()
+    found = await meter.audit().compare([await state(meter, 0, 20, place)])
+    assert found.repeats == 5
+    assert (found.gaps, found.drift, found.records) == ([], [], 5)
+    assert meter.metrics.registry.get_sample_value("meter_record_repeats_total") == 5
+
+
+async def test_late_records_of_an_old_generation_go_to_review(meter: Stand) -> None:
+    await meter.outbox.open(0, 1)
+    await meter.outbox.open(0, 2, previous=1, last=0)
+    rollup = await meter.drain()
+    late = Entry(1, 9, BODY, SOUND)
+    await rollup._write(rollup._accept(Batch({0: [late]}, frozenset(), NOW)))
+    rows = await meter.writer.rows("SELECT bucket, generation, seq, reason FROM review FINAL")
+    assert [tuple(row) for row in rows] == [(0, 1, 9, "late generation")]
+    assert await meter.total() == 0
+
+
+async def test_drift_is_named_with_both_sides(meter: Stand) -> None:
+    await meter.outbox.open(0, 1)
+    place = await meter.outbox.use(0, 5)
+    await meter.outbox.use(0, 6)
+    await meter.drain()
+    counters = {Counter(7, 1000): (5, 0), Counter(8, 0): (4, 1), Counter(99, 0): (0, 0)}
+    found = await meter.audit().compare([BucketCounters(0, place, counters)])
+    assert [tuple(part) for part in found.drift] == [(0, (8, 0), (4, 1), (5, 0))]
+    assert found.counters == 3
+
+
+async def test_an_audit_of_a_place_that_does_not_come_says_how_far_the_rollup_is(
+    meter: Stand,
+) -> None:
+    await meter.outbox.open(0, 1)
+    await meter.drain()
+    with pytest.raises(RollupBehindError, match="bucket 0 is at 1-0 of 1-7"):
+        await meter.audit(wait=0.05).compare([BucketCounters(0, Position(1, 7), {})])
+
+
+async def test_a_rollup_that_lost_a_slice_is_seen(meter: Stand) -> None:
+    await meter.outbox.open(0, 1)
+    place = await meter.outbox.use(0, 5)
+    await meter.drain()
+    await _forget_rows(meter)
+    found = await meter.audit().compare([await state(meter, 0, 5, place)])
+    assert found.rollup_difference == 5
+    assert len(found.drift) == 2
+
+
+async def test_records_missing_from_raw_are_seen(meter: Stand) -> None:
+    await meter.outbox.open(0, 1)
+    for _ in range(5):
+        place = await meter.outbox.use(0, 5)
+    await meter.drain()
+    await meter.writer.command(
+        "ALTER TABLE raw DELETE WHERE seq IN (2, 3) SETTINGS mutations_sync = 2"
+    )
+    found = await meter.audit().compare([await state(meter, 0, 25, place)])
+    assert [gap[:4] for gap in found.gaps] == [(0, 1, 2, 4)]
+
+
+async def test_a_million_times_the_largest_quantity_is_summed_exactly(meter: Stand) -> None:
+    await meter.outbox.open(0, 1)
+    most = 2**53 - 1
+    for _ in range(1030):
+        await meter.outbox.use(0, most)
+    await meter.drain()
+    rows = await meter.writer.rows("SELECT sum(quantity) FROM usage")
+    assert rows[0][0] == 1030 * most
