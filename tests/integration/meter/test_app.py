@@ -13,7 +13,8 @@ import pytest
 from meter.v1 import ledger_pb2, ledger_pb2_grpc, report_pb2, report_pb2_grpc
 from tests.fixtures.meter import Outbox
 from tests.fixtures.meter_process import MeterProcess, metadata
-from tests.fixtures.valkey import ValkeyProcess, free_port
+from tests.fixtures.valkey import ValkeyProcess
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
