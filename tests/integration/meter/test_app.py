@@ -125,8 +125,10 @@ async def test_it_waits_for_redis_and_goes_on_when_redis_comes_back(tmp_path: Pa
                 ledger_pb2.CompareRequest(buckets=[counters(0, place.sequence, 5)]),
                 metadata=metadata(),
             )
+            await outbox.redis.aclose()
             valkey.kill()
             valkey.start()
+            outbox = Outbox(valkey.url)
             place = await outbox.use(0, 6)
             second = await ledger.Compare(
                 ledger_pb2.CompareRequest(buckets=[counters(0, place.sequence, 11)]),
