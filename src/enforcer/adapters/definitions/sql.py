@@ -1,0 +1,304 @@
+"""The definitions in SQL: reading customers, callers and generations. Applying catalogs is in `apply`."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets as random
+import time
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import event, insert, select, text, update
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from enforcer.adapters.definitions import tables as t
+from enforcer.adapters.definitions.apply import Application
+from enforcer.catalog.model import EntitlementSpec
+from enforcer.core.model import Customer, Feature, Node
+from enforcer.errors import DefinitionsUnavailableError, MisconfiguredError
+from enforcer.ports.definitions import Applied, Caller
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from sqlalchemy import Connection
+
+    from enforcer.catalog.model import Catalog
+
+__all__ = ["ROLES", "SqlDefinitions"]
+
+ROLES = ("check", "admin")
+_LEASE_SECRET = "leases"  # noqa: S105 - the name of a secret
+
+
+def _engine(url: str) -> AsyncEngine:
+    try:
+        parsed = make_url(url)
+        engine = create_async_engine(parsed, pool_pre_ping=True)
+    except (ArgumentError, ImportError) as error:
+        raise MisconfiguredError(
+            "METERGATE_DATABASE_URL must be sqlite+aiosqlite:///path or postgresql+asyncpg://…"
+        ) from error
+    if parsed.get_backend_name() == "sqlite":
+        if parsed.database:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+
+        @event.listens_for(engine.sync_engine, "connect")
+        def durable(connection: Any, _: Any) -> None:
+            # Transactions are begun by hand: sqlite3 itself begins one only before the first write, so that what was
+            # read before would not belong to it.
+            connection.isolation_level = None
+            cursor = connection.cursor()
+            for pragma in (
+                "journal_mode=WAL",
+                "synchronous=FULL",
+                "busy_timeout=10000",
+                "foreign_keys=ON",
+            ):
+                cursor.execute(f"PRAGMA {pragma}")
+            cursor.close()
+
+        @event.listens_for(engine.sync_engine, "begin")
+        def begin(connection: Connection) -> None:
+            write = connection.get_execution_options().get("write")
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    return engine
+
+
+def _upgrade(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+class SqlDefinitions:
+    """Implements `enforcer.ports.definitions.Definitions` at `url`. Call `migrate` once before anything else.
+
+    `buckets` is the deployment's number of buckets: new accounts go to the one with the fewest.
+    """
+
+    def __init__(self, url: str, buckets: int) -> None:
+        self._engine = _engine(url)
+        self._postgres = self._engine.dialect.name == "postgresql"
+        self._buckets = buckets
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._engine.dispose()
+
+    @asynccontextmanager
+    async def _transaction(self, *, write: bool = False) -> AsyncIterator[AsyncConnection]:
+        """One consistent view of the database; writers one after the other."""
+        options: dict[str, Any] = {"write": write}
+        if self._postgres:
+            options["isolation_level"] = "READ COMMITTED" if write else "REPEATABLE READ"
+        try:
+            async with self._engine.connect() as connection:
+                await connection.execution_options(**options)
+                async with connection.begin():
+                    yield connection
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            raise DefinitionsUnavailableError(
+                f"the definitions' database does not answer: {type(error).__name__}"
+            ) from error
+
+    async def migrate(self) -> None:
+        """Bring the schema up to date. Safe to call from several processes: one does it, the others wait."""
+        async with self._transaction(write=True) as connection:
+            if self._postgres:
+                await connection.execute(text("SELECT pg_advisory_xact_lock(7268901)"))
+            await connection.run_sync(_upgrade)
+
+    # -- reading
+
+    async def resolve(self, tenant: str, customer: str) -> Customer | None:
+        async with self._transaction() as connection:
+            row = (
+                await connection.execute(
+                    select(t.nodes, t.accounts.c.bucket, t.accounts.c.epoch)
+                    .join(t.accounts, t.accounts.c.id == t.nodes.c.account_id)
+                    .where(t.nodes.c.tenant == tenant, t.nodes.c.key == customer)
+                )
+            ).first()
+            if row is None:
+                return None
+            path = [row]
+            while path[-1].parent_id is not None:
+                path.append(
+                    (
+                        await connection.execute(
+                            select(t.nodes).where(t.nodes.c.id == path[-1].parent_id)
+                        )
+                    ).one()
+                )
+            ids = [node.id for node in path]
+            found: dict[int, list[Any]] = {number: [] for number in ids}
+            for one in await connection.execute(
+                select(t.entitlements)
+                .where(t.entitlements.c.node_id.in_(ids))
+                .order_by(t.entitlements.c.id)
+            ):
+                spec = EntitlementSpec.from_json(one.key, one.feature, one.definition)
+                found[one.node_id].append(spec.numbered(one.id, one.grants))
+        return Customer(
+            tenant=tenant,
+            account_id=row.account_id,
+            account_key=path[-1].key,
+            bucket=row.bucket,
+            epoch=row.epoch,
+            path=tuple(
+                Node(node.id, node.key, node.suspended, tuple(found[node.id])) for node in path
+            ),
+        )
+
+    async def feature(self, tenant: str, key: str) -> Feature | None:
+        async with self._transaction() as connection:
+            row = (
+                await connection.execute(
+                    select(t.features).where(t.features.c.tenant == tenant, t.features.c.key == key)
+                )
+            ).first()
+            if row is None:
+                return None
+            product = row.definition.get("product")
+            releases = await connection.scalar(
+                select(t.products.c.releases).where(
+                    t.products.c.tenant == tenant, t.products.c.key == product
+                )
+            )
+        return Feature(row.id, key, key, releases or {})
+
+    async def caller(self, api_key: str) -> Caller | None:
+        digest = hashlib.sha256(api_key.encode()).digest()
+        async with self._transaction() as connection:
+            row = (
+                await connection.execute(
+                    select(t.api_keys).where(
+                        t.api_keys.c.digest == digest, t.api_keys.c.revoked_ms.is_(None)
+                    )
+                )
+            ).first()
+        return None if row is None else Caller(row.tenant, row.id, row.role)
+
+    async def descendants(self, tenant: str, customers: list[str]) -> list[str]:
+        below = (
+            select(t.nodes.c.id, t.nodes.c.key)
+            .where(t.nodes.c.tenant == tenant, t.nodes.c.key.in_(customers))
+            .cte("below", recursive=True)
+        )
+        below = below.union(
+            select(t.nodes.c.id, t.nodes.c.key).where(t.nodes.c.parent_id == below.c.id)
+        )
+        async with self._transaction() as connection:
+            keys = await connection.scalars(select(below.c.key).distinct())
+            return sorted(keys)
+
+    # -- what a deployment is given once
+
+    async def last_generation(self, bucket: int) -> int:
+        async with self._transaction() as connection:
+            last = await connection.scalar(
+                select(t.generations.c.last).where(t.generations.c.bucket == bucket)
+            )
+        return last or 0
+
+    async def next_generation(self, bucket: int, at_least: int) -> int:
+        for _ in range(100):
+            last = await self.last_generation(bucket)
+            given = max(last, at_least) + 1
+            try:
+                async with self._transaction(write=True) as connection:
+                    if not last:
+                        await connection.execute(
+                            insert(t.generations).values(bucket=bucket, last=given)
+                        )
+                        return given
+                    moved = await connection.execute(
+                        update(t.generations)
+                        .where(t.generations.c.bucket == bucket, t.generations.c.last == last)
+                        .values(last=given)
+                    )
+                    if moved.rowcount == 1:
+                        return given
+            except DefinitionsUnavailableError as error:
+                if not isinstance(error.__cause__, IntegrityError):
+                    raise
+            await asyncio.sleep(0.01)
+        raise DefinitionsUnavailableError("generations are being given out too fast")
+
+    async def lease_secret(self) -> bytes:
+        for _ in range(2):
+            async with self._transaction() as connection:
+                found = await connection.scalar(
+                    select(t.secrets.c.value).where(t.secrets.c.name == _LEASE_SECRET)
+                )
+            if found is not None:
+                return bytes(found)
+            try:
+                async with self._transaction(write=True) as connection:
+                    await connection.execute(
+                        insert(t.secrets).values(name=_LEASE_SECRET, value=random.token_bytes(32))
+                    )
+            except DefinitionsUnavailableError as error:
+                if not isinstance(error.__cause__, IntegrityError):
+                    raise
+        raise DefinitionsUnavailableError("the deployment's secret could not be made")
+
+    async def ensure_tenant(self, tenant: str, name: str = "") -> None:
+        """Make the tenant unless it is there."""
+        async with self._transaction(write=True) as connection:
+            known = await connection.scalar(
+                select(t.tenants.c.key).where(t.tenants.c.key == tenant)
+            )
+            if known is None:
+                await connection.execute(insert(t.tenants).values(key=tenant, name=name or tenant))
+
+    async def create_api_key(self, tenant: str, role: str) -> str:
+        """Make an API key of a role in `ROLES`. It is returned this once; only its digest is kept."""
+        if role not in ROLES:
+            raise MisconfiguredError(f"role must be one of {', '.join(ROLES)}, not {role!r}")
+        name = random.token_hex(4)
+        key = f"mg_{name}_{random.token_urlsafe(32)}"
+        async with self._transaction(write=True) as connection:
+            await connection.execute(
+                insert(t.api_keys).values(
+                    id=name,
+                    tenant=tenant,
+                    digest=hashlib.sha256(key.encode()).digest(),
+                    role=role,
+                    created_ms=_now_ms(),
+                )
+            )
+        return key
+
+    async def revoke_api_key(self, key_id: str) -> bool:
+        """End a key by its public id. False: there is none that is valid."""
+        async with self._transaction(write=True) as connection:
+            ended = await connection.execute(
+                update(t.api_keys)
+                .where(t.api_keys.c.id == key_id, t.api_keys.c.revoked_ms.is_(None))
+                .values(revoked_ms=_now_ms())
+            )
+        return bool(ended.rowcount)
+
+    # -- changing
+
+    async def apply(self, catalog: Catalog, *, actor: str, dry_run: bool = False) -> Applied:
+        async with self._transaction(write=True) as connection:
+            application = Application(connection, catalog, actor, self._buckets, _now_ms())
+            applied = await application.run()
+            if dry_run:
+                await connection.rollback()
+        return applied
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

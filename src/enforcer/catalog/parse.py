@@ -1,0 +1,205 @@
+"""From the text of a catalog file to what it declares; every issue is found, not only the first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from enforcer.catalog.model import (
+    MODELS,
+    AccountSpec,
+    Catalog,
+    EntitlementSpec,
+    FeatureSpec,
+    NodeSpec,
+    PlanSpec,
+    ProductSpec,
+    SubscriptionSpec,
+    Where,
+)
+from enforcer.catalog.read import Issue, Reader, load, refuse
+from enforcer.catalog.terms import read_terms
+from enforcer.core.model import ConcurrentTerms, CreditsTerms, LicenseType, Validity
+
+__all__ = ["AGGREGATIONS", "MOST_LEVELS", "parse"]
+
+AGGREGATIONS = ["sum", "count", "min", "max", "latest", "unique"]
+MOST_LEVELS = 8
+"""How deep an account's tree may be: every level is read by each check below it."""
+MOST_ENTITLEMENTS = 32
+"""Of one node and feature, grants and tiers counted: all of them are read by each check."""
+
+
+def parse(document: str, file_name: str) -> Catalog:
+    """Read a catalog file. Raise `CatalogInvalidError` with all its issues."""
+    issues: list[Issue] = []
+    top = Reader(load(document, file_name), "", 1, issues, file_name)
+    if top.integer("version") != 1:
+        top.issue("version", "must be 1")
+    catalog = Catalog(
+        file_name=file_name,
+        tenant=top.key("tenant", ""),
+        prune=top.flag("prune"),
+        products=tuple(_product(at) for at in top.children("products")),
+        features=tuple(_feature(at) for at in top.children("features")),
+        plans=tuple(_plan(at) for at in top.children("plans")),
+        accounts=tuple(_account(at) for at in top.children("accounts")),
+    )
+    top.finish()
+    _unique(catalog, top)
+    if issues:
+        raise refuse(issues)
+    return catalog
+
+
+def _product(at: Reader) -> ProductSpec:
+    releases: dict[str, int] = {}
+    below = at.child("releases")
+    if below is not None:
+        for version in list(below.names()):
+            if not isinstance(version, str):
+                below.value(version)
+                below.issue(str(version), 'versions are text: put them in quotes ("1.0")')
+                continue
+            moment = below.moment(version)
+            if moment is not None:
+                releases[version] = moment
+    product = ProductSpec(at.key("key"), releases)
+    at.finish()
+    return product
+
+
+def _feature(at: Reader) -> FeatureSpec:
+    feature = FeatureSpec(
+        at.key("key"),
+        at.key("product", ""),
+        at.choice("meter", AGGREGATIONS, "sum"),
+        at.text("unit", ""),
+        at.choice("on_outage", ["fail_closed", "fail_open"], "fail_closed"),
+    )
+    at.finish()
+    return feature
+
+
+def _plan(at: Reader) -> PlanSpec:
+    plan = PlanSpec(at.key("key"), _entitlements(at, "items", in_plan=True))
+    at.finish()
+    return plan
+
+
+def _license(at: Reader) -> LicenseType:
+    allowed = [one.value for one in LicenseType]
+    return LicenseType(at.choice("license", allowed, LicenseType.SUBSCRIPTION.value))
+
+
+def _validity(at: Reader, license_type: LicenseType, *, in_plan: bool) -> Validity:
+    start, end = at.moment("start"), at.moment("end")
+    if license_type is LicenseType.TRIAL and end is None and not in_plan:
+        at.issue("end", "is required for a trial")
+    if license_type is LicenseType.PERPETUAL and end is not None:
+        at.issue("end", "has no meaning for a perpetual licence; see maintenance_until")
+    if start is not None and end is not None and start >= end:
+        at.issue("end", "must be after start")
+    grace = at.duration("grace", 0, least=0, most=366 * 86_400_000)
+    if grace and end is None and not in_plan:
+        at.issue("grace", "needs an end")
+    return Validity(start, end, grace, at.moment("maintenance_until"))
+
+
+def _entitlements(at: Reader, name: str, *, in_plan: bool = False) -> tuple[EntitlementSpec, ...]:
+    found = [_entitlement(below, in_plan=in_plan) for below in at.children(name)]
+    for key, count in Counter(one.key for one in found).items():
+        if count > 1:
+            at.issue(name, f"has {key!r} {count} times; give each a `key` of its own")
+    for feature, count in _sizes(found).items():
+        if count > MOST_ENTITLEMENTS:
+            at.issue(name, f"has {count} limits of {feature!r}, at most {MOST_ENTITLEMENTS}")
+    modes = {
+        (one.feature, one.terms.mode) for one in found if isinstance(one.terms, ConcurrentTerms)
+    }
+    for feature, count in Counter(feature for feature, _ in modes).items():
+        if count > 1:
+            at.issue(name, f"has seats of {feature!r} in several modes; a feature has one")
+    return tuple(found)
+
+
+def _sizes(found: list[EntitlementSpec]) -> Counter[str]:
+    sizes: Counter[str] = Counter()
+    for one in found:
+        sizes[one.feature] += len(one.terms.grants) if isinstance(one.terms, CreditsTerms) else 1
+    return sizes
+
+
+def _entitlement(at: Reader, *, in_plan: bool) -> EntitlementSpec:
+    feature = at.key("feature")
+    model = at.choice("model", list(MODELS))
+    license_type = _license(at)
+    spec = EntitlementSpec(
+        key=at.key("key", f"{feature}/{model}".replace("/", ":")),
+        feature=feature,
+        terms=read_terms(at, model, in_plan=in_plan),
+        license_type=license_type,
+        validity=_validity(at, license_type, in_plan=in_plan),
+        fallback=at.flag("fallback"),
+        shadow=at.flag("shadow"),
+        priority=at.integer("priority", 0, most=1000),
+        where=Where(at.line_of("feature"), f"{at.path}.feature"),
+    )
+    at.finish()
+    return spec
+
+
+def _subscription(at: Reader) -> SubscriptionSpec:
+    license_type = _license(at)
+    plan = at.key("plan")
+    spec = SubscriptionSpec(
+        at.key("key", plan),
+        plan,
+        license_type,
+        _validity(at, license_type, in_plan=False),
+        Where(at.line_of("plan"), f"{at.path}.plan"),
+    )
+    at.finish()
+    return spec
+
+
+def _account(at: Reader) -> AccountSpec:
+    nodes: list[NodeSpec] = []
+    _node(at, "", 1, nodes)
+    return AccountSpec(nodes[0].key, tuple(nodes))
+
+
+def _node(at: Reader, parent: str, level: int, nodes: list[NodeSpec]) -> None:
+    """A node and all below it, itself first."""
+    if level > MOST_LEVELS:
+        at.issue("", f"is on level {level} of its account; at most {MOST_LEVELS} are possible")
+        at.take_all()
+        return
+    key = at.key("key")
+    nodes.append(
+        NodeSpec(
+            key,
+            at.text("name", key),
+            parent,
+            at.flag("suspended"),
+            _entitlements(at, "entitlements"),
+            tuple(_subscription(below) for below in at.children("subscriptions")),
+            Where(at.line_of("key"), f"{at.path}.key" if at.path else "key"),
+        )
+    )
+    for below in at.children("nodes"):
+        _node(below, key, level + 1, nodes)
+    at.finish()
+
+
+def _unique(catalog: Catalog, top: Reader) -> None:
+    groups: list[tuple[str, list[Any]]] = [
+        ("products", [one.key for one in catalog.products]),
+        ("features", [one.key for one in catalog.features]),
+        ("plans", [one.key for one in catalog.plans]),
+        ("accounts", [node.key for account in catalog.accounts for node in account.nodes]),
+    ]
+    for name, keys in groups:
+        for key, count in Counter(keys).items():
+            if count > 1 and key:
+                top.issue(name, f"names {key!r} {count} times; keys are unique in a tenant")

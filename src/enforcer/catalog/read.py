@@ -1,0 +1,314 @@
+"""Reading YAML with the place of everything: values of the right type, or an issue that says what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from datetime import UTC, date, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from enforcer.core.model import MAX_QUANTITY
+from enforcer.errors import CatalogInvalidError
+
+__all__ = ["Issue", "Reader", "load", "refuse"]
+
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:+-]{0,127}")
+_DURATION = re.compile(r"(\d+)\s*(ms|s|m|h|d|w)")
+_UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+_LATEST = 253_402_300_800_000
+
+
+class Issue(NamedTuple):
+    """Something wrong in a catalog file; `line` from 1."""
+
+    file: str
+    line: int
+    field: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.field}: {self.message}"
+
+
+def refuse(issues: list[Issue]) -> CatalogInvalidError:
+    """The error that lists all issues in the order of the file."""
+    ordered = sorted(issues, key=lambda issue: (issue.line, issue.field))
+    first = ordered[0]
+    return CatalogInvalidError(
+        "\n".join(str(issue) for issue in ordered),
+        file=first.file,
+        line=str(first.line),
+        field=first.field,
+        issues=str(len(ordered)),
+    )
+
+
+def load(document: str, file_name: str) -> Any:
+    """The document with line numbers. Raise `CatalogInvalidError` if it is no YAML."""
+    yaml = YAML(typ="rt")
+    yaml.allow_duplicate_keys = False
+    try:
+        return yaml.load(document)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = 1 if mark is None else mark.line + 1
+        raise refuse([Issue(file_name, line, "-", _first_line(error))]) from error
+    except (YAMLError, ValueError, TypeError, RecursionError, KeyError, AttributeError) as error:
+        raise refuse([Issue(file_name, 1, "-", f"not YAML: {_first_line(error)}")]) from error
+
+
+def _first_line(error: Exception) -> str:
+    text = getattr(error, "problem", None) or str(error) or type(error).__name__
+    return str(text).strip().splitlines()[0]
+
+
+class Reader:
+    """A mapping of the document. Every `take_…` marks its field as known; `finish` reports all that are not."""
+
+    def __init__(self, value: Any, path: str, line: int, issues: list[Issue], file: str) -> None:
+        self.path, self.line, self.issues, self.file = path, line, issues, file
+        self._known: list[str] = []
+        if not isinstance(value, CommentedMap):
+            self.issue("", f"is {_kind(value)}, must be a mapping")
+            value = CommentedMap()
+        self._map: CommentedMap = value
+
+    def issue(self, name: str, message: str) -> None:
+        """Note what is wrong with a field (or with the mapping itself)."""
+        where = self.path if not name else f"{self.path}.{name}" if self.path else name
+        self.issues.append(Issue(self.file, self.line_of(name), where or "-", message))
+
+    def line_of(self, name: str) -> int:
+        """Where a field stands; where the mapping begins if it has none."""
+        try:
+            return int(self._map.lc.key(name)[0]) + 1
+        except (KeyError, AttributeError, TypeError):
+            return self.line
+
+    def _raw(self, name: str) -> Any:
+        self._known.append(name)
+        return self._map.get(name)
+
+    def has(self, name: str) -> bool:
+        """Whether the field is there and not null."""
+        return self._map.get(name) is not None
+
+    def names(self) -> list[Any]:
+        """The fields that are there, for mappings whose fields are data."""
+        return list(self._map)
+
+    def take_all(self) -> None:
+        """Report no field of this mapping as unknown."""
+        self._known += [str(name) for name in self._map]
+
+    def finish(self) -> None:
+        """Report unknown fields, with the nearest known ones."""
+        for name in self._map:
+            if name in self._known:
+                continue
+            near = difflib.get_close_matches(str(name), self._known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(self._known)}"
+            self.issue(str(name), f"unknown field; {hint}")
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """Any text; required without a default."""
+        value = self._raw(name)
+        if value is None:
+            if default is None:
+                self.issue(name, "is required")
+            return default or ""
+        if not isinstance(value, str):
+            self.issue(name, f"is {_kind(value)}, must be text (put it in quotes)")
+            return default or ""
+        return str(value)
+
+    def key(self, name: str, default: str | None = None) -> str:
+        """A name for machines: letters, digits and . _ @ : + -, at most 128."""
+        value = self.text(name, default)
+        if value and not _KEY.fullmatch(value):
+            self.issue(
+                name, f"{value!r} is no key: 1 to 128 letters, digits or . _ @ : + -, no spaces"
+            )
+        return value
+
+    def choice(self, name: str, allowed: list[str], default: str | None = None) -> str:
+        """One of a few words."""
+        value = self.text(name, default)
+        if value not in allowed and (value or default is not None):
+            self.issue(name, f"is {value!r}, must be one of {', '.join(allowed)}")
+        return value if value in allowed else (default or allowed[0])
+
+    def flag(self, name: str, *, default: bool = False) -> bool:
+        """True or false."""
+        value = self._raw(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            self.issue(name, f"is {_kind(value)}, must be true or false")
+            return default
+        return value
+
+    def integer(
+        self, name: str, default: int | None = None, least: int = 0, most: int = MAX_QUANTITY
+    ) -> int:
+        """An integer within bounds; required without a default."""
+        value = self._raw(name)
+        if value is None:
+            if default is None:
+                self.issue(name, "is required")
+            return default if default is not None else least
+        if isinstance(value, bool) or not isinstance(value, int):
+            self.issue(name, f"is {_kind(value)}, must be an integer from {least} to {most}")
+            return least
+        if not least <= value <= most:
+            self.issue(name, f"is {value}, must be from {least} to {most}")
+            return least
+        return int(value)
+
+    def decimal(self, name: str, default: Decimal | None = None) -> Decimal:
+        """A number without the errors of floats; at most nine decimals, not negative."""
+        value = self._raw(name)
+        if value is None:
+            if default is None:
+                self.issue(name, "is required")
+            return default if default is not None else Decimal()
+        number = _number(value)
+        if number is None:
+            self.issue(name, f"is {_kind(value)}, must be a number from 0 (in quotes to be exact)")
+            return Decimal()
+        exponent = number.as_tuple().exponent
+        if isinstance(exponent, int) and (exponent < -9 or number > 10**15):  # noqa: PLR2004 - see text
+            self.issue(name, f"is {number}, must have at most 9 decimals and be at most 10^15")
+            return Decimal()
+        return number
+
+    def duration(
+        self, name: str, default: int | None = None, least: int = 1, most: int = _LATEST
+    ) -> int:
+        """A length of time in ms, written like 30s, 5m, 24h, 14d."""
+        value = self._raw(name)
+        if value is None:
+            if default is None:
+                self.issue(name, "is required")
+            return default if default is not None else least
+        match = _DURATION.fullmatch(str(value)) if isinstance(value, str) else None
+        if match is None:
+            self.issue(name, f"is {_kind(value)}, must be a duration like 500ms, 30s, 5m, 24h, 14d")
+            return least
+        length = int(match[1]) * _UNITS[match[2]]
+        if not least <= length <= most:
+            self.issue(name, f"is {value}, must be from {least} ms to {most} ms")
+            return least
+        return length
+
+    def moment(self, name: str) -> int | None:
+        """A time in ms: a date (midnight UTC), or a time with its zone."""
+        value = self._raw(name)
+        if value is None:
+            return None
+        return self.as_moment(name, value)
+
+    def as_moment(self, name: str, value: Any) -> int | None:
+        """A value that was read already, as a time in ms."""
+        moment = _moment(value)
+        if moment is None:
+            self.issue(
+                name, "must be a date (2026-01-31) or a time with its zone (2026-01-31T12:00:00Z)"
+            )
+        return moment
+
+    def zone(self, name: str) -> str:
+        """An IANA zone."""
+        value = self.text(name, "UTC")
+        try:
+            ZoneInfo(value)
+        except (KeyError, ValueError, OSError):
+            self.issue(name, f"{value!r} is no time zone; write an IANA name like Europe/Berlin")
+            return "UTC"
+        return value
+
+    def value(self, name: str) -> Any:
+        """Whatever stands there."""
+        return self._raw(name)
+
+    def child(self, name: str) -> Reader | None:
+        """A mapping below, if there is one."""
+        value = self._raw(name)
+        if value is None:
+            return None
+        return Reader(value, self._below(name), self.line_of(name), self.issues, self.file)
+
+    def children(self, name: str) -> list[Reader]:
+        """The mappings of a list below."""
+        value = self._raw(name)
+        if value is None:
+            return []
+        if not isinstance(value, CommentedSeq):
+            self.issue(name, f"is {_kind(value)}, must be a list")
+            return []
+        return [
+            Reader(
+                item,
+                f"{self._below(name)}[{place}]",
+                int(value.lc.item(place)[0]) + 1,
+                self.issues,
+                self.file,
+            )
+            for place, item in enumerate(value)
+        ]
+
+    def _below(self, name: str) -> str:
+        return f"{self.path}.{name}" if self.path else name
+
+
+def _number(value: Any) -> Decimal | None:
+    """A finite number from 0; None if it is no such number."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = Decimal(str(value).replace("_", ""))
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() and number >= 0 else None
+
+
+def _moment(value: Any) -> int | None:
+    """A time in ms since 1970; None if it is no time, has no zone or is not between 1970 and 9999."""
+    try:
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value)
+        elif isinstance(value, datetime):
+            # ruamel turns a time with a zone into UTC and drops the zone.
+            value = datetime(*value.timetuple()[:6], value.microsecond, tzinfo=UTC)
+        elif isinstance(value, date):
+            value = datetime(value.year, value.month, value.day, tzinfo=UTC)
+        if not isinstance(value, datetime) or value.tzinfo is None:
+            return None
+        moment = int(value.timestamp() * 1000)
+    except (ValueError, OverflowError):
+        return None
+    return moment if 0 <= moment < _LATEST else None
+
+
+def _kind(value: Any) -> str:  # noqa: PLR0911 - one for each kind
+    match value:
+        case None:
+            return "empty"
+        case bool():
+            return str(value).lower()
+        case int() | float():
+            return str(value)
+        case str():
+            return repr(str(value))
+        case CommentedMap():
+            return "a mapping"
+        case CommentedSeq():
+            return "a list"
+        case _:
+            return type(value).__name__

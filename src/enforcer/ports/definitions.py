@@ -1,0 +1,85 @@
+"""The definitions: what is sold, to whom, on which terms. The only truth about them is a SQL database."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from enforcer.catalog.model import Catalog
+    from enforcer.core.model import Customer, Feature
+
+__all__ = ["Applied", "Caller", "Change", "Definitions", "Touched"]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls: the API key's tenant, its public id, and its role, `check` or `admin`."""
+
+    tenant: str
+    key_id: str
+    role: str
+
+
+class Change(NamedTuple):
+    """`action` is created, updated or removed; `kind` is feature, plan, account, node or entitlement."""
+
+    action: str
+    kind: str
+    key: str
+
+
+class Touched(NamedTuple):
+    """An account that a change concerns, and its new epoch, to be projected before the change is answered."""
+
+    account_id: int
+    bucket: int
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What applying a catalog did, or with `dry_run` would do."""
+
+    changes: tuple[Change, ...]
+    touched: tuple[Touched, ...]
+
+
+class Definitions(Protocol):
+    """All operations raise `DefinitionsUnavailableError` when the database does not answer."""
+
+    async def resolve(self, tenant: str, customer: str) -> Customer | None:
+        """A customer with all above it and the account's epoch, read in one transaction."""
+        ...
+
+    async def feature(self, tenant: str, key: str) -> Feature | None:
+        """A feature of the tenant."""
+        ...
+
+    async def caller(self, api_key: str) -> Caller | None:
+        """Who has this key; None if nobody has, or it was revoked."""
+        ...
+
+    async def descendants(self, tenant: str, customers: list[str]) -> list[str]:
+        """The keys of these nodes and of all below them, sorted. Unknown ones are left out."""
+        ...
+
+    async def apply(self, catalog: Catalog, *, actor: str, dry_run: bool = False) -> Applied:
+        """Make the definitions what a validated catalog declares, in one transaction.
+
+        Every account that is concerned gets the next epoch; one that is not keeps its own. Raise
+        `CatalogInvalidError` for what only the database can know (a key that another account has).
+        """
+        ...
+
+    async def next_generation(self, bucket: int, at_least: int) -> int:
+        """Allocate a bucket's generation: greater than every earlier one and than `at_least`."""
+        ...
+
+    async def last_generation(self, bucket: int) -> int:
+        """The greatest generation given out; 0 if the bucket was never opened."""
+        ...
+
+    async def lease_secret(self) -> bytes:
+        """The deployment's own key for signing leases and reservations, made once."""
+        ...
