@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Settled,
         TooMuch,
     )
+    from enforcer.errors import MetergateError
 
 __all__ = ["CounterStore"]
 
@@ -37,6 +38,12 @@ class CounterStore(Protocol):
         `BATCH_DENIED`. When one is stale, reused or failed, it says so and the others may say anything: nothing of
         the group was done.
         """
+        ...
+
+    async def decide_all(
+        self, groups: Sequence[Sequence[Ask]]
+    ) -> list[list[Answer] | MetergateError]:
+        """Decide groups that do not depend on each other, in their order; an error concerns its group alone."""
         ...
 
     async def commit(

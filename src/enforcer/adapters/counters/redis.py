@@ -227,6 +227,21 @@ class RedisCounters:
         self._schedule()
         return await waiting.future
 
+    async def decide_all(
+        self, groups: Sequence[Sequence[Ask]]
+    ) -> list[list[Answer] | MetergateError]:
+        loop, now = asyncio.get_running_loop(), time.monotonic()
+        waiting = [_Waiting(group, loop.create_future(), now) for group in groups]
+        self._queue += waiting
+        self._schedule()
+        found: list[list[Answer] | MetergateError] = []
+        for one in waiting:
+            try:
+                found.append(await one.future)
+            except MetergateError as error:
+                found.append(error)
+        return found
+
     def _schedule(self) -> None:
         if (
             self._queue

@@ -1,0 +1,684 @@
+"""What products ask for: checks, reservations, leases, balances, and reports of usage from elsewhere."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from typing import TYPE_CHECKING
+
+from enforcer.core.commands import (
+    NO_KEY,
+    Ask,
+    Decision,
+    EpochStale,
+    Failed,
+    HoldGone,
+    KeyReused,
+    SeatAsk,
+    Settled,
+    SliceStale,
+    TooMuch,
+    idempotency,
+)
+from enforcer.core.compile import SEAT_MODES
+from enforcer.core.model import SeatMode
+from enforcer.core.program import Reason, Shape
+from enforcer.core.rules import Mode
+from enforcer.core.tokens import Token, read_token, sign_token
+from enforcer.errors import (
+    InternalError,
+    InvalidRequestError,
+    MetergateError,
+    NotFoundError,
+    NotPossibleError,
+    StoreUnavailableError,
+)
+from enforcer.gateway.programs import Name, Programs, gave_up
+from enforcer.gateway.replies import check_response, has_seats, limits_of, record_id, set_ms
+from enforcer.gateway.requests import (
+    dimensions_of,
+    key_of,
+    mode_of,
+    named,
+    quantity_of,
+    ttl_of,
+)
+from enforcer.v1 import enforcer_pb2 as pb
+from meter.core.records import Body, decode_body, encode_body
+from meter.v1 import usage_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from enforcer.core.commands import Answer, LeaseInfo
+    from enforcer.core.program import Program
+    from enforcer.ports.counters import CounterStore
+
+__all__ = ["Gateway"]
+
+MOST_ITEMS = 256
+MOST_EVENTS = 1_000
+LONGEST_HOLDER = 256
+SECOND = 1_000
+DAY = 86_400_000
+RESERVATION_TTL = 60_000
+LONGEST_LEASE = DAY
+SHORTEST_LEASE = 10_000
+MOST_LISTED = 1_000
+LATEST_EVENT = 5 * 60_000
+OLDEST_EVENT = DAY
+_CONSUMING = (Mode.ENFORCE, Mode.BEST_EFFORT, Mode.RECORD_ONLY)
+_ATOMIC_MODES = (Mode.ENFORCE, Mode.CHECK_ONLY, Mode.RECORD_ONLY)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class _Asked:
+    """One check on its way: what is asked under which name, and the ask for the program of the moment."""
+
+    __slots__ = (
+        "body",
+        "key",
+        "mode",
+        "name",
+        "op",
+        "parameters",
+        "quantity",
+        "reservation",
+        "seat",
+        "ttl_ms",
+    )
+
+    def __init__(self, name: Name, quantity: int, mode: Mode, key: str, body: Body) -> None:
+        self.name, self.quantity, self.mode, self.key, self.body = name, quantity, mode, key, body
+        self.op, self.parameters = "check", ""
+        self.reservation, self.ttl_ms, self.seat = "", 0, None
+
+    op: str
+    parameters: str
+    reservation: str
+    ttl_ms: int
+    seat: SeatAsk | None
+
+    def ask(self, program: Program) -> Ask:
+        key = self.key
+        if key:
+            feature_id = int(program.suffix.partition(":")[2])
+            named_by = idempotency(
+                program.account_id,
+                feature_id,
+                key,
+                self.op,
+                self.name.customer,
+                self.quantity,
+                self.mode.value,
+                self.parameters,
+            )
+        else:
+            named_by = NO_KEY
+        return Ask(
+            program,
+            self.quantity,
+            self.mode,
+            encode_body(self.body),
+            named_by,
+            self.reservation,
+            self.ttl_ms,
+            self.seat,
+        )
+
+
+class Gateway:
+    """Every operation takes the caller's tenant and a message, and gives a message or raises a `MetergateError`.
+
+    `observe(mode, reason)` is told of every decision. `secret` signs the tokens of leases and reservations.
+    """
+
+    def __init__(
+        self,
+        counters: CounterStore,
+        programs: Programs,
+        secret: bytes,
+        observe: Callable[[str, str], None] = lambda _mode, _reason: None,
+    ) -> None:
+        self._counters, self._programs, self._secret = counters, programs, secret
+        self._observe = observe
+
+    # -- checks
+
+    async def check(self, tenant: str, request: pb.CheckRequest) -> pb.CheckResponse:
+        """`EnforcerService.Check`."""
+        asked = self._asked(tenant, request)
+        program, decision = await self._decide_one(asked)
+        return check_response(program, decision, asked.quantity)
+
+    async def check_batch(
+        self, tenant: str, request: pb.CheckBatchRequest
+    ) -> pb.CheckBatchResponse:
+        """`EnforcerService.CheckBatch`."""
+        if not 0 < len(request.items) <= MOST_ITEMS:
+            raise InvalidRequestError(
+                "BAD_BATCH", f"a batch has 1 to {MOST_ITEMS} items, not {len(request.items)}"
+            )
+        if request.atomic:
+            return await self._atomic(tenant, request)
+        outcomes: list[tuple[Program, Decision, int] | MetergateError] = []
+        asked: list[_Asked | MetergateError] = []
+        for item in request.items:
+            try:
+                asked.append(self._asked(tenant, item))
+            except MetergateError as error:
+                asked.append(error)
+        outcomes = await self._decide_each(asked)
+        response = pb.CheckBatchResponse()
+        for outcome in outcomes:
+            if isinstance(outcome, MetergateError):
+                response.items.append(pb.CheckBatchItem(fault=_fault(outcome)))
+            else:
+                response.items.append(pb.CheckBatchItem(response=check_response(*outcome)))
+        return response
+
+    async def _atomic(self, tenant: str, request: pb.CheckBatchRequest) -> pb.CheckBatchResponse:
+        group = []
+        for place, item in enumerate(request.items):
+            try:
+                group.append(self._asked(tenant, item))
+            except MetergateError as error:
+                error.metadata["item"] = str(place)
+                raise
+        if len({one.mode for one in group}) > 1 or group[0].mode not in _ATOMIC_MODES:
+            raise InvalidRequestError(
+                "BAD_BATCH",
+                "the items of an atomic batch have one mode: ENFORCE, CHECK_ONLY or RECORD_ONLY",
+            )
+        programs, decisions = await self._decide(group)
+        response = pb.CheckBatchResponse()
+        for one, program, decision in zip(group, programs, decisions, strict=True):
+            response.items.append(
+                pb.CheckBatchItem(response=check_response(program, decision, one.quantity))
+            )
+        return response
+
+    def _asked(self, tenant: str, request: pb.CheckRequest) -> _Asked:
+        named(request.customer, request.feature)
+        quantity = quantity_of(request.quantity if request.HasField("quantity") else None)
+        return self._with_body(
+            Name(tenant, request.customer, request.feature, request.product_version),
+            quantity,
+            mode_of(request.mode),
+            key_of(request.idempotency_key),
+            request.dimensions,
+        )
+
+    @staticmethod
+    def _with_body(
+        name: Name, quantity: int, mode: Mode, key: str, dimensions: Mapping[str, str], at: int = 0
+    ) -> _Asked:
+        """The account and the meter follow when the program is there."""
+        attributes = dimensions_of(dimensions)
+        body = Body(
+            t=name.tenant,
+            a="",
+            c=name.customer,
+            f=name.feature,
+            m="",
+            q=quantity,
+            k=key,
+            d=attributes,
+            at=at,
+        )
+        asked = _Asked(name, quantity, mode, key, body)
+        if attributes or name.version or at:
+            asked.parameters = f"{attributes!r}{name.version}{at}"
+        return asked
+
+    async def _decide_one(self, asked: _Asked) -> tuple[Program, Decision]:
+        programs, decisions = await self._decide([asked])
+        return programs[0], decisions[0]
+
+    async def _programs_of(self, group: Sequence[_Asked]) -> tuple[list[Program], list[Ask]]:
+        """The programs of this moment, and what to ask with them."""
+        programs, asks = [], []
+        known = self._programs.known
+        for asked in group:
+            program = known(asked.name) or await self._programs.get(asked.name)
+            if not asked.body.m:
+                asked.body = _completed(asked.body, program)
+            _fit(asked, program)
+            programs.append(program)
+            asks.append(asked.ask(program))
+        if len(group) > 1 and len({program.account_id for program in programs}) > 1:
+            raise InvalidRequestError(
+                "BAD_BATCH", "the items of an atomic batch are of one account's tree"
+            )
+        return programs, asks
+
+    async def _decide(self, group: Sequence[_Asked]) -> tuple[list[Program], list[Decision]]:
+        """Decide a group; what the store finds stale is mended and asked again."""
+        stale: object = None
+        for _ in range(4 + len(group)):
+            programs, asks = await self._programs_of(group)
+            answers = await self._counters.decide(asks)
+            place = self._not_decided(answers)
+            if place is None:
+                decisions = [answer for answer in answers if isinstance(answer, Decision)]
+                for asked, decision in zip(group, decisions, strict=True):
+                    self._observe(asked.mode.name, decision.reason.name)
+                return programs, decisions
+            stale = await self._mend(group[place], answers[place])
+        raise gave_up(repr(stale))
+
+    async def _decide_each(
+        self, asked: list[_Asked | MetergateError]
+    ) -> list[tuple[Program, Decision, int] | MetergateError]:
+        """Decide independent checks, in their order; those that are stale are asked again by themselves."""
+        outcomes: list[tuple[Program, Decision, int] | MetergateError] = []
+        ready: list[tuple[int, _Asked, Program, Ask]] = []
+        for place, one in enumerate(asked):
+            if isinstance(one, MetergateError):
+                outcomes.append(one)
+                continue
+            outcomes.append(InternalError("not decided"))
+            try:
+                (program,), (ask,) = await self._programs_of([one])
+            except MetergateError as error:
+                outcomes[place] = error
+            else:
+                ready.append((place, one, program, ask))
+        replies = await self._counters.decide_all([[ask] for *_, ask in ready])
+        for (place, one, program, _), reply in zip(ready, replies, strict=True):
+            if isinstance(reply, MetergateError):
+                outcomes[place] = reply
+            elif isinstance(reply[0], Decision):
+                self._observe(one.mode.name, reply[0].reason.name)
+                outcomes[place] = program, reply[0], one.quantity
+            else:
+                try:
+                    await self._mend(one, reply[0])
+                    outcomes[place] = *(await self._decide_one(one)), one.quantity
+                except MetergateError as error:
+                    outcomes[place] = error
+        return outcomes
+
+    @staticmethod
+    def _not_decided(answers: Sequence[Answer]) -> int | None:
+        """The place of the answer that says why nothing was decided; None if all was."""
+        bystander = None
+        for place, answer in enumerate(answers):
+            if isinstance(answer, EpochStale | SliceStale | KeyReused):
+                return place
+            if isinstance(answer, Failed):
+                if not answer.what.startswith("not decided"):
+                    return place
+                bystander = place
+        return bystander
+
+    async def _mend(self, asked: _Asked, answer: Answer) -> Answer:
+        match answer:
+            case EpochStale() | SliceStale():
+                await self._programs.refresh(asked.name, answer)
+                return answer
+            case KeyReused():
+                raise InvalidRequestError(
+                    "IDEMPOTENCY_MISMATCH",
+                    f"idempotency key {asked.key!r} was used with other parameters",
+                    idempotency_key=asked.key,
+                )
+            case Failed(what="overflow"):
+                raise InvalidRequestError("QUANTITY_OVERFLOW", "a count would pass 2^53 - 1")
+            case Failed(what) if what.startswith(("OOM", "READONLY", "MISCONF", "NOREPLICAS")):
+                raise StoreUnavailableError(f"Redis refuses to write: {what}")
+            case Failed(what):
+                raise InternalError(f"the decision failed: {what}")
+            case _:  # pragma: no cover - decisions never come here
+                raise AssertionError
+
+    # -- reservations
+
+    async def reserve(self, tenant: str, request: pb.ReserveRequest) -> pb.ReserveResponse:
+        """`EnforcerService.Reserve`."""
+        named(request.customer, request.feature)
+        mode = mode_of(request.mode)
+        if mode not in (Mode.ENFORCE, Mode.BEST_EFFORT):
+            raise InvalidRequestError(
+                "MODE_NOT_SUPPORTED", "a reservation is made in MODE_ENFORCE or MODE_BEST_EFFORT"
+            )
+        ttl_ms = ttl_of(
+            request.ttl if request.HasField("ttl") else None, RESERVATION_TTL, SECOND, DAY
+        )
+        asked = self._with_body(
+            Name(tenant, request.customer, request.feature, request.product_version),
+            quantity_of(request.quantity if request.HasField("quantity") else None),
+            mode,
+            key_of(request.idempotency_key),
+            request.dimensions,
+        )
+        asked.op, asked.ttl_ms, asked.reservation = "reserve", ttl_ms, secrets.token_hex(12)
+        asked.body = _with(asked.body, id=asked.reservation)
+        program, decision = await self._decide_one(asked)
+        response = pb.ReserveResponse(check=check_response(program, decision, asked.quantity))
+        if decision.granted:
+            response.reservation = self._token("reservation", decision.id, asked.name, program)
+            set_ms(response.expires_at, decision.expires)
+        return response
+
+    async def commit(self, tenant: str, request: pb.CommitRequest) -> pb.CommitResponse:
+        """`EnforcerService.Commit`."""
+        token = self._read(tenant, request.reservation, "reservation")
+        quantity = None
+        if request.HasField("quantity"):
+            quantity = quantity_of(request.quantity, least=0)
+        settled = self._settled(await self._counters.commit(token.bucket, token.id, quantity))
+        return pb.CommitResponse(
+            committed=settled.used,
+            released=settled.released,
+            record=record_id(token.bucket, settled.generation, settled.sequence),
+            replayed=settled.replayed,
+        )
+
+    async def release(self, tenant: str, request: pb.ReleaseRequest) -> pb.ReleaseResponse:
+        """`EnforcerService.Release`."""
+        token = self._read(tenant, request.reservation, "reservation")
+        settled = self._settled(await self._counters.release(token.bucket, token.id))
+        return pb.ReleaseResponse(
+            released=settled.released,
+            record=record_id(token.bucket, settled.generation, settled.sequence),
+            replayed=settled.replayed,
+        )
+
+    @staticmethod
+    def _settled(answer: Settled | HoldGone | TooMuch | KeyReused) -> Settled:
+        match answer:
+            case Settled():
+                return answer
+            case HoldGone():
+                raise NotFoundError(
+                    "RESERVATION_NOT_FOUND", "the reservation has expired or never was"
+                )
+            case KeyReused():
+                raise NotPossibleError(
+                    "RESERVATION_SETTLED", "the reservation was settled before, in another way"
+                )
+            case TooMuch(held):
+                raise InvalidRequestError(
+                    "COMMIT_EXCEEDS_RESERVATION",
+                    f"the reservation holds {held}: commit at most that, and record the rest with "
+                    "MODE_RECORD_ONLY",
+                    held=str(held),
+                )
+
+    # -- leases
+
+    async def acquire_lease(
+        self, tenant: str, request: pb.AcquireLeaseRequest
+    ) -> pb.AcquireLeaseResponse:
+        """`EnforcerService.AcquireLease`."""
+        named(request.customer, request.feature)
+        holder = request.holder
+        if len(holder.encode()) > LONGEST_HOLDER:
+            raise InvalidRequestError(
+                "HOLDER_REQUIRED", f"holder must have at most {LONGEST_HOLDER} bytes"
+            )
+        name = Name(tenant, request.customer, request.feature, request.product_version)
+        program = await self._programs.current(name)
+        if program.verdict is Reason.ALLOWED and not has_seats(program):
+            raise InvalidRequestError(
+                "MODE_NOT_SUPPORTED", f"{request.feature!r} has no seats: use Check"
+            )
+        mode = _seat_mode(program)
+        if mode != SEAT_MODES[SeatMode.FLOATING] and not holder:
+            who = "user" if mode == SEAT_MODES[SeatMode.NAMED] else "device fingerprint"
+            raise InvalidRequestError("HOLDER_REQUIRED", f"these seats need the {who} in holder")
+        ttl_ms = ttl_of(
+            request.ttl if request.HasField("ttl") else None,
+            program.lease_ttl_ms or RESERVATION_TTL,
+            SHORTEST_LEASE,
+            LONGEST_LEASE,
+        )
+        asked = self._with_body(
+            name, 1, Mode.ENFORCE, key_of(request.idempotency_key), request.dimensions
+        )
+        lease = secrets.token_hex(12)
+        asked.op, asked.parameters = "lease", f"{asked.parameters}{holder}"
+        asked.seat = SeatAsk(lease, holder, ttl_ms)
+        asked.body = _with(asked.body, id=lease, h=holder)
+        program, decision = await self._decide_one(asked)
+        response = pb.AcquireLeaseResponse(check=check_response(program, decision, 1))
+        if decision.granted:
+            response.lease.CopyFrom(
+                pb.Lease(
+                    token=self._token("lease", decision.id, name, program),
+                    customer=name.customer,
+                    feature=name.feature,
+                    holder=holder,
+                    id=decision.id,
+                )
+            )
+            set_ms(response.lease.started_at, decision.now)
+            set_ms(response.lease.expires_at, decision.expires)
+        return response
+
+    async def renew_lease(
+        self, tenant: str, request: pb.RenewLeaseRequest
+    ) -> pb.RenewLeaseResponse:
+        """`EnforcerService.RenewLease`."""
+        token = self._read(tenant, request.token, "lease")
+        name = Name(tenant, token.customer, token.feature)
+        stale: object = None
+        for _ in range(4):
+            program = await self._program_of_lease(name, token)
+            ttl_ms = ttl_of(
+                request.ttl if request.HasField("ttl") else None,
+                program.lease_ttl_ms or RESERVATION_TTL,
+                SHORTEST_LEASE,
+                LONGEST_LEASE,
+            )
+            renewed = await self._counters.renew(
+                token.bucket, token.id, ttl_ms, program.account_id, program.epoch
+            )
+            if renewed is None:
+                raise NotPossibleError("LEASE_EXPIRED", "the lease has ended: acquire a new one")
+            if isinstance(renewed, EpochStale):
+                stale = renewed
+                await self._programs.refresh(name, renewed)
+                continue
+            return pb.RenewLeaseResponse(lease=_lease(renewed, request.token))
+        raise gave_up(repr(stale))
+
+    async def _program_of_lease(self, name: Name, token: Token) -> Program:
+        """The program that a lease lives by; one that denies ends the lease."""
+        # Which product versions are covered was decided when the seat was taken.
+        program = await self._programs.any_version(name)
+        if program.verdict is not Reason.ALLOWED:
+            await self._counters.release_lease(token.bucket, token.id, unbind=False)
+            raise NotPossibleError(
+                "LEASE_REVOKED",
+                f"{name.customer!r} may not use {name.feature!r} any more: {program.verdict.name}",
+                because=program.verdict.name,
+            )
+        return program
+
+    async def release_lease(
+        self, tenant: str, request: pb.ReleaseLeaseRequest
+    ) -> pb.ReleaseLeaseResponse:
+        """`EnforcerService.ReleaseLease`."""
+        token = self._read(tenant, request.token, "lease")
+        ended = await self._counters.release_lease(token.bucket, token.id, unbind=request.unbind)
+        if ended is None:
+            return pb.ReleaseLeaseResponse(released=False)
+        return pb.ReleaseLeaseResponse(released=True, record=record_id(token.bucket, *ended))
+
+    async def list_leases(
+        self, tenant: str, request: pb.ListLeasesRequest
+    ) -> pb.ListLeasesResponse:
+        """`EnforcerService.ListLeases`."""
+        named(request.customer, request.feature)
+        most = request.page_size or 100
+        if not 0 < most <= MOST_LISTED:
+            raise InvalidRequestError(
+                "BAD_PAGE", f"page_size is {most}, must be from 1 to {MOST_LISTED}"
+            )
+        after = _read_page(request.page_token)
+        program = await self._programs.any_version(Name(tenant, request.customer, request.feature))
+        found = await self._counters.leases(program.bucket, program.suffix, after, most)
+        response = pb.ListLeasesResponse(leases=[_lease(one, "") for one in found])
+        if len(found) == most:
+            last = found[-1]
+            page = urlsafe_b64encode(f"{last.expires}:{last.id}".encode())
+            response.next_page_token = page.decode()
+        return response
+
+    # -- balances and reports
+
+    async def get_balance(
+        self, tenant: str, request: pb.GetBalanceRequest
+    ) -> pb.GetBalanceResponse:
+        """`EnforcerService.GetBalance`."""
+        named(request.customer, request.feature)
+        name = Name(tenant, request.customer, request.feature, request.product_version)
+        asked = self._with_body(name, 1, Mode.PEEK, "", {})
+        program, decision = await self._decide_one(asked)
+        return pb.GetBalanceResponse(
+            allowed=decision.granted > 0,
+            reason=decision.reason.value,  # type: ignore[arg-type]  # the numbers of the enum
+            limits=limits_of(program, decision.entries),
+            config_value=program.config,
+            grace=program.grace,
+        )
+
+    async def report(
+        self, tenant: str, request: usage_pb2.ReportRequest
+    ) -> usage_pb2.ReportResponse:
+        """`UsageService.Report`."""
+        if not 0 < len(request.events) <= MOST_EVENTS:
+            raise InvalidRequestError(
+                "BAD_BATCH", f"a report has 1 to {MOST_EVENTS} events, not {len(request.events)}"
+            )
+        asked: list[_Asked | MetergateError] = []
+        for event in request.events:
+            try:
+                asked.append(self._reported(tenant, event))
+            except MetergateError as error:
+                asked.append(error)
+        response = usage_pb2.ReportResponse()
+        for outcome in await self._decide_each(asked):
+            response.outcomes.append(_event_outcome(outcome))
+        return response
+
+    def _reported(self, tenant: str, event: usage_pb2.UsageEvent) -> _Asked:
+        named(event.customer, event.feature)
+        if not event.idempotency_key:
+            raise InvalidRequestError(
+                "BAD_IDEMPOTENCY_KEY", "an event needs an idempotency_key to be counted once"
+            )
+        at = 0
+        if event.HasField("occurred_at"):
+            at, now = event.occurred_at.ToMilliseconds(), _now_ms()
+            if not now - OLDEST_EVENT <= at <= now + LATEST_EVENT:
+                raise InvalidRequestError(
+                    "BAD_TIME",
+                    "occurred_at must be at most 24 h ago and at most 5 min ahead",
+                )
+        return self._with_body(
+            Name(tenant, event.customer, event.feature),
+            quantity_of(event.quantity if event.HasField("quantity") else None),
+            Mode.RECORD_ONLY,
+            key_of(event.idempotency_key),
+            event.dimensions,
+            at,
+        )
+
+    # -- tokens
+
+    def _token(self, kind: str, number: str, name: Name, program: Program) -> str:
+        token = Token(kind, name.tenant, program.bucket, number, name.customer, name.feature)
+        return sign_token(self._secret, token)
+
+    def _read(self, tenant: str, text: str, kind: str) -> Token:
+        token = read_token(self._secret, text, kind)
+        if token is None or token.tenant != tenant:
+            raise InvalidRequestError("BAD_TOKEN", f"this is no {kind} token of this tenant")
+        return token
+
+
+def _completed(body: Body, program: Program) -> Body:
+    return _with(body, a=program.account_key, m=program.meter)
+
+
+def _with(body: Body, **fields: str) -> Body:
+    values = {name: getattr(body, name) for name in body.__struct_fields__}
+    return Body(**{**values, **fields})
+
+
+def _fit(asked: _Asked, program: Program) -> None:
+    """Refuse a mode that has no meaning for the feature: see docs/modes.md."""
+    if asked.op == "lease" or asked.mode is Mode.PEEK or asked.mode is Mode.CHECK_ONLY:
+        return
+    if program.lease_ttl_ms:
+        raise InvalidRequestError(
+            "MODE_NOT_SUPPORTED",
+            f"{asked.name.feature!r} has seats: take one with AcquireLease; "
+            "MODE_CHECK_ONLY tells whether one is free",
+        )
+    if (
+        asked.mode is Mode.RECORD_ONLY
+        and not program.countable
+        and program.verdict is not Reason.NOT_ENTITLED
+    ):
+        raise InvalidRequestError(
+            "MODE_NOT_SUPPORTED", f"{asked.name.feature!r} has no quantity to record past a limit"
+        )
+
+
+def _seat_mode(program: Program) -> int:
+    for view in program.views:
+        if view.shape is Shape.SEATS:
+            return int(view.extra[0])
+    return SEAT_MODES[SeatMode.FLOATING]
+
+
+def _lease(info: LeaseInfo, token: str) -> pb.Lease:
+    body = decode_body(info.body)
+    lease = pb.Lease(token=token, customer=body.c, feature=body.f, holder=info.holder, id=info.id)
+    set_ms(lease.started_at, info.started)
+    set_ms(lease.expires_at, info.expires)
+    return lease
+
+
+def _read_page(token: str) -> tuple[int, str]:
+    if not token:
+        return 0, ""
+    try:
+        expires, _, name = urlsafe_b64decode(token.encode()).decode().partition(":")
+        return int(expires), name
+    except ValueError as error:
+        raise InvalidRequestError("BAD_PAGE", "this is no page token of this list") from error
+
+
+def _fault(error: MetergateError) -> pb.CheckFault:
+    return pb.CheckFault(code=error.code.value, reason=error.reason, message=error.message)
+
+
+def _event_outcome(
+    outcome: tuple[Program, Decision, int] | MetergateError,
+) -> usage_pb2.EventOutcome:
+    if isinstance(outcome, MetergateError):
+        return usage_pb2.EventOutcome(
+            code=outcome.code.value, reason=outcome.reason, message=outcome.message
+        )
+    _, decision, _ = outcome
+    if not decision.granted:
+        return usage_pb2.EventOutcome(
+            code=9, reason=decision.reason.name, message="the customer may not use this feature"
+        )
+    return usage_pb2.EventOutcome(
+        accepted=True,
+        replayed=decision.replayed,
+        overage=decision.overage,
+        bucket=decision.bucket,
+        generation=decision.generation,
+        sequence=decision.sequence,
+    )

@@ -1,0 +1,155 @@
+"""Compiled programs by who asks for what: on the hot path a dictionary lookup, and never a database call."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from enforcer.core.commands import SliceStale
+from enforcer.core.compile import compile_program
+from enforcer.errors import InternalError, InvalidRequestError, NotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from enforcer.core.commands import EpochStale
+    from enforcer.core.model import Customer, Feature
+    from enforcer.core.program import Program
+    from enforcer.ports.counters import CounterStore
+    from enforcer.ports.definitions import Definitions
+
+__all__ = ["Name", "Programs"]
+
+
+class Name(NamedTuple):
+    """Who asks for what: tenant, customer, feature, and the product version if one was named."""
+
+    tenant: str
+    customer: str
+    feature: str
+    version: str = ""
+
+
+class Programs:
+    """A bounded cache of programs and of the snapshots that they were compiled from.
+
+    A program is good until the store says otherwise: it compares the epoch and the slice of every check with its own
+    (`refresh`). What is unknown is not remembered: a customer that was just declared is found.
+    """
+
+    def __init__(
+        self,
+        definitions: Definitions,
+        counters: CounterStore,
+        size: int = 100_000,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._definitions, self._counters = definitions, counters
+        self._size, self._now_ms = size, now_ms
+        self._programs: dict[Name, Program] = {}
+        self._customers: dict[tuple[str, str], Customer] = {}
+        self._features: dict[tuple[str, str], tuple[int, Feature]] = {}
+        self._loading: dict[tuple[str, str], asyncio.Task[Customer]] = {}
+        self.known = self._programs.get
+
+    async def get(self, name: Name) -> Program:
+        """The program, from the cache or made now. Raise what is wrong with the name."""
+        return self._programs.get(name) or await self._make(name, self._now_ms())
+
+    async def current(self, name: Name) -> Program:
+        """The program of this moment by the local clock, for operations that the store does not hold against a slice."""
+        program, now = await self.get(name), self._now_ms()
+        if program.start <= now < (program.end or now + 1):
+            return program
+        return await self._make(name, now)
+
+    async def any_version(self, name: Name) -> Program:
+        """A program for what does not depend on the product version that asks."""
+        try:
+            return await self.current(name)
+        except InvalidRequestError as error:
+            if error.reason != "PRODUCT_VERSION_REQUIRED":
+                raise
+        customer = self._customers.get(name[:2]) or await self._load(name.tenant, name.customer)
+        feature = await self._feature(name, customer)
+        return compile_program(customer, feature, self._now_ms(), released_ms=0)[0]
+
+    async def refresh(self, name: Name, stale: EpochStale | SliceStale) -> None:
+        """Mend what the store refused."""
+        program = self._programs.get(name)
+        if isinstance(stale, SliceStale):
+            await self._make(name, stale.now)
+        elif program is None or stale.stored > program.epoch:
+            await self._load(name.tenant, name.customer)
+            await self._make(name, self._now_ms())
+        else:
+            await self._counters.project(program.bucket, program.account_id, program.epoch)
+
+    async def _make(self, name: Name, at: int) -> Program:
+        customer = self._customers.get(name[:2]) or await self._load(name.tenant, name.customer)
+        feature = await self._feature(name, customer)
+        released = None
+        if name.version:
+            released = feature.releases.get(name.version)
+            if released is None:
+                known = ", ".join(sorted(feature.releases)) or "none"
+                raise InvalidRequestError(
+                    "UNKNOWN_VERSION",
+                    f"product version {name.version!r} of {name.feature!r} is not in the catalog; known: {known}",
+                    feature=name.feature,
+                )
+        program, version_matters = compile_program(customer, feature, at, released)
+        if version_matters and not name.version:
+            raise InvalidRequestError(
+                "PRODUCT_VERSION_REQUIRED",
+                f"{name.feature!r} is covered for some versions only: send product_version",
+                feature=name.feature,
+            )
+        if len(self._programs) >= self._size:
+            for old in list(self._programs)[: self._size // 4]:
+                del self._programs[old]
+        self._programs[name] = program
+        return program
+
+    async def _feature(self, name: Name, customer: Customer) -> Feature:
+        """A change of a feature raises the epochs of its customers: one read with an older epoch is read again."""
+        key = name.tenant, name.feature
+        known = self._features.get(key)
+        if known is not None and known[0] >= customer.epoch:
+            return known[1]
+        feature = await self._definitions.feature(*key)
+        if feature is None:
+            raise NotFoundError(
+                "UNKNOWN_FEATURE", f"no feature {name.feature!r}", feature=name.feature
+            )
+        if len(self._features) >= self._size:
+            self._features.clear()
+        self._features[key] = customer.epoch, feature
+        return feature
+
+    async def _load(self, tenant: str, customer: str) -> Customer:
+        """Read a customer from the definitions; those who ask at the same time share one reading."""
+        key = tenant, customer
+        task = self._loading.get(key)
+        if task is None:
+            task = asyncio.create_task(self._read(tenant, customer))
+            self._loading[key] = task
+            task.add_done_callback(lambda _: self._loading.pop(key, None))
+        return await asyncio.shield(task)
+
+    async def _read(self, tenant: str, customer: str) -> Customer:
+        found = await self._definitions.resolve(tenant, customer)
+        if found is None:
+            self._customers.pop((tenant, customer), None)
+            raise NotFoundError("UNKNOWN_CUSTOMER", f"no customer {customer!r}", customer=customer)
+        if len(self._customers) >= self._size:
+            for old in list(self._customers)[: self._size // 4]:
+                del self._customers[old]
+        self._customers[tenant, customer] = found
+        return found
+
+
+def gave_up(what: str) -> InternalError:
+    """For loops that end: the store and the definitions do not come to agree."""
+    return InternalError(f"counters and definitions do not agree: {what}")

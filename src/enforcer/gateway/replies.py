@@ -1,0 +1,135 @@
+"""From decisions to the messages that clients read."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from enforcer.core.model import MAX_QUANTITY
+from enforcer.core.program import DENIED, SHADOW, Kind, Label, Reason, Shape
+from enforcer.v1 import enforcer_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    from enforcer.core.commands import Decision
+    from enforcer.core.program import Program
+    from enforcer.core.rules import Entry
+
+__all__ = ["check_response", "limits_of", "record_id", "set_ms"]
+
+
+def set_ms(stamp: Timestamp, moment: int) -> None:
+    """Set a timestamp from ms since 1970."""
+    stamp.seconds, rest = divmod(moment, 1000)
+    stamp.nanos = rest * 1_000_000
+
+
+def record_id(bucket: int, generation: int, sequence: int) -> pb.RecordId | None:
+    """None where no record was left."""
+    if sequence < 0:
+        return None
+    return pb.RecordId(bucket=bucket, generation=generation, sequence=sequence)
+
+
+def _label(program: Program, code: int) -> Label:
+    """How a limit is called; a replayed answer may name one that is not defined any more."""
+    return program.labels.get(code & ~0xF) or Label(id=f"#{code >> 16}", customer="")
+
+
+def limits_of(program: Program, entries: Iterable[Entry]) -> list[pb.Limit]:
+    """One message for each entry."""
+    limits = []
+    for code, limit, used, held, remaining, drawn, reset in entries:
+        label = _label(program, code)
+        message = pb.Limit(
+            kind=code >> 4 & 0xF,  # type: ignore[arg-type]  # the numbers of the enum
+            id=label.id,
+            customer=label.customer,
+            limit=limit,
+            used=used,
+            held=held,
+            remaining=remaining,
+            denied=bool(code & DENIED),
+            shadow=bool(code & SHADOW),
+            drawn=drawn,
+            unlimited=limit == MAX_QUANTITY,
+        )
+        if reset:
+            set_ms(message.resets_at, reset)
+        limits.append(message)
+    return limits
+
+
+def check_response(program: Program, decision: Decision, quantity: int) -> pb.CheckResponse:
+    """The whole answer to a check of `quantity`."""
+    reason = decision.reason
+    response = pb.CheckResponse(
+        allowed=decision.granted > 0,
+        granted=decision.granted,
+        reason=reason.value,  # type: ignore[arg-type]  # the numbers of the enum
+        limits=limits_of(program, decision.entries),
+        overage=decision.overage,
+        shadow=decision.shadow,
+        grace=program.grace,
+        replayed=decision.replayed,
+        config_value=program.config,
+        record=record_id(decision.bucket, decision.generation, decision.sequence),
+    )
+    _tell_tier(program, decision, response)
+    if decision.granted == 0:
+        wait = _wait(program, decision, quantity)
+        if wait is not None:
+            response.retry_after.FromMilliseconds(wait)
+    return response
+
+
+def _tell_tier(program: Program, decision: Decision, response: pb.CheckResponse) -> None:
+    """The tier that the last unit fell into; for a denial the last one that has been reached."""
+    for entry in decision.entries:
+        if entry.code >> 4 & 0xF != Kind.TIER or entry.code & SHADOW:
+            continue
+        label = _label(program, entry.code)
+        if entry.drawn or (not decision.granted and (entry.used or not response.tier)):
+            response.tier, response.notify = label.tier, label.notify and entry.drawn > 0
+
+
+def _wait(program: Program, decision: Decision, quantity: int) -> int | None:
+    """Ms until every limit that denied can take the quantity; None when waiting does not help."""
+    if decision.reason not in _WORTH_WAITING:
+        return None
+    waits = [
+        _one_wait(program, entry, quantity, decision.now)
+        for entry in decision.entries
+        if entry.code & DENIED and not entry.code & SHADOW
+    ]
+    known = [wait for wait in waits if wait is not None]
+    return max(known) if known and len(known) == len(waits) else min(known, default=None)
+
+
+_WORTH_WAITING = {
+    Reason.RATE_LIMITED,
+    Reason.QUOTA_EXCEEDED,
+    Reason.CAP_REACHED,
+    Reason.TIER_LIMIT_REACHED,
+    Reason.SPEND_CAP_REACHED,
+}
+
+
+def _one_wait(program: Program, entry: Entry, quantity: int, now: int) -> int | None:
+    refill = _label(program, entry.code).refill
+    if refill:
+        short = quantity - entry.remaining
+        if entry.code >> 4 & 0xF == Kind.RATE:
+            return math.ceil(short / refill) if quantity <= entry.limit else None
+        return math.ceil(1 / refill)
+    if not entry.reset or quantity > entry.limit:
+        return None
+    return max(entry.reset - now, 1)
+
+
+def has_seats(program: Program) -> bool:
+    """Whether leases are what this feature is used by."""
+    return program.lease_ttl_ms > 0 or any(view.shape is Shape.SEATS for view in program.views)
