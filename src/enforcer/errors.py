@@ -15,6 +15,7 @@ MetergateError
 ├── CountersLostError          a bucket's data are missing in Redis
 ├── MisconfiguredError         a setting is wrong: the process does not start
 │   └── StoreMisconfiguredError
+├── RelayedError               what the meter says is wrong
 └── InternalError              a bug
 
 A refused check is none of these: it is data (`CheckResponse.allowed`).
@@ -41,6 +42,7 @@ __all__ = [
     "NotFoundError",
     "NotPossibleError",
     "OutcomeUnknownError",
+    "RelayedError",
     "StoreMisconfiguredError",
     "StoreUnavailableError",
     "UnauthenticatedError",
@@ -58,10 +60,26 @@ class Code(IntEnum):
     NOT_FOUND = 5
     PERMISSION_DENIED = 7
     FAILED_PRECONDITION = 9
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
     INTERNAL = 13
     UNAVAILABLE = 14
     DATA_LOSS = 15
     UNAUTHENTICATED = 16
+
+
+_HTTP = {
+    Code.INVALID_ARGUMENT: 400,
+    Code.NOT_FOUND: 404,
+    Code.PERMISSION_DENIED: 403,
+    Code.FAILED_PRECONDITION: 409,
+    Code.OUT_OF_RANGE: 400,
+    Code.UNIMPLEMENTED: 501,
+    Code.INTERNAL: 500,
+    Code.UNAVAILABLE: 503,
+    Code.DATA_LOSS: 503,
+    Code.UNAUTHENTICATED: 401,
+}
 
 
 class MetergateError(Exception):
@@ -200,6 +218,16 @@ class MisconfiguredError(MetergateError):
 
 class StoreMisconfiguredError(MisconfiguredError):
     """The Redis server is set up so that it could lose counters."""
+
+
+class RelayedError(MetergateError):
+    """What the meter says is wrong, passed on as it is."""
+
+    def __init__(self, code: int, reason: str, message: str, metadata: dict[str, str]) -> None:
+        super().__init__(message, **metadata)
+        self.reason = reason
+        self.code = Code(code)  # type: ignore[misc]  # as the meter has it
+        self.http = _HTTP[self.code]  # type: ignore[misc]
 
 
 class InternalError(MetergateError):

@@ -255,3 +255,7 @@ class Catalog:
     features: tuple[FeatureSpec, ...]
     plans: tuple[PlanSpec, ...]
     accounts: tuple[AccountSpec, ...]
+
+    def of_tenant(self, tenant: str) -> Catalog:
+        """The same for the tenant of whoever applies it; a file need not name one."""
+        return replace(self, tenant=tenant)

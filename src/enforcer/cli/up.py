@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import grpc
 import typer
 
+from enforcer.adapters.definitions.sql import SqlDefinitions
 from enforcer.cli import leftovers
 from enforcer.cli.connection import CHANNEL_OPTIONS
 from enforcer.cli.exits import CommandError, Status
@@ -23,7 +24,7 @@ from enforcer.cli.options import (  # noqa: TC001 - typer reads annotations at r
     DataDirOption,
     JsonOption,
 )
-from enforcer.cli.parts import Plan, socket_folder
+from enforcer.cli.parts import BUCKETS, Plan, database_url, socket_folder
 from enforcer.cli.supervisor import PartFailedError, Supervisor
 from enforcer.cli.terminal import Terminal
 from enforcer.v1 import catalog_pb2
@@ -181,7 +182,17 @@ class _Gateway:
 
     async def _definitions(self) -> str:
         """Bring the definitions' database up to date; return the API key of the folder."""
-        raise NotImplementedError
+        definitions = SqlDefinitions(database_url(self._folder), int(BUCKETS))
+        try:
+            await definitions.migrate()
+            if self._folder.api_key.exists():
+                return self._folder.api_key.read_text(encoding="utf-8").strip()
+            await definitions.ensure_tenant(TENANT)
+            key = await definitions.create_api_key(TENANT, "admin")
+        finally:
+            await definitions.close()
+        self._folder.write_secret(self._folder.api_key, key)
+        return key
 
     async def _seed(self, key: str) -> None:
         """Apply the sample catalog; a start that is cut short before the mark does it again."""

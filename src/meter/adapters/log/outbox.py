@@ -37,7 +37,7 @@ class OutboxLog:
         self._buckets = frozenset(buckets)
         self._keys = {bucket: outbox(bucket).encode() for bucket in self._buckets}
         self._redis: aioredis.Redis = aioredis.Redis.from_url(
-            url, socket_connect_timeout=5, socket_keepalive=True, health_check_interval=0
+            url, socket_connect_timeout=5, health_check_interval=0
         )
         self._redis.set_response_callback("XREAD", _as_sent)  # type: ignore[arg-type]  # any callable
 
@@ -70,7 +70,7 @@ class OutboxLog:
                 if len(new) < count:
                     drained.add(bucket)
                     del places[bucket]
-        return Batch(entries, frozenset(drained), seconds * 1000 + micros // 1000)
+        return Batch(entries, frozenset(after), frozenset(drained), seconds * 1000 + micros // 1000)
 
     async def _xread(
         self, places: Mapping[int, Position], count: int, wait: int | None

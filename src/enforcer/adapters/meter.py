@@ -1,0 +1,75 @@
+"""The meter process over gRPC: chDB belongs to it alone, everybody else asks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import grpc
+import grpc.aio
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from grpc_status import rpc_status
+
+from enforcer.errors import InternalError, MetergateError, MeterUnavailableError, RelayedError
+from meter.v1 import ledger_pb2_grpc, report_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from meter.v1 import ledger_pb2, report_pb2
+
+__all__ = ["MeterClient"]
+
+_Answer = TypeVar("_Answer")
+
+SECONDS = 60.0
+"""A comparison waits for the rollup first."""
+_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+_OPTIONS = [
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", 64 << 20),
+]
+
+
+class MeterClient:
+    """Implements `enforcer.ports.usage.UsageReports` at `endpoint`, with the deployment's internal token."""
+
+    def __init__(self, endpoint: str, token: str) -> None:
+        self._channel = grpc.aio.insecure_channel(endpoint, options=_OPTIONS)
+        self._reports = report_pb2_grpc.ReportServiceStub(self._channel)
+        self._ledger = ledger_pb2_grpc.LedgerServiceStub(self._channel)
+        self._token = token
+
+    async def close(self) -> None:
+        """End the connection."""
+        await self._channel.close(None)
+
+    async def query(
+        self, tenant: str, request: report_pb2.QueryUsageRequest
+    ) -> report_pb2.QueryUsageResponse:
+        metadata = (("x-metergate-internal", self._token), ("x-metergate-tenant", tenant))
+        call = self._reports.QueryUsage(request, metadata=metadata, timeout=SECONDS)
+        return await _answered(call)
+
+    async def compare(self, request: ledger_pb2.CompareRequest) -> ledger_pb2.CompareResponse:
+        metadata = (("x-metergate-internal", self._token),)
+        call = self._ledger.Compare(request, metadata=metadata, timeout=SECONDS)
+        return await _answered(call)
+
+
+async def _answered(call: Awaitable[_Answer]) -> _Answer:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise _error(error) from error
+
+
+def _error(error: grpc.aio.AioRpcError) -> MetergateError:
+    if error.code() in _AWAY:
+        return MeterUnavailableError(f"the meter does not answer: {error.details()}")
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # has what is read from it
+    for detail in status.details if status else ():
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info):
+            number: int = error.code().value[0]
+            return RelayedError(number, info.reason, error.details() or "", dict(info.metadata))
+    return InternalError("the meter failed")

@@ -1,0 +1,191 @@
+"""The enforcer process: answers products. The only place where its parts are joined.
+
+Run it with `python -m enforcer.app`. It ends on SIGTERM or SIGINT after the calls that it has begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import sys
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import structlog
+
+from enforcer import settings as settings_module
+from enforcer.adapters.counters.redis import RedisCounters, RedisOptions
+from enforcer.adapters.definitions.sql import SqlDefinitions
+from enforcer.adapters.meter import MeterClient
+from enforcer.errors import DefinitionsUnavailableError, MetergateError, MisconfiguredError
+from enforcer.gateway import Gateway
+from enforcer.gateway.programs import Programs
+from enforcer.metrics import Metrics
+from enforcer.transport.callers import Callers
+from enforcer.transport.grpcio import GrpcServer
+from enforcer.transport.http import HttpServer
+from enforcer.transport.services import methods
+
+if TYPE_CHECKING:
+    from enforcer.ports.counters import CounterStore
+    from enforcer.settings import Settings
+
+__all__ = ["main", "serve"]
+
+_log = structlog.get_logger(__name__)
+
+MISCONFIGURED = 78
+"""Exit status for wrong settings, as EX_CONFIG of sysexits."""
+TICK_SECONDS = 1.0
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Run until `stop`. Raise `MisconfiguredError` when the settings do not work out."""
+    metrics = Metrics()
+    async with AsyncExitStack() as stack:
+        definitions = SqlDefinitions(settings.database_url, settings.buckets)
+        stack.push_async_callback(definitions.close)
+        counters = RedisCounters(
+            RedisOptions(
+                settings.redis_url,
+                settings.buckets,
+                window_ms=int(settings.replay_window.total_seconds() * 1000),
+                patience=settings.store_patience_seconds,
+                reply_timeout=settings.store_reply_seconds,
+            ),
+            definitions,
+            observe=metrics.batched,
+        )
+        if settings.http_listen:
+            _serve_http(settings.http_listen, metrics, counters, stack)
+        secret = await _lease_secret(definitions, stop)
+        if secret is None:
+            return
+        counters.start()
+        stack.push_async_callback(counters.close)
+        usage = MeterClient(settings.meter_endpoint, settings.internal_token.get_secret_value())
+        stack.push_async_callback(usage.close)
+        programs = Programs(definitions, counters, settings.cached_programs)
+        gateway = Gateway(counters, programs, secret, observe=metrics.decision)
+        server = GrpcServer(
+            methods(gateway, definitions, counters, usage, settings.buckets),
+            Callers(definitions),
+            metrics,
+        )
+        await server.start(settings.listen)
+        stack.push_async_callback(server.stop)
+        _log.info("listening", listen=settings.listen)
+        background = [
+            asyncio.create_task(_tell_health(server, counters, metrics)),
+            asyncio.create_task(_tick(counters, settings.buckets, metrics)),
+        ]
+        # What was made so far stays for the life of the process: no need to look at it again and again.
+        gc.collect()
+        gc.freeze()
+        await stop.wait()
+        _log.info("stopping")
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+
+
+def _serve_http(
+    listen: str, metrics: Metrics, counters: RedisCounters, stack: AsyncExitStack
+) -> None:
+    def not_ready() -> str:
+        return "" if counters.ready.is_set() else f"counters: {counters.last_error}"
+
+    http = HttpServer(listen, metrics, not_ready)
+    serving = asyncio.create_task(http.serve())
+
+    async def end() -> None:
+        http.stop()
+        await serving
+
+    stack.push_async_callback(end)
+
+
+async def _lease_secret(definitions: SqlDefinitions, stop: asyncio.Event) -> bytes | None:
+    """Wait for the definitions' database; None when the process is to end before it is there."""
+    pause = 0.2
+    while not stop.is_set():
+        try:
+            return await definitions.lease_secret()
+        except DefinitionsUnavailableError as error:
+            _log.warning("waiting", error=error.message, pause=pause)
+            try:
+                async with asyncio.timeout(pause):
+                    await stop.wait()
+            except TimeoutError:
+                pause = min(pause * 2, 5.0)
+    return None
+
+
+async def _tell_health(server: GrpcServer, counters: RedisCounters, metrics: Metrics) -> None:
+    told: bool | None = None
+    while True:
+        serving = counters.ready.is_set()
+        if serving is not told:
+            await server.ready(serving=serving)
+            metrics.ready.set(serving)
+            _log.info("ready" if serving else "not ready", store=counters.last_error)
+            told = serving
+        await asyncio.sleep(0.1)
+
+
+async def _tick(counters: CounterStore, buckets: int, metrics: Metrics) -> None:
+    """End what has expired, second by second. Every enforcer does it; each end happens once."""
+    while True:
+        await asyncio.sleep(TICK_SECONDS)
+        for bucket in range(buckets):
+            try:
+                metrics.ended.inc(await counters.tick(bucket))
+            except MetergateError as error:
+                metrics.tick_errors.inc()
+                _log.warning("tick failed", bucket=bucket, reason=error.reason)
+                break
+
+
+def _configure_logs(level: str) -> None:
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+async def _run(settings: Settings) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await serve(settings, stop)
+
+
+def main() -> int:
+    """Run the process; return its exit status: 0, or 78 with one line on stderr for wrong settings."""
+    try:
+        settings = settings_module.load()
+        _configure_logs(settings.log_level)
+        run = asyncio.run
+        if sys.platform != "win32":
+            import uvloop  # noqa: PLC0415  # not on every platform
+
+            run = uvloop.run
+        run(_run(settings))
+    except MisconfiguredError as error:
+        sys.stderr.write(f"enforcer: {error.message}\n")
+        return MISCONFIGURED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

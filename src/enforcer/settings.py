@@ -1,0 +1,96 @@
+"""Every setting of the enforcer, read from the environment with the prefix METERGATE_."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from enforcer.errors import MisconfiguredError
+
+__all__ = ["Settings", "load"]
+
+MIN_TOKEN = 16
+
+
+class Settings(BaseSettings):
+    """What an enforcer process needs to know."""
+
+    model_config = SettingsConfigDict(env_prefix="METERGATE_", extra="ignore", frozen=True)
+
+    listen: str = "127.0.0.1:50051"
+    """Where products ask: `host:port`. Several enforcers of one machine may share it."""
+    http_listen: str = "127.0.0.1:8080"
+    """`host:port` of /metrics, /healthz and /readyz; shared likewise. Empty = none."""
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    database_url: str
+    """SQLAlchemy URL of the definitions: `sqlite+aiosqlite:///…` or `postgresql+asyncpg://…`."""
+    buckets: int = Field(default=8, ge=1, le=65_536)
+    """How many buckets the deployment has. Fixed for its life; equal on every process."""
+    meter_endpoint: str = "127.0.0.1:7411"
+    """Where the meter answers: `host:port` or `unix:/path`."""
+    internal_token: SecretStr
+    """Shared by enforcer and meter, at least 16 characters."""
+    replay_window: timedelta = Field(
+        default=timedelta(hours=24), ge=timedelta(minutes=1), le=timedelta(days=7)
+    )
+    """How long an idempotency key gets its original answer, at least; up to twice as long."""
+    store_patience_seconds: float = Field(default=1.0, gt=0, le=60)
+    """How long a call waits for Redis to come back before it answers UNAVAILABLE."""
+    store_reply_seconds: float = Field(default=2.0, gt=0, le=60)
+    """After so long without a reply the connection to Redis is given up."""
+    cached_programs: int = Field(default=100_000, ge=100, le=10_000_000)
+    """How many customers' terms for a feature stay compiled."""
+    log_level: str = "info"
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, value: str) -> str:
+        if not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must begin with redis://, rediss:// or unix://")
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _database(cls, value: str) -> str:
+        if not value.startswith(("sqlite+aiosqlite:///", "postgresql+asyncpg://")):
+            raise ValueError("must begin with sqlite+aiosqlite:/// or postgresql+asyncpg://")
+        return value
+
+    @field_validator("internal_token")
+    @classmethod
+    def _token(cls, value: SecretStr) -> SecretStr:
+        if len(value.get_secret_value()) < MIN_TOKEN:
+            raise ValueError(f"needs at least {MIN_TOKEN} characters")
+        return value
+
+    @field_validator("listen", "http_listen")
+    @classmethod
+    def _listen(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if value and (not host or not port.isdigit()):
+            raise ValueError("must be host:port")
+        return value
+
+    @field_validator("log_level")
+    @classmethod
+    def _level(cls, value: str) -> str:
+        if value not in {"debug", "info", "warning", "error"}:
+            raise ValueError("must be debug, info, warning or error")
+        return value
+
+
+def load() -> Settings:
+    """Read the environment.
+
+    Raise `MisconfiguredError` whose one-line message names each wrong setting, without its value.
+    """
+    try:
+        return Settings()  # type: ignore[call-arg]  # required ones come from the environment
+    except ValidationError as error:
+        faults = "; ".join(
+            f"METERGATE_{'_'.join(str(part) for part in fault['loc']).upper()}: {fault['msg']}"
+            for fault in error.errors(include_url=False, include_input=False)
+        )
+        raise MisconfiguredError(f"wrong settings: {faults}") from None

@@ -1,0 +1,59 @@
+"""Who calls: the API key in `authorization: Bearer`, looked up once in a while."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from enforcer.errors import ForbiddenError, UnauthenticatedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from enforcer.ports.definitions import Caller, Definitions
+
+__all__ = ["KEPT_SECONDS", "Callers"]
+
+KEPT_SECONDS = 5.0
+"""A revoked key is refused after this long at the latest."""
+MOST_KEPT = 10_000
+_SCHEME = "bearer "
+
+
+class Callers:
+    """Callers by the value of the header. Unknown keys are not remembered: nobody can fill the memory with them."""
+
+    def __init__(self, definitions: Definitions) -> None:
+        self._definitions = definitions
+        self._known: dict[str, tuple[float, Caller]] = {}
+
+    async def of(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> Caller:
+        """Who sent this metadata. Raise `UnauthenticatedError`."""
+        for name, value in metadata or ():
+            if name == "authorization":
+                known = self._known.get(value)  # type: ignore[arg-type]  # text, as its name has no -bin
+                if known is not None and known[0] > time.monotonic():
+                    return known[1]
+                return await self._look_up(str(value))
+        raise UnauthenticatedError("send the API key as metadata `authorization: Bearer <key>`")
+
+    async def _look_up(self, header: str) -> Caller:
+        if not header[: len(_SCHEME)].lower() == _SCHEME:
+            raise UnauthenticatedError("the authorization must be `Bearer <key>`")
+        caller = await self._definitions.caller(header[len(_SCHEME) :].strip())
+        if caller is None:
+            self._known.pop(header, None)
+            raise UnauthenticatedError("unknown or revoked API key")
+        if len(self._known) >= MOST_KEPT:
+            self._known.clear()
+        self._known[header] = time.monotonic() + KEPT_SECONDS, caller
+        return caller
+
+
+def needs(caller: Caller, role: str) -> None:
+    """Raise `ForbiddenError` unless the caller's role is `role` (or `admin`, which may do everything)."""
+    if caller.role not in (role, "admin"):
+        raise ForbiddenError(
+            f"this call needs an API key with the role {role}, yours has {caller.role}",
+            role=role,
+        )

@@ -1,0 +1,85 @@
+"""HTTP for operators: metrics, liveness, readiness."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from enforcer.errors import MisconfiguredError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from starlette.requests import Request
+
+    from enforcer.metrics import Metrics
+
+__all__ = ["HttpServer"]
+
+
+class _Server(uvicorn.Server):
+    """Signals belong to the composition root."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class HttpServer:
+    """Serves at `listen`, a port that workers may share. `not_ready` says what is missing, or nothing."""
+
+    def __init__(self, listen: str, metrics: Metrics, not_ready: Callable[[], str]) -> None:
+        async def show_metrics(_: Request) -> Response:
+            return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+        async def live(_: Request) -> Response:
+            return PlainTextResponse("ok\n")
+
+        async def ready(_: Request) -> Response:
+            missing = not_ready()
+            return PlainTextResponse(f"{missing or 'ready'}\n", status_code=503 if missing else 200)
+
+        app = Starlette(
+            routes=[
+                Route("/metrics", show_metrics),
+                Route("/healthz", live),
+                Route("/readyz", ready),
+            ]
+        )
+        self._server = _Server(
+            uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
+        )
+        self._socket = _bound(listen)
+        self.port: int = self._socket.getsockname()[1]
+
+    async def serve(self) -> None:
+        """Until `stop`."""
+        await self._server.serve(sockets=[self._socket])
+
+    def stop(self) -> None:
+        """Let `serve` end."""
+        self._server.should_exit = True
+
+
+def _bound(listen: str) -> socket.socket:
+    host, _, port = listen.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    opened = socket.socket(family, socket.SOCK_STREAM)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        opened.bind((host, int(port)))
+    except OSError as error:
+        opened.close()
+        raise MisconfiguredError(
+            f"METERGATE_HTTP_LISTEN: cannot listen on {listen}: {error.strerror}"
+        ) from error
+    return opened

@@ -1,0 +1,229 @@
+"""Every method that the gateway serves: name, messages, who may call it, and what answers. Knows no transport."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from enforcer.catalog.parse import parse
+from enforcer.catalog.read import Issue, refuse
+from enforcer.errors import InvalidRequestError
+from enforcer.v1 import catalog_pb2, enforcer_pb2
+from meter.v1 import ledger_pb2, report_pb2, usage_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from google.protobuf.message import Message
+
+    from enforcer.gateway import Gateway
+    from enforcer.ports.counters import CounterStore
+    from enforcer.ports.definitions import Caller, Definitions
+    from enforcer.ports.usage import UsageReports
+
+__all__ = ["Method", "methods"]
+
+LONGEST_DOCUMENT = 4 * 1024 * 1024
+_ACTIONS = {
+    "created": catalog_pb2.Change.ACTION_CREATED,
+    "updated": catalog_pb2.Change.ACTION_UPDATED,
+    "removed": catalog_pb2.Change.ACTION_REMOVED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One unary method. `answer` gets the caller and the request, and raises `MetergateError`."""
+
+    service: str
+    name: str
+    request: type[Message]
+    response: type[Message]
+    role: str
+    answer: Callable[[Caller, Any], Awaitable[Message]]
+
+
+class _Catalog:
+    """`enforcer.v1.CatalogService`."""
+
+    def __init__(self, definitions: Definitions, counters: CounterStore) -> None:
+        self._definitions, self._counters = definitions, counters
+
+    async def apply(self, caller: Caller, request: catalog_pb2.ApplyRequest) -> Message:
+        """Answers when the next check on every enforcer is decided by the change."""
+        if len(request.document.encode()) > LONGEST_DOCUMENT:
+            raise InvalidRequestError("DOCUMENT_TOO_LARGE", "a catalog has at most 4 MiB")
+        name = request.file_name or "catalog"
+        catalog = parse(request.document, name)
+        if catalog.tenant and catalog.tenant != caller.tenant:
+            raise refuse(
+                [
+                    Issue(
+                        name,
+                        1,
+                        "tenant",
+                        f"is {catalog.tenant!r}, your API key is of {caller.tenant!r}",
+                    )
+                ]
+            )
+        applied = await self._definitions.apply(
+            catalog.of_tenant(caller.tenant), actor=caller.key_id, dry_run=request.dry_run
+        )
+        if not request.dry_run:
+            for account_id, bucket, epoch in applied.touched:
+                await self._counters.project(bucket, account_id, epoch)
+        return catalog_pb2.ApplyResponse(
+            changes=[
+                catalog_pb2.Change(action=_ACTIONS[action], kind=kind, key=key)
+                for action, kind, key in applied.changes
+            ]
+        )
+
+
+class _Reports:
+    """`meter.v1.ReportService`, in front of the meter: who asks, whose trees, and the counters for the audit."""
+
+    def __init__(
+        self,
+        definitions: Definitions,
+        counters: CounterStore,
+        usage: UsageReports,
+        buckets: int,
+    ) -> None:
+        self._definitions, self._counters = definitions, counters
+        self._usage, self._buckets = usage, buckets
+
+    async def query(self, caller: Caller, request: report_pb2.QueryUsageRequest) -> Message:
+        """Forwards to the meter, for the caller's tenant alone."""
+        if request.include_descendants:
+            keys = await self._definitions.descendants(caller.tenant, list(request.customers))
+            request.include_descendants = False
+            unknown = set(request.customers) - set(keys)
+            del request.customers[:]
+            request.customers.extend(sorted(unknown | set(keys)))
+        return await self._usage.query(caller.tenant, request)
+
+    async def audit(self, _: Caller, __: report_pb2.AuditRequest) -> Message:
+        """Reads every counter with the record it contains last, and has the meter hold them against the ledger."""
+        question = ledger_pb2.CompareRequest()
+        for bucket in range(self._buckets):
+            state = await self._counters.counters(bucket)
+            question.buckets.add(
+                bucket=bucket,
+                generation=state.generation,
+                last_sequence=state.last,
+                counters=[
+                    ledger_pb2.Counter(
+                        limit=one.limit, period_start=one.period, used=one.used, held=one.held
+                    )
+                    for one in state.counters
+                ],
+            )
+        found = await self._usage.compare(question)
+        return report_pb2.AuditResponse(
+            records=found.records,
+            gaps=found.gaps,
+            repeats=found.repeats,
+            drift=found.drift,
+            counters=found.counters,
+            rollup_difference=found.rollup_difference,
+        )
+
+
+def methods(
+    gateway: Gateway,
+    definitions: Definitions,
+    counters: CounterStore,
+    usage: UsageReports,
+    buckets: int,
+) -> list[Method]:
+    """All of them."""
+    catalog = _Catalog(definitions, counters)
+    reports = _Reports(definitions, counters, usage, buckets)
+
+    def by_tenant(answer: Callable[[str, Any], Awaitable[Message]]) -> Callable[..., Any]:
+        async def call(caller: Caller, request: Any) -> Message:
+            return await answer(caller.tenant, request)
+
+        return call
+
+    enforcer, found = enforcer_pb2, []
+    for name, request, response, answer in (
+        ("Check", enforcer.CheckRequest, enforcer.CheckResponse, gateway.check),
+        (
+            "CheckBatch",
+            enforcer.CheckBatchRequest,
+            enforcer.CheckBatchResponse,
+            gateway.check_batch,
+        ),
+        ("Reserve", enforcer.ReserveRequest, enforcer.ReserveResponse, gateway.reserve),
+        ("Commit", enforcer.CommitRequest, enforcer.CommitResponse, gateway.commit),
+        ("Release", enforcer.ReleaseRequest, enforcer.ReleaseResponse, gateway.release),
+        (
+            "AcquireLease",
+            enforcer.AcquireLeaseRequest,
+            enforcer.AcquireLeaseResponse,
+            gateway.acquire_lease,
+        ),
+        (
+            "RenewLease",
+            enforcer.RenewLeaseRequest,
+            enforcer.RenewLeaseResponse,
+            gateway.renew_lease,
+        ),
+        (
+            "ReleaseLease",
+            enforcer.ReleaseLeaseRequest,
+            enforcer.ReleaseLeaseResponse,
+            gateway.release_lease,
+        ),
+        (
+            "ListLeases",
+            enforcer.ListLeasesRequest,
+            enforcer.ListLeasesResponse,
+            gateway.list_leases,
+        ),
+        (
+            "GetBalance",
+            enforcer.GetBalanceRequest,
+            enforcer.GetBalanceResponse,
+            gateway.get_balance,
+        ),
+    ):
+        service = "enforcer.v1.EnforcerService"
+        found.append(Method(service, name, request, response, "check", by_tenant(answer)))
+    found += [
+        Method(
+            "enforcer.v1.CatalogService",
+            "Apply",
+            catalog_pb2.ApplyRequest,
+            catalog_pb2.ApplyResponse,
+            "admin",
+            catalog.apply,
+        ),
+        Method(
+            "meter.v1.UsageService",
+            "Report",
+            usage_pb2.ReportRequest,
+            usage_pb2.ReportResponse,
+            "check",
+            by_tenant(gateway.report),
+        ),
+        Method(
+            "meter.v1.ReportService",
+            "QueryUsage",
+            report_pb2.QueryUsageRequest,
+            report_pb2.QueryUsageResponse,
+            "check",
+            reports.query,
+        ),
+        Method(
+            "meter.v1.ReportService",
+            "Audit",
+            report_pb2.AuditRequest,
+            report_pb2.AuditResponse,
+            "admin",
+            reports.audit,
+        ),
+    ]
+    return found
