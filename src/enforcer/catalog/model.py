@@ -23,7 +23,9 @@ from enforcer.core.model import (
 )
 
 __all__ = [
+    "ANCHOR_AT_START",
     "MODELS",
+    "MOST_ENTITLEMENTS",
     "AccountSpec",
     "Catalog",
     "EntitlementSpec",
@@ -34,6 +36,7 @@ __all__ = [
     "SubscriptionSpec",
     "Where",
     "identity",
+    "needs_anchor",
 ]
 
 MODELS: dict[str, type[Terms]] = {
@@ -47,6 +50,12 @@ MODELS: dict[str, type[Terms]] = {
     "rate": RateTerms,
 }
 """Licence models by their name in catalogs."""
+
+MOST_ENTITLEMENTS = 32
+"""Of one node and feature, grants counted: all of them are read by each check."""
+
+ANCHOR_AT_START = -1
+"""In a plan's item: the period's anchor is the start of whoever subscribes."""
 
 _NAMES = {terms: name for name, terms in MODELS.items()}
 
@@ -81,6 +90,7 @@ class FeatureSpec:
     meter: str = "sum"
     unit: str = ""
     on_outage: str = "fail_closed"
+    where: Where = field(default=Where(0, ""), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +162,8 @@ def identity(stored: dict[str, Any]) -> tuple[Any, ...]:
     terms = stored["terms"]
     period = terms.get("period")
     shape = tuple(sorted(period.items())) if period else ()
-    extra = (terms.get("algorithm"), terms.get("cap"))
+    money = terms["price"]["currency"] if terms.get("spend_cap") is not None else None
+    extra = (terms.get("algorithm"), terms.get("cap"), money)
     return (stored["model"], shape, extra)
 
 
@@ -172,12 +183,17 @@ class SubscriptionSpec:
     plan: str
     license_type: LicenseType = LicenseType.SUBSCRIPTION
     validity: Validity = field(default_factory=Validity)
+    anchor_ms: int | None = None
     where: Where = field(default=Where(0, ""), compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """As the database keeps it."""
         found: dict[str, Any] = _plain(
-            {"license_type": self.license_type, "validity": self.validity}
+            {
+                "license_type": self.license_type,
+                "validity": self.validity,
+                "anchor_ms": self.anchor_ms,
+            }
         )
         return found
 
@@ -189,10 +205,15 @@ class SubscriptionSpec:
             plan,
             LicenseType(stored["license_type"]),
             msgspec.convert(stored["validity"], Validity),
+            stored.get("anchor_ms"),
         )
 
+    def anchor(self) -> int | None:
+        """Where anniversaries fall, in ms: on its own anchor, else on its start."""
+        return self.validity.start_ms if self.anchor_ms is None else self.anchor_ms
+
     def entitlements(self, items: tuple[EntitlementSpec, ...]) -> tuple[EntitlementSpec, ...]:
-        """The plan's items for this subscriber. Anniversaries fall on the subscription's start."""
+        """The plan's items for this subscriber, with its validity and licence, and anniversaries of its anchor."""
         return tuple(self._entitlement(item) for item in items)
 
     def _entitlement(self, item: EntitlementSpec) -> EntitlementSpec:
@@ -200,10 +221,9 @@ class SubscriptionSpec:
         starts = [start for start in (mine.start_ms, its.start_ms) if start is not None]
         ends = [end for end in (mine.end_ms, its.end_ms) if end is not None]
         terms = item.terms
-        period = getattr(terms, "period", None)
-        if period is not None and period.anchor_ms == ANCHOR_AT_START:
-            anchored = replace(period, anchor_ms=mine.start_ms)
-            terms = replace(terms, period=anchored)
+        if needs_anchor(item):
+            assert isinstance(terms, QuotaTerms | PaygTerms | TieredTerms)
+            terms = replace(terms, period=replace(terms.period, anchor_ms=self.anchor()))
         return replace(
             item,
             key=f"{self.key}/{item.key}",
@@ -219,8 +239,10 @@ class SubscriptionSpec:
         )
 
 
-ANCHOR_AT_START = -1
-"""In a plan's item: the period's anchor is the start of whoever subscribes."""
+def needs_anchor(item: EntitlementSpec) -> bool:
+    """Whether a plan's item has periods that begin with the subscription."""
+    period = getattr(item.terms, "period", None)
+    return period is not None and period.anchor_ms == ANCHOR_AT_START
 
 
 @dataclass(frozen=True, slots=True)

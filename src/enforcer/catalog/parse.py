@@ -7,6 +7,7 @@ from typing import Any
 
 from enforcer.catalog.model import (
     MODELS,
+    MOST_ENTITLEMENTS,
     AccountSpec,
     Catalog,
     EntitlementSpec,
@@ -26,8 +27,6 @@ __all__ = ["AGGREGATIONS", "MOST_LEVELS", "parse"]
 AGGREGATIONS = ["sum", "count", "min", "max", "latest", "unique"]
 MOST_LEVELS = 8
 """How deep an account's tree may be: every level is read by each check below it."""
-MOST_ENTITLEMENTS = 32
-"""Of one node and feature, grants and tiers counted: all of them are read by each check."""
 
 
 def parse(document: str, file_name: str) -> Catalog:
@@ -76,6 +75,7 @@ def _feature(at: Reader) -> FeatureSpec:
         at.choice("meter", AGGREGATIONS, "sum"),
         at.text("unit", ""),
         at.choice("on_outage", ["fail_closed", "fail_open"], "fail_closed"),
+        Where(at.line_of("product"), f"{at.path}.product"),
     )
     at.finish()
     return feature
@@ -157,6 +157,7 @@ def _subscription(at: Reader) -> SubscriptionSpec:
         plan,
         license_type,
         _validity(at, license_type, in_plan=False),
+        at.moment("anchor"),
         Where(at.line_of("plan"), f"{at.path}.plan"),
     )
     at.finish()

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from enforcer.catalog.model import Catalog
     from enforcer.core.model import Customer, Feature
 
@@ -22,7 +24,11 @@ class Caller:
 
 
 class Change(NamedTuple):
-    """`action` is created, updated or removed; `kind` is feature, plan, account, node or entitlement."""
+    """One thing that a catalog changed.
+
+    `action` is created, updated or removed; `kind` is product, feature, plan, account, node, subscription or
+    entitlement. Keys of the last two are `customer/key`.
+    """
 
     action: str
     kind: str
@@ -67,9 +73,26 @@ class Definitions(Protocol):
     async def apply(self, catalog: Catalog, *, actor: str, dry_run: bool = False) -> Applied:
         """Make the definitions what a validated catalog declares, in one transaction.
 
-        Every account that is concerned gets the next epoch; one that is not keeps its own. Raise
-        `CatalogInvalidError` for what only the database can know (a key that another account has).
+        Every account that is concerned gets the next epoch; one that is not keeps its own. `touched` also has
+        accounts of the tenant that an earlier change left unprojected (`projected`), so that repeating a call that
+        failed half-way makes its change count. A dry run touches nothing. Raise `CatalogInvalidError` for what only
+        the database can know (a key that another account has, a plan or feature that was never declared).
         """
+        ...
+
+    async def account_epoch(self, tenant: str, account_id: int) -> int | None:
+        """How often the account's tree was changed; None for an unknown account."""
+        ...
+
+    async def pending(self) -> tuple[Touched, ...]:
+        """Accounts of all tenants whose newest epoch was not reported by `projected` yet.
+
+        There are some when a process ended between a change and its projection: whoever starts projects them.
+        """
+        ...
+
+    async def projected(self, accounts: Iterable[Touched]) -> None:
+        """Note that the counters know these epochs. Call it after projecting, never before."""
         ...
 
     async def next_generation(self, bucket: int, at_least: int) -> int:

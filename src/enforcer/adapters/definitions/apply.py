@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, func, insert, select, update
 
 from enforcer.adapters.definitions import tables as t
-from enforcer.catalog.model import EntitlementSpec, SubscriptionSpec, identity
+from enforcer.catalog.model import (
+    MOST_ENTITLEMENTS,
+    EntitlementSpec,
+    SubscriptionSpec,
+    Where,
+    identity,
+    needs_anchor,
+)
 from enforcer.catalog.read import Issue, refuse
 from enforcer.core.model import CreditsTerms
+from enforcer.errors import InternalError
 from enforcer.ports.definitions import Applied, Change, Touched
 
 if TYPE_CHECKING:
@@ -17,11 +26,23 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from enforcer.catalog.model import AccountSpec, Catalog, NodeSpec, Where
+    from enforcer.catalog.model import AccountSpec, Catalog, NodeSpec
 
-__all__ = ["Application"]
+__all__ = ["Application", "pending"]
 
 _LARGEST_NUMBER = 2**32 - 1
+
+
+async def pending(connection: AsyncConnection, tenant: str | None = None) -> tuple[Touched, ...]:
+    """Accounts with an epoch that the counters are not known to have; of all tenants without `tenant`."""
+    query = (
+        select(t.accounts.c.id, t.accounts.c.bucket, t.accounts.c.epoch)
+        .where(t.accounts.c.projected < t.accounts.c.epoch)
+        .order_by(t.accounts.c.id)
+    )
+    if tenant is not None:
+        query = query.where(t.accounts.c.tenant == tenant)
+    return tuple(Touched(*row) for row in await connection.execute(query))
 
 
 class Application:
@@ -36,12 +57,26 @@ class Application:
         self._changes: list[Change] = []
         self._touched: set[int] = set()
         self._issues: list[Issue] = []
+        self._filled: Counter[int] | None = None
+        self._features: set[str] = set()
+        self._items: dict[str, tuple[EntitlementSpec, ...]] = {}
 
     async def run(self) -> Applied:
-        """Everything in the order in which one thing refers to another."""
-        await self._db.execute(
+        """Everything in the order in which one thing refers to another.
+
+        The lock on the tenant comes first: what is read after it, no other application changes.
+        """
+        known = await self._db.scalar(
             select(t.tenants.c.key).where(t.tenants.c.key == self._tenant).with_for_update()
         )
+        if known is None:
+            raise refuse(
+                [
+                    Issue(
+                        self._catalog.file_name, 1, "tenant", f"there is no tenant {self._tenant!r}"
+                    )
+                ]
+            )
         changed_features = await self._products_and_features()
         changed_plans = await self._plans()
         for account in self._catalog.accounts:
@@ -50,16 +85,17 @@ class Application:
         if self._catalog.prune:
             await self._prune()
         await self._touch_users_of(changed_features)
+        await self._check_paths()
         if self._issues:
             raise refuse(self._issues)
-        touched = await self._raise_epochs()
+        await self._raise_epochs()
         for change in self._changes:
             await self._db.execute(
                 insert(t.audit_log).values(
                     at_ms=self._now, tenant=self._tenant, actor=self._actor, **change._asdict()
                 )
             )
-        return Applied(tuple(self._changes), touched)
+        return Applied(tuple(self._changes), await pending(self._db, self._tenant))
 
     def _changed(self, action: str, kind: str, key: str) -> None:
         self._changes.append(Change(action, kind, key))
@@ -124,7 +160,17 @@ class Application:
                     .values(definition=definition)
                 )
             self._changed("created" if old is None else "updated", "feature", feature.key)
-        self._features = known.keys() | {feature.key for feature in self._catalog.features}
+        declared = {feature.key for feature in self._catalog.features}
+        self._features = declared if self._catalog.prune else declared | known.keys()
+        products = {product.key for product in self._catalog.products}
+        if not self._catalog.prune:
+            products |= stored.keys()
+        for feature in self._catalog.features:
+            if feature.product and feature.product not in products:
+                self._issue(
+                    feature.where,
+                    f"unknown product {feature.product!r}; declare it under `products`",
+                )
         return changed
 
     async def _plans(self) -> set[str]:
@@ -138,10 +184,11 @@ class Application:
                 ).where(t.plans.c.tenant == self._tenant)
             )
         }
-        self._items = {
-            key: tuple(EntitlementSpec.from_json(*item) for item in row.contents)
-            for key, row in stored.items()
-        }
+        if not self._catalog.prune:
+            self._items = {
+                key: tuple(EntitlementSpec.from_json(*item) for item in row.contents)
+                for key, row in stored.items()
+            }
         changed = set()
         for plan in self._catalog.plans:
             for item in plan.items:
@@ -193,7 +240,6 @@ class Application:
                 self._issue(account.nodes[0].where, f"{account.key!r} is a node of another account")
                 return
             account_id = await self._new_account(account.key)
-            self._changed("created", "account", account.key)
         else:
             account_id = row.id
         ids = await self._nodes(account_id, account)
@@ -203,15 +249,14 @@ class Application:
 
     async def _new_account(self, key: str) -> int:
         """In the bucket with the fewest accounts."""
-        filled = {
-            row.bucket: row.accounts
-            for row in await self._db.execute(
-                select(t.accounts.c.bucket, func.count().label("accounts")).group_by(
-                    t.accounts.c.bucket
-                )
+        if self._filled is None:
+            rows = await self._db.execute(
+                select(t.accounts.c.bucket, func.count()).group_by(t.accounts.c.bucket)
             )
-        }
-        bucket = min(range(self._buckets), key=lambda number: (filled.get(number, 0), number))
+            self._filled = Counter({row[0]: row[1] for row in rows})
+        filled = self._filled
+        bucket = min(range(self._buckets), key=lambda number: (filled[number], number))
+        filled[bucket] += 1
         number = await self._db.scalar(
             insert(t.accounts)
             .values(tenant=self._tenant, key=key, bucket=bucket, epoch=0)
@@ -259,8 +304,7 @@ class Application:
             assert number is not None
             ids[node.key] = int(number)
             self._touched.add(account_id)
-            if node.parent:
-                self._changed("created", "node", node.key)
+            self._changed("created", "node" if node.parent else "account", node.key)
         await self._remove_nodes(account_id, list(stored.values()))
         return ids
 
@@ -274,7 +318,8 @@ class Application:
         await self._db.execute(delete(t.nodes).where(t.nodes.c.id.in_(ids)))
         self._touched.add(account_id)
         for row in rows:
-            self._changed("removed", "node", row.key)
+            root = row.parent_id is None
+            self._changed("removed", "account" if root else "node", row.key)
 
     async def _node_terms(self, account_id: int, node_id: int, node: NodeSpec) -> None:
         """A node's subscriptions and entitlements are exactly those declared."""
@@ -289,6 +334,12 @@ class Application:
                     f"unknown plan {subscription.plan!r}; declare it under `plans`",
                 )
                 continue
+            if subscription.anchor() is None and any(needs_anchor(item) for item in items):
+                self._issue(
+                    subscription.where,
+                    f"needs a `start` or an `anchor`: periods of plan {subscription.plan!r} begin "
+                    "with the subscription (`anchor: start`)",
+                )
             for spec in subscription.entitlements(items):
                 wanted[spec.key] = subscription.key, spec
         await self._subscriptions(account_id, node_id, node)
@@ -398,7 +449,8 @@ class Application:
         if last is None:
             await self._db.execute(insert(t.numbers).values(name="limits", last=1))
             return 1
-        assert last <= _LARGEST_NUMBER, "all numbers of limits are used up"
+        if last > _LARGEST_NUMBER:
+            raise InternalError("all numbers of limits are used up")
         return int(last)
 
     # -- what others are concerned by
@@ -426,6 +478,7 @@ class Application:
             await self._entitlements(row.account_id, row.node_id, row.node, wanted, row.key)
 
     async def _prune(self) -> None:
+        """Remove what the file does not name. An account keeps its row, and so its number, bucket and epoch."""
         named = [account.key for account in self._catalog.accounts]
         for row in list(
             await self._db.execute(
@@ -437,9 +490,19 @@ class Application:
             nodes = list(
                 await self._db.execute(select(t.nodes).where(t.nodes.c.account_id == row.id))
             )
-            if nodes:
-                await self._remove_nodes(row.id, nodes)
-                self._changed("removed", "account", row.key)
+            await self._remove_nodes(row.id, nodes)
+        for table, kind, kept in (
+            (t.plans, "plan", [plan.key for plan in self._catalog.plans]),
+            (t.features, "feature", [feature.key for feature in self._catalog.features]),
+            (t.products, "product", [product.key for product in self._catalog.products]),
+        ):
+            gone = await self._db.scalars(
+                delete(table)
+                .where(table.c.tenant == self._tenant, table.c.key.not_in(kept))
+                .returning(table.c.key)
+            )
+            for key in sorted(gone):
+                self._changed("removed", kind, key)
 
     async def _touch_users_of(self, features: Iterable[str]) -> None:
         wanted = sorted(features)
@@ -452,16 +515,63 @@ class Application:
         )
         self._touched.update(rows)
 
-    async def _raise_epochs(self) -> tuple[Touched, ...]:
-        touched = []
+    async def _raise_epochs(self) -> None:
+        """By one for each account, however much of it has changed; in one order, against deadlocks."""
         for number in sorted(self._touched):
-            row = (
-                await self._db.execute(
-                    update(t.accounts)
-                    .where(t.accounts.c.id == number)
-                    .values(epoch=t.accounts.c.epoch + 1)
-                    .returning(t.accounts.c.bucket, t.accounts.c.epoch)
+            await self._db.execute(
+                update(t.accounts)
+                .where(t.accounts.c.id == number)
+                .values(epoch=t.accounts.c.epoch + 1)
+            )
+
+    # -- what only the whole of an account shows
+
+    async def _check_paths(self) -> None:
+        """A path from a node up to its root has one seat mode for a feature; a node not too many limits of one."""
+        for account_id in sorted(self._touched):
+            nodes = {
+                row.id: row
+                for row in await self._db.execute(
+                    select(t.nodes).where(t.nodes.c.account_id == account_id)
                 )
-            ).one()
-            touched.append(Touched(number, row.bucket, row.epoch))
-        return tuple(touched)
+            }
+            modes: dict[int, dict[str, set[str]]] = {number: {} for number in nodes}
+            sizes: Counter[tuple[int, str]] = Counter()
+            for row in await self._db.execute(
+                select(t.entitlements).where(t.entitlements.c.account_id == account_id)
+            ):
+                sizes[row.node_id, row.feature] += len(row.grants) or 1
+                mode = row.definition["terms"].get("mode")
+                if row.definition["model"] == "concurrent":
+                    modes[row.node_id].setdefault(row.feature, set()).add(mode)
+            for (number, feature), count in sizes.items():
+                if count > MOST_ENTITLEMENTS:
+                    self._issue(
+                        self._place(nodes[number].key),
+                        f"has {count} limits of {feature!r} with those of its plans, "
+                        f"at most {MOST_ENTITLEMENTS}",
+                    )
+            self._check_modes(nodes, modes)
+
+    def _check_modes(self, nodes: dict[int, Any], modes: dict[int, dict[str, set[str]]]) -> None:
+        for number, node in nodes.items():
+            for feature, own in modes[number].items():
+                above = node.parent_id
+                found = set(own)
+                while above is not None:
+                    found |= modes[above].get(feature, set())
+                    above = nodes[above].parent_id
+                if len(found) > 1:
+                    self._issue(
+                        self._place(node.key),
+                        f"has seats of {feature!r} in the modes {', '.join(sorted(found))}, with "
+                        "those of its plans and of the nodes above it; a feature has one",
+                    )
+
+    def _place(self, node_key: str) -> Where:
+        """Where the file has a node; at the plans, by which alone others are changed, if it has not."""
+        for account in self._catalog.accounts:
+            for node in account.nodes:
+                if node.key == node_key:
+                    return node.where
+        return Where(1, f"plans (customer {node_key!r})")

@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Any
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import event, insert, select, text, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from enforcer.adapters.definitions import tables as t
-from enforcer.adapters.definitions.apply import Application
+from enforcer.adapters.definitions.apply import Application, pending
 from enforcer.catalog.model import EntitlementSpec
 from enforcer.core.model import Customer, Feature, Node
 from enforcer.errors import DefinitionsUnavailableError, MisconfiguredError
-from enforcer.ports.definitions import Applied, Caller
+from enforcer.ports.definitions import Applied, Caller, Touched
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterable
 
     from sqlalchemy import Connection
 
@@ -35,12 +36,15 @@ __all__ = ["ROLES", "SqlDefinitions"]
 
 ROLES = ("check", "admin")
 _LEASE_SECRET = "leases"  # noqa: S105 - the name of a secret
+_PATIENCE = {"timeout": 5, "command_timeout": 30}
+"""How long PostgreSQL may take to connect and to answer, in seconds: the driver's own bounds are a minute and none."""
 
 
 def _engine(url: str) -> AsyncEngine:
     try:
         parsed = make_url(url)
-        engine = create_async_engine(parsed, pool_pre_ping=True)
+        patience = _PATIENCE if parsed.get_backend_name() == "postgresql" else {}
+        engine = create_async_engine(parsed, pool_pre_ping=True, connect_args=patience)
     except (ArgumentError, ImportError) as error:
         raise MisconfiguredError(
             "METERGATE_DATABASE_URL must be sqlite+aiosqlite:///path or postgresql+asyncpg://…"
@@ -56,9 +60,9 @@ def _engine(url: str) -> AsyncEngine:
             connection.isolation_level = None
             cursor = connection.cursor()
             for pragma in (
+                "busy_timeout=10000",
                 "journal_mode=WAL",
                 "synchronous=FULL",
-                "busy_timeout=10000",
                 "foreign_keys=ON",
             ):
                 cursor.execute(f"PRAGMA {pragma}")
@@ -120,6 +124,8 @@ class SqlDefinitions:
     # -- reading
 
     async def resolve(self, tenant: str, customer: str) -> Customer | None:
+        if not _storable(customer):
+            return None
         async with self._transaction() as connection:
             row = (
                 await connection.execute(
@@ -160,6 +166,8 @@ class SqlDefinitions:
         )
 
     async def feature(self, tenant: str, key: str) -> Feature | None:
+        if not _storable(key):
+            return None
         async with self._transaction() as connection:
             row = (
                 await connection.execute(
@@ -177,7 +185,7 @@ class SqlDefinitions:
         return Feature(row.id, key, key, releases or {})
 
     async def caller(self, api_key: str) -> Caller | None:
-        digest = hashlib.sha256(api_key.encode()).digest()
+        digest = hashlib.sha256(api_key.encode(errors="replace")).digest()
         async with self._transaction() as connection:
             row = (
                 await connection.execute(
@@ -191,7 +199,7 @@ class SqlDefinitions:
     async def descendants(self, tenant: str, customers: list[str]) -> list[str]:
         below = (
             select(t.nodes.c.id, t.nodes.c.key)
-            .where(t.nodes.c.tenant == tenant, t.nodes.c.key.in_(customers))
+            .where(t.nodes.c.tenant == tenant, t.nodes.c.key.in_(filter(_storable, customers)))
             .cte("below", recursive=True)
         )
         below = below.union(
@@ -200,6 +208,15 @@ class SqlDefinitions:
         async with self._transaction() as connection:
             keys = await connection.scalars(select(below.c.key).distinct())
             return sorted(keys)
+
+    async def account_epoch(self, tenant: str, account_id: int) -> int | None:
+        async with self._transaction() as connection:
+            epoch: int | None = await connection.scalar(
+                select(t.accounts.c.epoch).where(
+                    t.accounts.c.tenant == tenant, t.accounts.c.id == account_id
+                )
+            )
+        return epoch
 
     # -- what a deployment is given once
 
@@ -253,21 +270,29 @@ class SqlDefinitions:
         raise DefinitionsUnavailableError("the deployment's secret could not be made")
 
     async def ensure_tenant(self, tenant: str, name: str = "") -> None:
-        """Make the tenant unless it is there."""
+        """Make the tenant unless it is there; one that is keeps its name."""
         async with self._transaction(write=True) as connection:
-            known = await connection.scalar(
-                select(t.tenants.c.key).where(t.tenants.c.key == tenant)
+            into = postgresql.insert if self._postgres else sqlite.insert
+            await connection.execute(
+                into(t.tenants).values(key=tenant, name=name or tenant).on_conflict_do_nothing()
             )
-            if known is None:
-                await connection.execute(insert(t.tenants).values(key=tenant, name=name or tenant))
 
-    async def create_api_key(self, tenant: str, role: str) -> str:
-        """Make an API key of a role in `ROLES`. It is returned this once; only its digest is kept."""
+    async def create_api_key(self, tenant: str, role: str, actor: str = "bootstrap") -> str:
+        """Make an API key of a role in `ROLES`, on behalf of `actor` in the audit log.
+
+        The key is returned this once; only its digest is kept. Raise `MisconfiguredError` for an unknown role or
+        tenant.
+        """
         if role not in ROLES:
             raise MisconfiguredError(f"role must be one of {', '.join(ROLES)}, not {role!r}")
         name = random.token_hex(4)
         key = f"mg_{name}_{random.token_urlsafe(32)}"
         async with self._transaction(write=True) as connection:
+            known = await connection.scalar(
+                select(t.tenants.c.key).where(t.tenants.c.key == tenant)
+            )
+            if known is None:
+                raise MisconfiguredError(f"there is no tenant {tenant!r}; make it first")
             await connection.execute(
                 insert(t.api_keys).values(
                     id=name,
@@ -277,16 +302,37 @@ class SqlDefinitions:
                     created_ms=_now_ms(),
                 )
             )
+            await self._log(connection, tenant, actor, "created", name)
         return key
 
-    async def revoke_api_key(self, key_id: str) -> bool:
-        """End a key by its public id. False: there is none that is valid."""
+    async def _log(
+        self, connection: AsyncConnection, tenant: str, actor: str, action: str, key_id: str
+    ) -> None:
+        await connection.execute(
+            insert(t.audit_log).values(
+                at_ms=_now_ms(),
+                tenant=tenant,
+                actor=actor,
+                action=action,
+                kind="api_key",
+                key=key_id,
+            )
+        )
+
+    async def revoke_api_key(self, tenant: str, key_id: str, actor: str = "bootstrap") -> bool:
+        """End a tenant's key by its public id. False: there is none that is valid."""
         async with self._transaction(write=True) as connection:
             ended = await connection.execute(
                 update(t.api_keys)
-                .where(t.api_keys.c.id == key_id, t.api_keys.c.revoked_ms.is_(None))
+                .where(
+                    t.api_keys.c.tenant == tenant,
+                    t.api_keys.c.id == key_id,
+                    t.api_keys.c.revoked_ms.is_(None),
+                )
                 .values(revoked_ms=_now_ms())
             )
+            if ended.rowcount:
+                await self._log(connection, tenant, actor, "removed", key_id)
         return bool(ended.rowcount)
 
     # -- changing
@@ -297,7 +343,31 @@ class SqlDefinitions:
             applied = await application.run()
             if dry_run:
                 await connection.rollback()
-        return applied
+        return Applied(applied.changes, ()) if dry_run else applied
+
+    async def pending(self) -> tuple[Touched, ...]:
+        async with self._transaction() as connection:
+            return await pending(connection)
+
+    async def projected(self, accounts: Iterable[Touched]) -> None:
+        async with self._transaction(write=True) as connection:
+            for account in accounts:
+                await connection.execute(
+                    update(t.accounts)
+                    .where(
+                        t.accounts.c.id == account.account_id,
+                        t.accounts.c.projected < account.epoch,
+                    )
+                    .values(projected=account.epoch)
+                )
+
+
+def _storable(text: str) -> bool:
+    """Whether a database could hold it: what none can hold is nobody's key."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False
 
 
 def _now_ms() -> int:

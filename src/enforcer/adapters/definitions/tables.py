@@ -15,6 +15,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    text,
 )
 
 __all__ = [
@@ -102,7 +103,15 @@ accounts = Table(
     # Chosen at creation and never changed: the home of the account's counters.
     Column("bucket", Integer, nullable=False),
     Column("epoch", BigInteger, nullable=False),
+    # The epoch that the counters are known to have; behind `epoch` while a change is on its way.
+    Column("projected", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("tenant", "key"),
+    Index(
+        "accounts_unprojected",
+        "id",
+        postgresql_where=text("projected < epoch"),
+        sqlite_where=text("projected < epoch"),
+    ),
     sqlite_autoincrement=True,
 )
 
