@@ -75,7 +75,9 @@ class Maker:
         if dice.random() < 0.2:
             period = Period(dice.choice(_UNITS[:-1]), rolling=True)
             return QuotaTerms(dice.randint(0, 30), period, hard, overage, cap=dice.random() < 0.2)
-        rollover = Rollover(20, dice.randint(0, 3)) if dice.random() < 0.4 else None
+        rollover = (
+            Rollover(dice.choice([20, 200]), dice.randint(0, 3)) if dice.random() < 0.4 else None
+        )
         period = self._period(ends=rollover is not None)
         return QuotaTerms(dice.randint(0, 30), period, hard, overage, rollover, dice.random() < 0.2)
 
