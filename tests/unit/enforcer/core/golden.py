@@ -68,7 +68,7 @@ def credit(*grants: Any, key: str = "c", level: int = 0, overdraft: int = 0, **m
     made = []
     for name, amount, *rest in grants:
         priority, effective, expires = (*rest, *(0, None, None)[len(rest) :])
-        made.append(Grant(number(f"grant {name}"), name, amount, priority, effective, expires))
+        made.append(Grant(number(f"grant {name}"), name, amount, priority or 0, effective, expires))
     return given(key, CreditsTerms(tuple(made), overdraft), level, **more)
 
 
@@ -109,7 +109,7 @@ def config(value: Any, key: str = "v", level: int = 0, **more: Any) -> Any:
     return given(key, ConfigTerms(value), level, **more)
 
 
-TRIAL = {"license_type": LicenseType.TRIAL}
+TRIAL: dict[str, Any] = {"license_type": LicenseType.TRIAL}
 
 
 def valid(start: int | None = None, end: int | None = None, grace: int = 0, until: int | None = None) -> Any:
