@@ -18,8 +18,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import structlog
@@ -28,7 +30,7 @@ from meter.core.sequence import Entry, Gap, Position, Range, Sequencer, Verdict
 from meter.errors import FencedError, RollupBehindError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from meter.metrics import Metrics
     from meter.ports.log import Batch, LogSource
@@ -119,21 +121,20 @@ class _Slice:
     moves: dict[int, tuple[Position, Position]] = field(default_factory=dict)
     ranges: list[Range] = field(default_factory=list)
     late: list[tuple[int, Entry]] = field(default_factory=list)
-    repeats: dict[int, int] = field(default_factory=dict)
 
-    def take(self, bucket: int, start: Position, entries: Iterable[Entry]) -> None:
-        """Add what follows `start`: one range for each generation met."""
-        last = start
-        first: dict[int, int] = {}
-        end: dict[int, int] = {}
-        for entry in entries:
-            self.records.append((bucket, entry))
-            first.setdefault(entry.generation, entry.sequence)
-            end[entry.generation] = entry.sequence + 1
-            last = entry.position
-        if last != start:
-            self.moves[bucket] = (start, last)
-            self.ranges += [Range(bucket, g, first[g], end[g]) for g in sorted(first)]
+    def take(self, bucket: int, start: Position, entries: Sequence[Entry]) -> None:
+        """Add what follows `start`, in order: one range for each generation met."""
+        if not entries:
+            return
+        self.records += [(bucket, entry) for entry in entries]
+        self.moves[bucket] = (start, entries[-1].position)
+        first = entries[0]
+        for before, entry in pairwise(entries):
+            if entry[0] != before[0]:
+                self.ranges.append(Range(bucket, first.generation, first.sequence, before[1] + 1))
+                first = entry
+        last = entries[-1]
+        self.ranges.append(Range(bucket, first.generation, first.sequence, last.sequence + 1))
 
 
 class Rollup:
@@ -161,6 +162,8 @@ class Rollup:
         self._stored: set[tuple[int, int, int]] = set()
         self._gap_since: dict[int, float] = {}
         self._backlog_at = 0.0
+        self._repeats: Counter[int] = Counter()
+        self._ahead: asyncio.Task[Batch] | None = None
         self.progress = Progress()
 
     def stop(self) -> None:
@@ -177,17 +180,21 @@ class Rollup:
                     began = time.monotonic()
                     await self.flush(self._options.idle_wait)
                     pause = FIRST_PAUSE
-                    await self._sleep(self._options.flush_interval - (time.monotonic() - began))
+                    if self._ahead is None:
+                        await self._sleep(self._options.flush_interval - (time.monotonic() - began))
             except (UnavailableError, FencedError) as error:
                 self._metrics.failures.labels(error.reason).inc()
+                await self._forget()
                 _log.warning(
                     "rollup starts again", reason=error.reason, error=error.message, pause=pause
                 )
                 await self._sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
+        await self._forget()
 
     async def recover(self) -> None:
         """Finish the manifest in doubt, forget what was only in memory, go back to the marks."""
+        await self._forget()
         buckets = await self._source.assigned()
         async with self.progress.still():
             for manifest in await self._marks.unapplied():
@@ -210,16 +217,13 @@ class Rollup:
 
     async def flush(self, wait: float) -> int:
         """Do one flush; wait up to `wait` seconds for the first record. Return how many were rolled."""
-        after = {
-            bucket: sequencer.read
-            for bucket, sequencer in self._sequencers.items()
-            if bucket not in self.progress.held
-        }
         with self._stage("read"):
-            batch = await self._source.read(
-                after, self._options.flush_records, max(1, int(wait * 1000))
-            )
+            ahead, self._ahead = self._ahead, None
+            batch = await (ahead or self._read(wait))
         part = self._accept(batch)
+        if batch.drained != batch.asked:
+            # The log has more: read it while this is written.
+            self._ahead = asyncio.create_task(self._read(0.001))
         if part.moves or part.late:
             await self._write(part)
         self._note_freshness(batch)
@@ -227,6 +231,24 @@ class Rollup:
         await self.progress.moved()
         await self._measure()
         return len(part.records)
+
+    async def _read(self, wait: float) -> Batch:
+        """Read on from what was read, in the buckets that are not held."""
+        after = {
+            bucket: sequencer.read
+            for bucket, sequencer in self._sequencers.items()
+            if bucket not in self.progress.held
+        }
+        return await self._source.read(after, self._options.flush_records, max(1, int(wait * 1000)))
+
+    async def _forget(self) -> None:
+        """Drop what was read ahead."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.cancel()
+            await asyncio.wait({ahead})
+            if not ahead.cancelled():
+                ahead.exception()  # seen: the read is done again
 
     def _accept(self, batch: Batch) -> _Slice:
         part = _Slice()
@@ -236,19 +258,24 @@ class Rollup:
             self._metrics.read.inc(len(entries))
             part.take(bucket, start, self._sequence(sequencer, entries, part))
             if repeats := sequencer.repeats - before:
-                part.repeats[bucket] = repeats
+                self._repeats[bucket] += repeats
                 self._metrics.repeats.inc(repeats)
         return part
 
     @staticmethod
-    def _sequence(sequencer: Sequencer, entries: Iterable[Entry], part: _Slice) -> Iterator[Entry]:
+    def _sequence(sequencer: Sequencer, entries: Sequence[Entry], part: _Slice) -> Sequence[Entry]:
+        """Return the entries that follow; put late ones aside."""
+        if entries and sequencer.follow(entries):
+            return entries
+        out: list[Entry] = []
         for entry in entries:
             verdict = sequencer.offer(entry)
             if verdict is Verdict.NEXT:
-                yield entry
-                yield from sequencer.released()
+                out.append(entry)
+                out += sequencer.released()
             elif verdict is Verdict.LATE:
                 part.late.append((sequencer.bucket, entry))
+        return out
 
     async def _write(self, part: _Slice) -> None:
         with self._stage("store"):
@@ -266,7 +293,10 @@ class Rollup:
         if not part.moves:
             return
         with self._stage("claim"):
-            manifest = await self._marks.claim(part.moves, part.ranges, part.repeats)
+            # Repeats are noted with the next claim of their bucket.
+            repeats = {bucket: self._repeats[bucket] for bucket in part.moves}
+            manifest = await self._marks.claim(part.moves, part.ranges, repeats)
+            self._repeats -= Counter(repeats)
         async with self.progress.still():
             await self._apply(manifest)
             self.progress.marks.update({b: new for b, (_, new) in part.moves.items()})

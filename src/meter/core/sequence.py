@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from meter.core.records import HEADER, RecordType, decode_effects
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["START", "Entry", "Gap", "Position", "Range", "Sequencer", "Verdict", "opening"]
 
@@ -138,6 +141,26 @@ class Sequencer:
         if self.gap is None or missing < self.gap:
             self.gap = missing
         return Verdict.AHEAD
+
+    def follow(self, entries: Sequence[Entry]) -> bool:
+        """Accept all of `entries` at once if they continue the sequence, as they nearly always do.
+
+        False: nothing happened; offer them one by one.
+        """
+        generation, first = entries[0].generation, entries[0].sequence
+        if self.gap is not None or (generation, first) != (
+            self.position.generation,
+            self.position.sequence + 1,
+        ):
+            return False
+        dense = range(first, first + len(entries))
+        if any(entry[0] != generation for entry in entries) or any(
+            entry[1] != place for entry, place in zip(entries, dense, strict=True)
+        ):
+            return False
+        self.position = entries[-1].position
+        self.read = max(self.read, self.position)
+        return True
 
     def released(self) -> list[Entry]:
         """Entries kept ahead that follow now, in order. Call after each NEXT while `gap` is set."""

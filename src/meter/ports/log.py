@@ -29,11 +29,13 @@ __all__ = ["Batch", "LogSource"]
 class Batch:
     """What one read found.
 
-    `at_ms` is the log's own time just before the read, in ms since 1970. The buckets of `drained`
-    had nothing after the entries given here: all that was decided before `at_ms` has been read.
+    `at_ms` is the log's own time just before the read, in ms since 1970. Of the buckets that were
+    `asked`, those of `drained` had nothing after the entries given here: all that was decided before
+    `at_ms` has been read.
     """
 
     entries: Mapping[int, Sequence[Entry]]
+    asked: frozenset[int]
     drained: frozenset[int]
     at_ms: int
 

@@ -43,7 +43,7 @@ def crash_at(step: str, times: int = 1) -> Callable[[str], None]:
     return steps
 
 
-async def state(meter: Stand, bucket: int, used: int, place: Position) -> BucketCounters:
+def state(bucket: int, used: int, place: Position) -> BucketCounters:
     """The counters as Redis would show them."""
     return BucketCounters(bucket, place, {Counter(7, 1000): (used, 0), Counter(8, 0): (used, 0)})
 
@@ -56,9 +56,7 @@ async def test_each_record_counts_once_and_is_trimmed(meter: Stand) -> None:
     assert await meter.total() == 5050
     assert rollup.progress.marks == {0: places[-1], 1: places[-2]}
     assert await meter.source.backlog() == {0: 0, 1: 0}
-    found = await meter.audit().compare(
-        [await state(meter, 0, 2550, places[-1]), await state(meter, 1, 2500, places[-2])]
-    )
+    found = await meter.audit().compare([state(0, 2550, places[-1]), state(1, 2500, places[-2])])
     assert (found.records, found.counters) == (102, 4)
     assert (found.gaps, found.repeats, found.drift, found.rollup_difference) == ([], 0, [], 0)
 
@@ -87,7 +85,7 @@ async def test_a_crash_before_any_step_changes_no_total(
     await meter.drain()
     await meter.drain()
     assert await meter.total() == 820 + 40 + 1000
-    found = await meter.audit().compare([await state(meter, 0, 1820, place)])
+    found = await meter.audit().compare([state(0, 1820, place)])
     assert (found.gaps, found.repeats, found.drift, found.rollup_difference) == ([], 0, [], 0)
     assert found.records == 42
 
@@ -157,7 +155,7 @@ async def test_a_new_generation_continues_the_bucket(meter: Stand) -> None:
     assert rollup.progress.marks[0] == place == Position(4, 1)
     assert await meter.total() == 11
     # The counters of an earlier moment, in the generation before: what came later is taken off.
-    found = await meter.audit().compare([await state(meter, 0, 5, last)])
+    found = await meter.audit().compare([state(0, 5, last)])
     assert (found.gaps, found.drift, found.records) == ([], [], 2)
 
 
@@ -176,7 +174,7 @@ async def test_a_bucket_with_a_gap_is_held_and_named_while_others_go_on(meter: S
     rollup.stop()
     await running
     assert await meter.total() == 1001
-    found = await meter.audit().compare([await state(meter, 0, 1, Position(1, 4))])
+    found = await meter.audit().compare([state(0, 1, Position(1, 4))])
     assert (0, 1, 2, 3) in [gap[:4] for gap in found.gaps]
     assert meter.metrics.registry.get_sample_value("meter_bucket_held", {"bucket": "0"}) == 1
     assert (await meter.source.backlog())[0] == 2, "what lies beyond the gap stays in the outbox"
@@ -240,7 +238,7 @@ async def test_a_record_that_cannot_be_decoded_is_kept_for_review(
     )
     assert [tuple(row) for row in rows] == [(0, 1, bad.sequence, body.hex().upper(), len(effects))]
     assert meter.metrics.registry.get_sample_value("meter_records_for_review_total") == 1
-    found = await meter.audit().compare([await state(meter, 0, 11, place)])
+    found = await meter.audit().compare([state(0, 11, place)])
     assert (found.gaps, found.drift, found.rollup_difference, found.records) == ([], [], 0, 4)
 
 
@@ -265,19 +263,18 @@ class Repeating:
     async def read(self, after: Mapping[int, Position], limit: int, timeout_ms: int) -> Batch:
         batch = await self._source.read(after, limit, timeout_ms)
         twice = {bucket: [*entries, *entries] for bucket, entries in batch.entries.items()}
-        return Batch(twice, batch.drained, batch.at_ms)
+        return Batch(twice, batch.asked, batch.drained, batch.at_ms)
 
 
 async def test_repeats_are_dropped_and_counted_durably(meter: Stand) -> None:
     await meter.outbox.open(0, 1)
-    for _ in range(4):
-        place = await meter.outbox.use(0, 5)
+    place = [await meter.outbox.use(0, 5) for _ in range(4)][-1]
     rollup = meter.rollup()
     rollup._source = Repeating(meter)
     await meter.drain(rollup)
     assert await meter.total() == 20
     await meter.drain()
-    found = await meter.audit().compare([await state(meter, 0, 20, place)])
+    found = await meter.audit().compare([state(0, 20, place)])
     assert found.repeats == 5
     assert (found.gaps, found.drift, found.records) == ([], [], 5)
     assert meter.metrics.registry.get_sample_value("meter_record_repeats_total") == 5
@@ -288,7 +285,7 @@ async def test_late_records_of_an_old_generation_go_to_review(meter: Stand) -> N
     await meter.outbox.open(0, 2, previous=1, last=0)
     rollup = await meter.drain()
     late = Entry(1, 9, BODY, SOUND)
-    await rollup._write(rollup._accept(Batch({0: [late]}, frozenset(), NOW)))
+    await rollup._write(rollup._accept(Batch({0: [late]}, frozenset(), frozenset(), NOW)))
     rows = await meter.writer.rows("SELECT bucket, generation, seq, reason FROM review FINAL")
     assert [tuple(row) for row in rows] == [(0, 1, 9, "late generation")]
     assert await meter.total() == 0
@@ -319,20 +316,19 @@ async def test_a_rollup_that_lost_a_slice_is_seen(meter: Stand) -> None:
     place = await meter.outbox.use(0, 5)
     await meter.drain()
     await _forget_rows(meter)
-    found = await meter.audit().compare([await state(meter, 0, 5, place)])
+    found = await meter.audit().compare([state(0, 5, place)])
     assert found.rollup_difference == 5
     assert len(found.drift) == 2
 
 
 async def test_records_missing_from_raw_are_seen(meter: Stand) -> None:
     await meter.outbox.open(0, 1)
-    for _ in range(5):
-        place = await meter.outbox.use(0, 5)
+    place = [await meter.outbox.use(0, 5) for _ in range(5)][-1]
     await meter.drain()
     await meter.writer.command(
         "ALTER TABLE raw DELETE WHERE seq IN (2, 3) SETTINGS mutations_sync = 2"
     )
-    found = await meter.audit().compare([await state(meter, 0, 25, place)])
+    found = await meter.audit().compare([state(0, 25, place)])
     assert [gap[:4] for gap in found.gaps] == [(0, 1, 2, 4)]
 
 

@@ -97,7 +97,10 @@ async def test_windows_follow_the_zone_through_a_clock_change(services: Services
     ]:
         await use(services, when, quantity)
     await services.stand.drain(services.stand.current)
-    fields = {"start": stamp("2026-10-24T00:00:00Z"), "end": stamp("2026-10-27T00:00:00Z")}
+    fields: dict[str, Any] = {
+        "start": stamp("2026-10-24T00:00:00Z"),
+        "end": stamp("2026-10-27T00:00:00Z"),
+    }
     days = await services.query(window=report_pb2.WINDOW_DAY, zone="Europe/Berlin", **fields)
     assert table(days) == [
         ("10-24T00:00", "acme", 1),
@@ -195,7 +198,10 @@ async def test_pages_together_are_the_whole_in_order(services: Services) -> None
     for number in range(23):
         await use(services, f"2026-09-21T1{number % 3}:00:00Z", number, c=f"acme/{number % 5}")
     await services.stand.drain(services.stand.current)
-    fields = {"window": report_pb2.WINDOW_HOUR, "end": stamp("2026-09-22T00:00:00Z")}
+    fields: dict[str, Any] = {
+        "window": report_pb2.WINDOW_HOUR,
+        "end": stamp("2026-09-22T00:00:00Z"),
+    }
     whole = await services.query(**fields)
     assert whole.next_page_token == ""
     assert table(whole) == sorted(table(whole))
@@ -221,7 +227,7 @@ async def refused(call: Any) -> tuple[grpc.StatusCode, str]:
     """Status and ErrorInfo reason of a call that fails."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
-    status = rpc_status.from_call(caught.value)
+    status = rpc_status.from_call(caught.value)  # type: ignore[arg-type]  # it has what is needed
     assert status is not None
     info = error_details_pb2.ErrorInfo()
     assert status.details[0].Unpack(info)
