@@ -33,8 +33,9 @@ def parse(document: str, file_name: str) -> Catalog:
     """Read a catalog file. Raise `CatalogInvalidError` with all its issues."""
     issues: list[Issue] = []
     top = Reader(load(document, file_name), "", 1, issues, file_name)
-    if top.integer("version") != 1:
-        top.issue("version", "must be 1")
+    version = top.value("version")
+    if isinstance(version, bool) or version != 1:
+        top.issue("version", "must be 1, the only version of this format")
     catalog = Catalog(
         file_name=file_name,
         tenant=top.key("tenant", ""),
@@ -108,9 +109,7 @@ def _validity(at: Reader, license_type: LicenseType, *, in_plan: bool) -> Validi
 
 def _entitlements(at: Reader, name: str, *, in_plan: bool = False) -> tuple[EntitlementSpec, ...]:
     found = [_entitlement(below, in_plan=in_plan) for below in at.children(name)]
-    for key, count in Counter(one.key for one in found).items():
-        if count > 1:
-            at.issue(name, f"has {key!r} {count} times; give each a `key` of its own")
+    _keys_once(at, name, [one.key for one in found])
     for feature, count in _sizes(found).items():
         if count > MOST_ENTITLEMENTS:
             at.issue(name, f"has {count} limits of {feature!r}, at most {MOST_ENTITLEMENTS}")
@@ -132,7 +131,14 @@ def _sizes(found: list[EntitlementSpec]) -> Counter[str]:
 
 def _entitlement(at: Reader, *, in_plan: bool) -> EntitlementSpec:
     feature = at.key("feature")
+    known = at.value("model") in list(MODELS)
     model = at.choice("model", list(MODELS))
+    if not known:
+        # Which fields are possible depends on it: do not report them on top.
+        at.take_all()
+        model = "boolean"
+    if in_plan and at.has("license"):
+        at.issue("license", "belongs to the subscription: each subscriber has a licence of its own")
     license_type = _license(at)
     spec = EntitlementSpec(
         key=at.key("key", f"{feature}/{model}".replace("/", ":")),
@@ -147,6 +153,18 @@ def _entitlement(at: Reader, *, in_plan: bool) -> EntitlementSpec:
     )
     at.finish()
     return spec
+
+
+def _subscriptions(at: Reader) -> tuple[SubscriptionSpec, ...]:
+    found = [_subscription(below) for below in at.children("subscriptions")]
+    _keys_once(at, "subscriptions", [one.key for one in found])
+    return tuple(found)
+
+
+def _keys_once(at: Reader, name: str, keys: list[str]) -> None:
+    for key, count in Counter(keys).items():
+        if count > 1:
+            at.issue(name, f"has {key!r} {count} times; give each a `key` of its own")
 
 
 def _subscription(at: Reader) -> SubscriptionSpec:
@@ -184,7 +202,7 @@ def _node(at: Reader, parent: str, level: int, nodes: list[NodeSpec]) -> None:
             parent,
             at.flag("suspended"),
             _entitlements(at, "entitlements"),
-            tuple(_subscription(below) for below in at.children("subscriptions")),
+            _subscriptions(at),
             Where(at.line_of("key"), f"{at.path}.key" if at.path else "key"),
         )
     )

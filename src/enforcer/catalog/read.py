@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.reader import ReaderError
+from ruamel.yaml.scalarbool import ScalarBoolean
 
 from enforcer.core.model import MAX_QUANTITY
 from enforcer.errors import CatalogInvalidError
@@ -21,7 +24,24 @@ __all__ = ["Issue", "Reader", "load", "refuse"]
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:+-]{0,127}")
 _DURATION = re.compile(r"(\d+)\s*(ms|s|m|h|d|w)")
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MS = timedelta(milliseconds=1)
 _LATEST = 253_402_300_800_000
+"""The year 10000, in ms."""
+_MOMENT = re.compile(
+    r"\d{4}-\d\d-\d\d(?P<time>[Tt ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(?P<zone> ?[Zz]|[+-]\d\d:\d\d)?)?"
+)
+_LONGEST_TEXT = 1000
+_LONGEST_LINE = 500
+_MOST_VALUES = 1_000_000
+"""Of a document with its aliases written out: each use of an alias is read again."""
+
+
+class _Constructor(RoundTripConstructor):
+    """Times stay text: YAML's own type forgets whether a zone was written."""
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:timestamp", lambda _, node: str(node.value))
 
 
 class Issue(NamedTuple):
@@ -37,30 +57,78 @@ class Issue(NamedTuple):
 
 
 def refuse(issues: list[Issue]) -> CatalogInvalidError:
-    """The error that lists all issues in the order of the file."""
+    """The error that lists all issues in the order of the file, each in one line of bounded length."""
     ordered = sorted(issues, key=lambda issue: (issue.line, issue.field))
     first = ordered[0]
     return CatalogInvalidError(
-        "\n".join(str(issue) for issue in ordered),
-        file=first.file,
+        "\n".join(_shortened(" ".join(str(issue).split())) for issue in ordered),
+        file=_shortened(first.file),
         line=str(first.line),
-        field=first.field,
+        field=_shortened(first.field),
         issues=str(len(ordered)),
     )
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= _LONGEST_LINE else line[: _LONGEST_LINE - 1] + "…"
 
 
 def load(document: str, file_name: str) -> Any:
     """The document with line numbers. Raise `CatalogInvalidError` if it is no YAML."""
     yaml = YAML(typ="rt")
+    yaml.Constructor = _Constructor
     yaml.allow_duplicate_keys = False
     try:
-        return yaml.load(document)
+        loaded = yaml.load(document)
+    except ReaderError as error:
+        line = document.count("\n", 0, error.position) + 1
+        raise refuse([Issue(file_name, line, "-", f"not YAML: {error.reason}")]) from error
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = 1 if mark is None else mark.line + 1
         raise refuse([Issue(file_name, line, "-", _first_line(error))]) from error
     except (YAMLError, ValueError, TypeError, RecursionError, KeyError, AttributeError) as error:
         raise refuse([Issue(file_name, 1, "-", f"not YAML: {_first_line(error)}")]) from error
+    issues = _unfit(loaded, file_name)
+    if issues:
+        raise refuse(issues)
+    return loaded
+
+
+def _unfit(loaded: Any, file_name: str) -> list[Issue]:
+    """Text that no database can hold, or more values than anybody means."""
+    issues: list[Issue] = []
+    rest: list[tuple[Any, int]] = [(loaded, 1)]
+    for _ in range(_MOST_VALUES):
+        if not rest:
+            return issues
+        value, line = rest.pop()
+        if isinstance(value, str):
+            if "\0" in value or not _is_unicode(value):
+                issues.append(
+                    Issue(file_name, line, "-", f"has a character that is no text: {value!r}")
+                )
+        elif isinstance(value, CommentedMap | CommentedSeq):
+            line = int(value.lc.line or 0) + 1
+            if isinstance(value, CommentedSeq):
+                rest += [(item, line) for item in value]
+            else:
+                rest += [(item, line) for pair in value.items() for item in pair]
+    issues.append(
+        Issue(
+            file_name, 1, "-", f"has more than {_MOST_VALUES} values with its aliases written out"
+        )
+    )
+    return issues
+
+
+def _is_unicode(value: str) -> bool:
+    """False for halves of characters, which YAML's escapes can write."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _first_line(error: Exception) -> str:
@@ -73,18 +141,20 @@ class Reader:
 
     def __init__(self, value: Any, path: str, line: int, issues: list[Issue], file: str) -> None:
         self.path, self.line, self.issues, self.file = path, line, issues, file
-        self._known: list[str] = []
-        if not isinstance(value, CommentedMap):
+        self._known: list[Any] = []
+        self._is_map = isinstance(value, CommentedMap)
+        if not self._is_map:
             self.issue("", f"is {_kind(value)}, must be a mapping")
-            value = CommentedMap()
-        self._map: CommentedMap = value
+        self._map: CommentedMap = value if self._is_map else CommentedMap()
 
     def issue(self, name: str, message: str) -> None:
-        """Note what is wrong with a field (or with the mapping itself)."""
+        """Note what is wrong with a field (or with the mapping itself). What is no mapping lacks no fields."""
+        if name and not self._is_map:
+            return
         where = self.path if not name else f"{self.path}.{name}" if self.path else name
         self.issues.append(Issue(self.file, self.line_of(name), where or "-", message))
 
-    def line_of(self, name: str) -> int:
+    def line_of(self, name: Any) -> int:
         """Where a field stands; where the mapping begins if it has none."""
         try:
             return int(self._map.lc.key(name)[0]) + 1
@@ -93,10 +163,12 @@ class Reader:
 
     def _raw(self, name: str) -> Any:
         self._known.append(name)
-        return self._map.get(name)
+        value = self._map.get(name)
+        return bool(value) if isinstance(value, ScalarBoolean) else value
 
     def has(self, name: str) -> bool:
-        """Whether the field is there and not null."""
+        """Whether the field is there and not null. Marks it as known."""
+        self._known.append(name)
         return self._map.get(name) is not None
 
     def names(self) -> list[Any]:
@@ -105,16 +177,23 @@ class Reader:
 
     def take_all(self) -> None:
         """Report no field of this mapping as unknown."""
-        self._known += [str(name) for name in self._map]
+        self._known += list(self._map)
 
     def finish(self) -> None:
         """Report unknown fields, with the nearest known ones."""
         for name in self._map:
             if name in self._known:
                 continue
-            near = difflib.get_close_matches(str(name), self._known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"allowed: {', '.join(self._known)}"
-            self.issue(str(name), f"unknown field; {hint}")
+            near = difflib.get_close_matches(str(name)[:100], map(str, self._known), n=1)
+            hint = (
+                f"did you mean {near[0]}?"
+                if near
+                else f"allowed: {', '.join(map(str, dict.fromkeys(self._known)))}"
+            )
+            field = self._below(str(name))
+            self.issues.append(
+                Issue(self.file, self.line_of(name), field, f"unknown field; {hint}")
+            )
 
     def text(self, name: str, default: str | None = None) -> str:
         """Any text; required without a default."""
@@ -125,6 +204,9 @@ class Reader:
             return default or ""
         if not isinstance(value, str):
             self.issue(name, f"is {_kind(value)}, must be text (put it in quotes)")
+            return default or ""
+        if len(value) > _LONGEST_TEXT:
+            self.issue(name, f"has {len(value)} characters, at most {_LONGEST_TEXT} are possible")
             return default or ""
         return str(value)
 
@@ -186,7 +268,7 @@ class Reader:
         if isinstance(exponent, int) and (exponent < -9 or number > 10**15):  # noqa: PLR2004 - see text
             self.issue(name, f"is {number}, must have at most 9 decimals and be at most 10^15")
             return Decimal()
-        return number
+        return number or Decimal()
 
     def duration(
         self, name: str, default: int | None = None, least: int = 1, most: int = _LATEST
@@ -203,7 +285,7 @@ class Reader:
             return least
         length = int(match[1]) * _UNITS[match[2]]
         if not least <= length <= most:
-            self.issue(name, f"is {value}, must be from {least} ms to {most} ms")
+            self.issue(name, f"is {value}, must be from {_length(least)} to {_length(most)}")
             return least
         return length
 
@@ -267,6 +349,14 @@ class Reader:
         return f"{self.path}.{name}" if self.path else name
 
 
+def _length(milliseconds: int) -> str:
+    """As it is written: 10s, 24h, 366d."""
+    for unit in ("d", "h", "m", "s"):
+        if milliseconds and milliseconds % _UNITS[unit] == 0:
+            return f"{milliseconds // _UNITS[unit]}{unit}"
+    return f"{milliseconds}ms"
+
+
 def _number(value: Any) -> Decimal | None:
     """A finite number from 0; None if it is no such number."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -280,20 +370,17 @@ def _number(value: Any) -> Decimal | None:
 
 def _moment(value: Any) -> int | None:
     """A time in ms since 1970; None if it is no time, has no zone or is not between 1970 and 9999."""
+    match = _MOMENT.fullmatch(value) if isinstance(value, str) else None
+    if match is None or (match["time"] and not match["zone"]):
+        return None
     try:
-        if isinstance(value, str):
-            value = datetime.fromisoformat(value)
-        elif isinstance(value, datetime):
-            # ruamel turns a time with a zone into UTC and drops the zone.
-            value = datetime(*value.timetuple()[:6], value.microsecond, tzinfo=UTC)
-        elif isinstance(value, date):
-            value = datetime(value.year, value.month, value.day, tzinfo=UTC)
-        if not isinstance(value, datetime) or value.tzinfo is None:
-            return None
-        moment = int(value.timestamp() * 1000)
+        moment = datetime.fromisoformat(str(value).replace(" Z", "Z").upper())
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        milliseconds = (moment - _EPOCH) // _MS
     except (ValueError, OverflowError):
         return None
-    return moment if 0 <= moment < _LATEST else None
+    return milliseconds if 0 <= milliseconds < _LATEST else None
 
 
 def _kind(value: Any) -> str:  # noqa: PLR0911 - one for each kind

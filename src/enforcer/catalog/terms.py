@@ -61,8 +61,8 @@ def _period(at: Reader, *, in_plan: bool, rolling: bool = True) -> Period:
                 at.issue("anchor", "`start` needs a `start` of the entitlement")
     elif anchor is not None:
         anchor_ms = at.as_moment("anchor", anchor)
-    if anchor_ms is not None and rolls:
-        at.issue("anchor", "has no meaning for a rolling period")
+    if anchor_ms is not None and (rolls or unit is PeriodUnit.TOTAL):
+        at.issue("anchor", "has no meaning for a rolling period or `per: total`")
         anchor_ms = None
     return Period(unit, zone, anchor_ms, rolls)
 
@@ -103,8 +103,9 @@ def _quota(at: Reader, *, in_plan: bool) -> Terms:
             at.issue("rollover", "needs periods that end")
         else:
             rollover = Rollover(maximum, minimum)
-    if limit + overage > MAX_QUANTITY:
-        at.issue("overage", f"limit and overage together must be at most {MAX_QUANTITY}")
+    carried = rollover.maximum if rollover else 0
+    if limit + overage + carried > MAX_QUANTITY:
+        at.issue("limit", f"with overage and rollover must be at most {MAX_QUANTITY}")
     return QuotaTerms(limit, period, hard, overage, rollover, at.flag("cap"))
 
 
@@ -167,7 +168,10 @@ def _tiered(at: Reader, *, in_plan: bool) -> Terms:
             rate = below.integer("rate", least=1, most=10**9)
             per = below.duration("rate_per", 1000, most=86_400_000)
             burst = below.integer("burst", rate, least=1, most=10**12)
-        tiers.append(Tier(below.key("name"), up_to, behaviour, _price(below), rate, per, burst))
+        tier = Tier(below.key("name"), up_to, behaviour, _price(below), rate, per, burst)
+        if tier.name in {one.name for one in tiers}:
+            below.issue("name", f"{tier.name!r} is here twice")
+        tiers.append(tier)
         if behaviour is TierBehaviour.DENY and place < len(readers) - 1:
             below.issue("behaviour", "only the last tier can deny")
         below.finish()
@@ -202,16 +206,16 @@ def _rate(at: Reader) -> Terms:
 
 def _config(at: Reader) -> Terms:
     value = at.value("value")
-    if not isinstance(value, str | int | bool):
-        at.issue("value", "is required: text, an integer, or true or false")
-        value = ""
-    return ConfigTerms(
-        bool(value)
-        if isinstance(value, bool)
-        else int(value)
-        if isinstance(value, int)
-        else str(value)
+    if isinstance(value, bool):
+        return ConfigTerms(value)
+    if isinstance(value, str):
+        return ConfigTerms(at.text("value"))
+    if isinstance(value, int) and abs(value) <= MAX_QUANTITY:
+        return ConfigTerms(int(value))
+    at.issue(
+        "value", f"is required: text, true or false, or an integer up to {MAX_QUANTITY} in size"
     )
+    return ConfigTerms("")
 
 
 def read_terms(at: Reader, model: str, *, in_plan: bool) -> Terms:  # noqa: PLR0911 - one for each

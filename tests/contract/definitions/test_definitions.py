@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -715,6 +716,10 @@ async def test_a_database_that_is_away_is_told_as_such(tmp_path: Path) -> None:
             await away.resolve("demo", "acme")
         assert refused.value.retryable
         await away.close()
+    # aiosqlite's thread says good-bye to the loop after a failed connect: the loop has to be there.
+    for thread in threading.enumerate():
+        if "_connection_worker_thread" in thread.name:
+            await asyncio.to_thread(thread.join, 5)
 
 
 def test_a_wrong_url_names_the_setting() -> None:
