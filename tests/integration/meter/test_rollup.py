@@ -291,6 +291,24 @@ async def test_late_records_of_an_old_generation_go_to_review(meter: Stand) -> N
     assert await meter.total() == 0
 
 
+async def test_records_that_the_log_lost_after_they_were_stored_are_told(meter: Stand) -> None:
+    await meter.outbox.open(0, 1)
+    await meter.outbox.use(0, 5)
+    with pytest.raises(Crash):
+        await meter.drain(meter.rollup(crash_at("claim")))
+    # The server comes back on a copy that has only the opening.
+    await meter.outbox.redis.delete(outbox(0))
+    await meter.outbox.open(0, 1)
+    await meter.outbox.open(0, 2, previous=1, last=0)
+    place = await meter.outbox.use(0, 6, generation=2)
+    await meter.drain()
+    assert await meter.total() == 6
+    assert meter.metrics.registry.get_sample_value("meter_records_for_review_total") == 1
+    found = await meter.audit().compare([state(0, 6, place)])
+    assert found.rollup_difference == 5
+    assert found.drift == []
+
+
 async def test_drift_is_named_with_both_sides(meter: Stand) -> None:
     await meter.outbox.open(0, 1)
     place = await meter.outbox.use(0, 5)
