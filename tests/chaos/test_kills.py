@@ -1,0 +1,115 @@
+"""kill -9 of any process at random instants of a replay: nothing lost, nothing counted twice.
+
+Each run replays a trace of its own while enforcer, meter and Valkey are killed one after the other;
+then the trace is replayed again without kills, and everything has to add up to the unit.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from tests.fixtures.stack import sums, write_trace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.fixtures.stack import Stack
+
+RUNS: Final = 3
+KILLS: Final = 8
+ROWS: Final = 2500
+PARTS: Final = ("enforcer", "meter", "valkey")
+SHORTEST, LONGEST = 0.3, 1.4
+"""Seconds from one kill to the next: some hit a process that is just starting again."""
+
+
+@dataclass
+class Killer:
+    """Kills a random part again and again until the replay ends."""
+
+    stack: Stack
+    dice: random.Random
+    kills: list[str] = field(default_factory=list)
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        while not self.done.wait(self.dice.uniform(SHORTEST, LONGEST)):
+            part = self.dice.choice(PARTS)
+            if pids := self.stack.pids(part):
+                try:
+                    os.kill(self.dice.choice(pids), signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+                self.kills.append(part)
+
+
+def replay_under_fire(stack: Stack, trace: Path, seed: int, seconds: float) -> tuple[Any, Killer]:
+    """Replay `trace` in real time, which takes `seconds`, while parts are killed."""
+    killer = Killer(stack, random.Random(seed))
+    thread = threading.Thread(target=killer.run)
+    thread.start()
+    try:
+        replayed = stack.json("replay", str(trace), "--speed", "real", timeout=seconds + 120)
+    finally:
+        killer.done.set()
+        thread.join()
+    return replayed, killer
+
+
+def wait_until_answering(stack: Stack, within: float = 60) -> None:
+    """All processes run again and the gateway decides."""
+    give_up = time.monotonic() + within
+    while time.monotonic() < give_up:
+        done = stack.run("check", "acme", "api.calls", "--mode", "check_only")
+        if done.returncode == 0 and len(stack.pids("")) == 4:
+            return
+        time.sleep(0.2)
+    pytest.fail("the gateway did not come back:\n" + "\n".join(stack.lines[-50:]))
+
+
+@pytest.mark.timeout(280)
+def test_totals_are_exact_after_kills_at_random_instants(
+    new_stack: Callable[..., Stack], tmp_path: Path
+) -> None:
+    stack = new_stack("data", "--workers", "2").start()
+    expected = {"llm.requests": 0, "llm.input_tokens": 0, "llm.output_tokens": 0}
+    kills: list[str] = []
+    for run in range(RUNS):
+        seconds = KILLS * (SHORTEST + LONGEST) / 2
+        trace = write_trace(tmp_path / f"{run}.csv", rows=ROWS, seed=run, seconds=seconds)
+        asked = sums(trace)
+        for meter, quantity in asked.items():
+            expected[meter] += quantity
+        first, killer = replay_under_fire(stack, trace, seed=run, seconds=seconds)
+        kills += killer.kills
+        for meter, quantity in asked.items():
+            assert first[meter]["requested"] == first[meter]["consumed"] == quantity
+        wait_until_answering(stack)
+        again = stack.json("replay", str(trace))
+        for meter, quantity in asked.items():
+            assert again[meter] == {
+                "requested": quantity,
+                "consumed": quantity,
+                "denied": 0,
+                "replayed": quantity,
+            }
+        for meter, quantity in expected.items():
+            report = stack.json("usage", "--meter", meter)
+            assert report["total"] == quantity, f"{meter} after {killer.kills}"
+        audit = stack.json("audit")
+        assert (audit["gaps"], audit["repeats"], audit["drift"]) == ([], 0, [])
+        assert audit["rollup_difference"] == 0
+    assert len(kills) >= 20, kills
+    assert set(kills) == set(PARTS)
+
+

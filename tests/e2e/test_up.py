@@ -1,0 +1,129 @@
+"""`metergate up`: starts, continues, refuses, ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import time
+import urllib.request
+from typing import TYPE_CHECKING
+
+import pytest
+
+from enforcer.cli.leftovers import identity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.fixtures.stack import Stack
+
+
+def test_a_second_start_continues_on_the_same_data(new_stack: Callable[..., Stack]) -> None:
+    first = new_stack().start()
+    key = first.api_key
+    assert first.json("check", "acme", "api.calls", "--quantity", "7")["granted"] == 7
+    assert first.stop() == 0
+    second = new_stack().start()
+    assert second.api_key == key
+    assert second.json("check", "acme", "api.calls", "--quantity", "5")["granted"] == 5
+    (row,) = second.json("usage", "--customer", "acme", "--meter", "api.calls")["rows"]
+    assert (row["quantity"], row["events"]) == (12, 2)
+    second.json("audit")
+
+
+def test_ctrl_c_ends_everything_in_order(new_stack: Callable[..., Stack]) -> None:
+    stack = new_stack().start()
+    pids = stack.pids("")
+    assert len(pids) >= 3
+    assert stack.stop() == 0
+    assert stack.events("stopped")
+    assert not stack.events("restart")
+    assert not any(identity(pid) for pid in pids)
+    done = stack.run("check", "acme", "api.calls")
+    assert done.returncode == 3
+    assert "metergate up" in done.stderr
+
+
+def test_a_kill_of_up_ends_everything_and_the_next_start_continues(
+    new_stack: Callable[..., Stack],
+) -> None:
+    first = new_stack().start()
+    first.json("check", "acme", "api.calls", "--quantity", "3")
+    pids = first.pids("")
+    first.signal(signal.SIGKILL)
+    first.wait()
+    give_up = time.monotonic() + 10
+    while any(identity(pid) for pid in pids) and time.monotonic() < give_up:
+        time.sleep(0.05)
+    assert not any(identity(pid) for pid in pids)
+    second = new_stack().start()
+    assert second.json("usage", "--meter", "api.calls")["total"] == 3
+    second.json("audit")
+
+
+def test_a_killed_process_is_started_again(new_stack: Callable[..., Stack]) -> None:
+    stack = new_stack().start()
+    for part in ("enforcer", "meter", "valkey"):
+        (pid, *_) = stack.pids(part)
+        os.kill(pid, signal.SIGKILL)
+        give_up = time.monotonic() + 30
+        while stack.pids(part)[:1] in ([pid], []) and time.monotonic() < give_up:
+            time.sleep(0.05)
+        assert stack.pids(part)[:1] not in ([pid], [])
+    give_up = time.monotonic() + 30
+    while stack.run("check", "acme", "api.calls").returncode and time.monotonic() < give_up:
+        time.sleep(0.2)
+    stack.json("check", "acme", "api.calls")
+    stack.json("audit")
+    assert len(stack.events("restart")) == 3
+
+
+def test_two_gateways_cannot_share_a_folder(stack: Stack, new_stack: Callable[..., Stack]) -> None:
+    done = stack.run("up", "--port", "0", "--http-port", "0")
+    assert done.returncode == 2
+    assert f"in use by another `metergate up` (pid {stack.pid})" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--port", "--http-port"])
+def test_a_port_in_use_is_named(new_stack: Callable[..., Stack], option: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        stack = new_stack()
+        done = stack.run("up", "--port", "0", "--http-port", "0", option, str(port))
+    assert done.returncode == 2
+    assert f"port {port} on 127.0.0.1 is in use; choose another with {option}" in done.stderr
+
+
+def test_secrets_are_in_private_files_and_never_printed(stack: Stack) -> None:
+    assert stat.S_IMODE(stack.folder.stat().st_mode) == 0o700
+    for name in ("api-key", "endpoint", "internal-token"):
+        assert stat.S_IMODE((stack.folder / name).stat().st_mode) == 0o600
+    printed = "\n".join(stack.lines)
+    assert stack.api_key not in printed
+    assert (stack.folder / "internal-token").read_text().strip() not in printed
+
+
+def test_metrics_are_served(stack: Stack) -> None:
+    with urllib.request.urlopen(f"{stack.http}/metrics", timeout=10) as reply:  # noqa: S310
+        assert reply.status == 200
+        assert b"# TYPE" in reply.read()
+
+
+def test_a_wrong_key_is_a_matter_of_access(stack: Stack) -> None:
+    from tests.fixtures.stack import metergate  # noqa: PLC0415 - the module is a plugin, too
+
+    done = metergate(
+        "check",
+        "acme",
+        "api.calls",
+        METERGATE_ENDPOINT=stack.endpoint,
+        METERGATE_API_KEY="mg_wrong",
+    )
+    assert done.returncode == 4
+    assert "METERGATE_API_KEY" in done.stderr
+    assert "mg_wrong" not in done.stderr
