@@ -524,6 +524,39 @@ async def test_applications_at_the_same_time_follow_one_after_the_other(
     assert await epochs(definitions, "acme") == [9]
 
 
+async def test_tenants_that_apply_at_the_same_time_never_share_a_number(
+    definitions: SqlDefinitions, open_definitions: Callable[[], SqlDefinitions]
+) -> None:
+    tenants = [f"t{number}" for number in range(5)]
+    for tenant in tenants:
+        await definitions.ensure_tenant(tenant)
+    texts = [CATALOG.replace("tenant: demo", f"tenant: {tenant}") for tenant in tenants]
+    others = [open_definitions() for _ in texts]
+    await asyncio.gather(*(declare(*pair) for pair in zip(others, texts, strict=True)))
+    ids = []
+    for tenant in tenants:
+        found = await definitions.resolve(tenant, "acme-team")
+        assert found is not None
+        ids += [one.id for node in found.path for one in node.entitlements]
+    assert sorted(ids) == list(range(1, 3 * len(tenants) + 1))
+
+
+async def test_a_catalog_of_many_accounts_is_applied_like_a_small_one(
+    definitions: SqlDefinitions,
+) -> None:
+    accounts = "".join(
+        f"  - {{key: a{number}, entitlements: [{{feature: f, model: quota, limit: 5, per: day}}],"
+        f" nodes: [{{key: a{number}-x}}]}}\n"
+        for number in range(450)
+    )
+    text = f"version: 1\ntenant: demo\nfeatures: [{{key: f}}]\naccounts:\n{accounts}"
+    assert len((await declare(definitions, text)).changes) == 1 + 3 * 450
+    assert (await declare(definitions, text)).changes == ()
+    changed = await declare(definitions, text.replace("limit: 5", "limit: 6"))
+    assert len(changed.touched) == 450
+    assert {one.epoch for one in changed.touched} == {2}
+
+
 async def test_a_reader_never_sees_new_terms_with_an_old_epoch(
     definitions: SqlDefinitions, open_definitions: Callable[[], SqlDefinitions]
 ) -> None:
