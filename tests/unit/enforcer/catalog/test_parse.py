@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -36,7 +38,9 @@ from enforcer.core.model import (
 )
 from enforcer.errors import CatalogInvalidError
 
-SAMPLE = Path(__file__).parents[4] / "deploy" / "sample-catalog.yaml"
+ROOT = Path(__file__).parents[4]
+SAMPLE = ROOT / "deploy" / "sample-catalog.yaml"
+MANUAL = ROOT / "docs" / "catalog.md"
 DAY = 86_400_000
 JULY = 1_782_864_000_000  # 2026-07-01
 
@@ -539,7 +543,16 @@ def test_no_line_of_an_issue_is_long() -> None:
     assert all(len(line) <= 500 for line in found)
 
 
-# -- the sample
+# -- the manual and the sample
+
+
+@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", MANUAL.read_text(), re.DOTALL))
+def test_the_examples_of_the_manual_are_right(block: str) -> None:
+    head = "version: 1\n"
+    if block.startswith("- "):
+        head += "accounts:\n- key: a\n  entitlements:\n"
+        block = textwrap.indent(block, "  ")
+    parse(head + block, "catalog.md")
 
 
 def test_the_sample_uses_every_field_and_every_word_of_the_format(
@@ -572,9 +585,15 @@ def test_the_sample_uses_every_field_and_every_word_of_the_format(
     monkeypatch.setattr(Reader, "_raw", watched_raw)
     monkeypatch.setattr(Reader, "choice", watched_choice)
     catalog = parse(SAMPLE.read_text(), "sample")
+    manual = re.sub(r"```.*?```", "", MANUAL.read_text(), flags=re.DOTALL)
     versions = {version for product in catalog.products for version in product.releases}
     assert known - used == versions - used
     assert words - said == set()
+    explained = {
+        word for quoted in re.findall(r"`([^`]+)`", manual) for word in re.split(r"\W+", quoted)
+    }
+    assert known - versions - explained == set()
+    assert {word for _, word in words} - explained == set()
     models = {
         type(spec.terms)
         for account in catalog.accounts
