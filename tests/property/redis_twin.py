@@ -27,8 +27,11 @@ class _Generations:
     async def next_generation(self, bucket: int, at_least: int) -> int:
         return at_least + 1
 
-    async def last_generation(self, bucket: int) -> int:
-        return 0
+    async def was_opened(self, bucket: int) -> bool:
+        return False
+
+    async def confirm_opened(self, bucket: int) -> None:
+        pass
 
 
 class RedisTwin:

@@ -99,6 +99,14 @@ class Definitions(Protocol):
         """Allocate a bucket's generation: greater than every earlier one and than `at_least`."""
         ...
 
+    async def was_opened(self, bucket: int) -> bool:
+        """Whether a generation of the bucket was ever confirmed to be in Redis."""
+        ...
+
+    async def confirm_opened(self, bucket: int) -> None:
+        """Redis has the bucket: from now on its absence there is a loss."""
+        ...
+
     async def last_generation(self, bucket: int) -> int:
         """The greatest generation given out; 0 if the bucket was never opened."""
         ...

@@ -34,8 +34,12 @@ class Generations(Protocol):
         """A generation of the bucket greater than all before it and than `at_least`."""
         ...
 
-    async def last_generation(self, bucket: int) -> int:
-        """The greatest one given out; 0 if the bucket was never opened."""
+    async def was_opened(self, bucket: int) -> bool:
+        """Whether a generation of the bucket was ever confirmed to be in Redis."""
+        ...
+
+    async def confirm_opened(self, bucket: int) -> None:
+        """Redis has the bucket: from now on its absence there is a loss."""
         ...
 
 
@@ -85,18 +89,26 @@ async def _open(
     found, create = await call(0, create=False), False
     for _ in range(8):
         if found[0] == b"lost":
-            if await generations.last_generation(bucket):
+            if await generations.was_opened(bucket):
                 _log.error("the bucket's data are missing in Redis", bucket=bucket)
                 return False
             found, create = [b"0", b"", b"0", b"-1"], True
         if found[1] == run_id.encode():
+            await _confirm(generations, bucket)
             return True
         at_least = max(int(found[0]), int(found[2]))
         generation = await generations.next_generation(bucket, at_least)
         opened = await call(generation, create=create)
         if opened[0] != b"used":
             _log.info("generation opened", bucket=bucket, generation=int(opened[0]))
+            await _confirm(generations, bucket)
             return True
         found, create = await call(0, create=False), False
     message = f"no generation could be opened for bucket {bucket}"
     raise StoreUnavailableError(message)
+
+
+async def _confirm(generations: Generations, bucket: int) -> None:
+    """Before anything is answered. A first start that is cut short between allocating and opening has lost nothing."""
+    if not await generations.was_opened(bucket):
+        await generations.confirm_opened(bucket)

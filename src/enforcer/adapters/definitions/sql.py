@@ -227,6 +227,19 @@ class SqlDefinitions:
             )
         return last or 0
 
+    async def was_opened(self, bucket: int) -> bool:
+        async with self._transaction() as connection:
+            opened = await connection.scalar(
+                select(t.generations.c.opened).where(t.generations.c.bucket == bucket)
+            )
+        return bool(opened)
+
+    async def confirm_opened(self, bucket: int) -> None:
+        async with self._transaction(write=True) as connection:
+            await connection.execute(
+                update(t.generations).where(t.generations.c.bucket == bucket).values(opened=True)
+            )
+
     async def next_generation(self, bucket: int, at_least: int) -> int:
         for _ in range(100):
             last = await self.last_generation(bucket)

@@ -15,6 +15,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -175,6 +176,8 @@ generations = Table(
     metadata,
     Column("bucket", Integer, primary_key=True, autoincrement=False),
     Column("last", BigInteger, nullable=False),
+    # Whether Redis was ever seen to have the bucket: only then can it have lost it.
+    Column("opened", Boolean, nullable=False, server_default=false()),
 )
 
 secrets = Table(
