@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import threading
 import time
 from dataclasses import dataclass, field
@@ -111,5 +110,3 @@ def test_totals_are_exact_after_kills_at_random_instants(
         assert audit["rollup_difference"] == 0
     assert len(kills) >= 20, kills
     assert set(kills) == set(PARTS)
-
-

@@ -80,7 +80,7 @@ def test_a_killed_process_is_started_again(new_stack: Callable[..., Stack]) -> N
     assert len(stack.events("restart")) == 3
 
 
-def test_two_gateways_cannot_share_a_folder(stack: Stack, new_stack: Callable[..., Stack]) -> None:
+def test_two_gateways_cannot_share_a_folder(stack: Stack) -> None:
     done = stack.run("up", "--port", "0", "--http-port", "0")
     assert done.returncode == 2
     assert f"in use by another `metergate up` (pid {stack.pid})" in done.stderr

@@ -7,7 +7,7 @@ import shutil
 import signal
 import time
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis.asyncio
@@ -118,9 +118,8 @@ def server(tmp_path: Path) -> Iterator[ValkeyProcess]:
 
 async def ids(url: str) -> list[tuple[int, int]]:
     client = redis.asyncio.Redis.from_url(url)
-    found = [
-        tuple(int(part) for part in name.split(b"-")) for name, _ in await client.xrange(outbox(0))
-    ]
+    entries: Any = await client.xrange(outbox(0))
+    found = [tuple(int(part) for part in name.split(b"-")) for name, _ in entries]
     await client.aclose()
     return found  # type: ignore[return-value]
 
@@ -181,7 +180,8 @@ async def test_a_restarted_server_gets_a_new_generation_and_keeps_its_counts(
 
 async def records(server: ValkeyProcess) -> list:  # type: ignore[type-arg]
     client = redis.asyncio.Redis.from_url(server.url)
-    found = [decode_effects(fields[b"e"]) for _, fields in await client.xrange(outbox(0))]
+    entries: Any = await client.xrange(outbox(0))
+    found = [decode_effects(fields[b"e"]) for _, fields in entries]
     await client.aclose()
     return found
 

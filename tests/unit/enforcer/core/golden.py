@@ -67,7 +67,8 @@ def quota(limit: int, key: str = "q", level: int = 0, period: Period = DAYS, **m
 def credit(*grants: Any, key: str = "c", level: int = 0, overdraft: int = 0, **more: Any) -> Any:
     made = []
     for name, amount, *rest in grants:
-        priority, effective, expires = [*rest, *[0, None, None][len(rest) :]]
+        filled: list[Any] = [*rest, *[0, None, None][len(rest) :]]
+        priority, effective, expires = filled
         made.append(Grant(number(f"grant {name}"), name, amount, priority or 0, effective, expires))
     return given(key, CreditsTerms(tuple(made), overdraft), level, **more)
 
