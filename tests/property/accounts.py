@@ -87,11 +87,11 @@ class Maker:
             case "quota":
                 return self._quota()
             case "payg":
-                price = Price(
-                    Decimal(dice.choice(["0.5", "0.0375", "3"])), "EUR", dice.choice([1, 7])
-                )
+                # 1.5 or 3/7 millionths a unit: what is left of a fraction decides at the cap.
+                price = dice.choice([("0.5", 1), ("0.0000015", 1), ("0.000003", 7)])
+                caps = [None, Decimal(2), Decimal("0.00003")]
                 return PaygTerms(
-                    self._period(), price, dice.choice([None, Decimal(2), Decimal("10.5")])
+                    self._period(), Price(Decimal(price[0]), "EUR", price[1]), dice.choice(caps)
                 )
             case "credits":
                 return CreditsTerms(
@@ -204,7 +204,7 @@ class Maker:
             case ConcurrentTerms():
                 terms = replace(terms, seats=dice.randint(0, 4))
             case PaygTerms():
-                terms = replace(terms, spend_cap=dice.choice([Decimal(1), Decimal(20)]))
+                terms = replace(terms, spend_cap=dice.choice([Decimal(1), Decimal("0.00004")]))
             case _:
                 pass
         return replace(one, terms=terms)
