@@ -39,6 +39,8 @@ _log = structlog.get_logger(__name__)
 MISCONFIGURED = 78
 """Exit status for wrong settings, as EX_CONFIG of sysexits."""
 TICK_SECONDS = 1.0
+UNFINISHED_SECONDS = 5.0
+"""A change that was stored but not projected counts after this long at the latest."""
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
@@ -80,6 +82,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         background = [
             asyncio.create_task(_tell_health(server, counters, metrics)),
             asyncio.create_task(_tick(counters, settings.buckets, metrics)),
+            asyncio.create_task(_finish_changes(definitions, counters)),
         ]
         # What was made so far stays for the life of the process: no need to look at it again and again.
         gc.collect()
@@ -133,6 +136,22 @@ async def _tell_health(server: GrpcServer, counters: RedisCounters, metrics: Met
             _log.info("ready" if serving else "not ready", store=counters.last_error)
             told = serving
         await asyncio.sleep(0.1)
+
+
+async def _finish_changes(definitions: SqlDefinitions, counters: RedisCounters) -> None:
+    """Project changes whose caller was cut off before their projection."""
+    while True:
+        await counters.ready.wait()
+        try:
+            left = await definitions.pending()
+            for account_id, bucket, epoch in left:
+                await counters.project(bucket, account_id, epoch)
+            if left:
+                await definitions.projected(left)
+                _log.info("finished changes", accounts=len(left))
+        except MetergateError as error:
+            _log.warning("changes are waiting", reason=error.reason)
+        await asyncio.sleep(UNFINISHED_SECONDS)
 
 
 async def _tick(counters: CounterStore, buckets: int, metrics: Metrics) -> None:

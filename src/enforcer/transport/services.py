@@ -72,6 +72,7 @@ class _Catalog:
         if not request.dry_run:
             for account_id, bucket, epoch in applied.touched:
                 await self._counters.project(bucket, account_id, epoch)
+            await self._definitions.projected(applied.touched)
         return catalog_pb2.ApplyResponse(
             changes=[
                 catalog_pb2.Change(action=_ACTIONS[action], kind=kind, key=key)
