@@ -726,6 +726,16 @@ async def test_generations_are_never_given_out_twice(
     assert sorted(given) == [1, 2, 3, 4, 5, 6]
 
 
+async def test_a_bucket_was_opened_once_that_is_confirmed(definitions: SqlDefinitions) -> None:
+    await definitions.next_generation(3, 0)
+    assert not await definitions.was_opened(3)
+    await definitions.confirm_opened(3)
+    assert await definitions.was_opened(3)
+    await definitions.next_generation(3, 0)
+    assert await definitions.was_opened(3)
+    assert not await definitions.was_opened(4)
+
+
 async def test_the_lease_secret_is_one_for_all(
     definitions: SqlDefinitions, open_definitions: Callable[[], SqlDefinitions]
 ) -> None:
