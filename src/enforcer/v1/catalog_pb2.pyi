@@ -27,7 +27,7 @@ class ApplyRequest(_message.Message):
     FILE_NAME_FIELD_NUMBER: _builtins.int
     DRY_RUN_FIELD_NUMBER: _builtins.int
     document: _builtins.str
-    """YAML text, at most 4 MiB."""
+    """YAML text, at most 1 MiB."""
     file_name: _builtins.str
     """Named in errors."""
     dry_run: _builtins.bool
