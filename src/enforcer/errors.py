@@ -262,7 +262,10 @@ REASONS: dict[str, tuple[type[MetergateError], str]] = {
         InvalidRequestError,
         "commit at most what is held, record the rest with MODE_RECORD_ONLY",
     ),
-    "DOCUMENT_TOO_LARGE": (InvalidRequestError, "a catalog has at most 1 MiB: declare accounts in several files"),
+    "DOCUMENT_TOO_LARGE": (
+        InvalidRequestError,
+        "a catalog has at most 1 MiB: declare accounts in several files",
+    ),
     "RESERVATION_SETTLED": (NotPossibleError, "it was committed or released before"),
     "LEASE_EXPIRED": (NotPossibleError, "acquire a new lease"),
     "LEASE_REVOKED": (NotPossibleError, "the customer may not use the feature any more"),

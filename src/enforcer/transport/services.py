@@ -53,7 +53,10 @@ class _Catalog:
     async def apply(self, caller: Caller, request: catalog_pb2.ApplyRequest) -> Message:
         """Answers when the next check on every enforcer is decided by the change."""
         if len(request.document.encode()) > LONGEST_DOCUMENT:
-            raise InvalidRequestError("DOCUMENT_TOO_LARGE", "a catalog has at most 1 MiB: declare accounts in several files")
+            raise InvalidRequestError(
+                "DOCUMENT_TOO_LARGE",
+                "a catalog has at most 1 MiB: declare accounts in several files",
+            )
         name = request.file_name or "catalog"
         # In a thread: a large file takes seconds, and checks go on meanwhile.
         catalog = await asyncio.to_thread(parse, request.document, name)
