@@ -115,10 +115,14 @@ def test_parts_die_with_a_killed_supervisor(note: Path) -> None:
     assert process.stdout is not None
     while process.stdout.readline().strip() != "ready":
         assert process.poll() is None
-    ((_, pid),) = leftovers(note)
+    pid = 0
+    give_up = time.monotonic() + 10
+    while not pid and time.monotonic() < give_up:
+        pid = next((number for _, number in leftovers(note)), 0)
     process.kill()
     process.wait()
     process.stdout.close()
+    assert pid, "the part was never noted"
     give_up = time.monotonic() + 5
     while identity(pid) and time.monotonic() < give_up:
         time.sleep(0.02)
