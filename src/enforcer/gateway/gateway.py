@@ -626,7 +626,7 @@ def _fit(asked: _Asked, program: Program) -> None:
     if (
         asked.mode is Mode.RECORD_ONLY
         and not program.countable
-        and program.verdict is not Reason.NOT_ENTITLED
+        and program.verdict not in (Reason.NOT_ENTITLED, Reason.SUSPENDED)
     ):
         raise InvalidRequestError(
             "MODE_NOT_SUPPORTED", f"{asked.name.feature!r} has no quantity to record past a limit"

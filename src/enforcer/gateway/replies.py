@@ -10,7 +10,7 @@ from enforcer.core.program import DENIED, SHADOW, Kind, Label, Reason, Shape
 from enforcer.v1 import enforcer_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -97,16 +97,20 @@ def _tell_tier(program: Program, decision: Decision, response: pb.CheckResponse)
 
 
 def _wait(program: Program, decision: Decision, quantity: int) -> int | None:
-    """Ms until every limit that denied can take the quantity; None when waiting does not help."""
+    """Ms until every chain that denied can take the quantity; None when waiting does not help."""
     if decision.reason not in _WORTH_WAITING:
         return None
-    waits = [
-        _one_wait(program, entry, quantity, decision.now)
-        for entry in decision.entries
-        if entry.code & DENIED and not entry.code & SHADOW
-    ]
-    known = [wait for wait in waits if wait is not None]
-    return max(known) if known and len(known) == len(waits) else min(known, default=None)
+    longest, place = 0, 0
+    for chain in program.chains:
+        entries = decision.entries[place : place + len(chain.views)]
+        place += len(entries)
+        if chain.shadow or not any(entry.code & DENIED for entry in entries):
+            continue
+        wait = _one_chain(program, entries, quantity, decision.now)
+        if wait is None:
+            return None
+        longest = max(longest, wait)
+    return longest or None
 
 
 _WORTH_WAITING = {
@@ -118,16 +122,22 @@ _WORTH_WAITING = {
 }
 
 
+def _one_chain(program: Program, entries: Sequence[Entry], quantity: int, now: int) -> int | None:
+    """The views of a chain help each other out: the first one with room again is what is waited for."""
+    if quantity > sum(entry.limit for entry in entries):
+        return None
+    waits = [_one_wait(program, entry, quantity, now) for entry in entries]
+    return min((wait for wait in waits if wait is not None), default=None)
+
+
 def _one_wait(program: Program, entry: Entry, quantity: int, now: int) -> int | None:
     refill = _label(program, entry.code).refill
-    if refill:
-        short = quantity - entry.remaining
-        if entry.code >> 4 & 0xF == Kind.RATE:
-            return math.ceil(short / refill) if quantity <= entry.limit else None
-        return math.ceil(1 / refill)
-    if not entry.reset or quantity > entry.limit:
-        return None
-    return max(entry.reset - now, 1)
+    if refill and entry.code >> 4 & 0xF == Kind.RATE:
+        # What was recorded past the limit is a debt: `used` shows it, `remaining` ends at 0.
+        return math.ceil((quantity + entry.used - entry.limit) / refill)
+    if refill and entry.remaining:
+        return math.ceil(quantity / refill)
+    return max(entry.reset - now, 1) if entry.reset else None
 
 
 def has_seats(program: Program) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets as random
+import sqlite3
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -36,6 +37,7 @@ __all__ = ["ROLES", "SqlDefinitions"]
 
 ROLES = ("check", "admin")
 _LEASE_SECRET = "leases"  # noqa: S105 - the name of a secret
+_TRIES = 250
 _PATIENCE = {"timeout": 5, "command_timeout": 30}
 """How long PostgreSQL may take to connect and to answer, in seconds: the driver's own bounds are a minute and none."""
 
@@ -59,13 +61,9 @@ def _engine(url: str) -> AsyncEngine:
             # read before would not belong to it.
             connection.isolation_level = None
             cursor = connection.cursor()
-            for pragma in (
-                "busy_timeout=10000",
-                "journal_mode=WAL",
-                "synchronous=FULL",
-                "foreign_keys=ON",
-            ):
+            for pragma in ("busy_timeout=10000", "synchronous=FULL", "foreign_keys=ON"):
                 cursor.execute(f"PRAGMA {pragma}")
+            _write_ahead(cursor)
             cursor.close()
 
         @event.listens_for(engine.sync_engine, "begin")
@@ -74,6 +72,23 @@ def _engine(url: str) -> AsyncEngine:
             connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
     return engine
+
+
+def _write_ahead(cursor: Any) -> None:
+    """Turn the write-ahead log on.
+
+    A database that is new to several processes is locked by the one that does it, and SQLite does not wait for this
+    lock.
+    """
+    for _ in range(_TRIES):
+        cursor.execute("PRAGMA journal_mode")
+        if cursor.fetchone()[0] == "wal":
+            return
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            time.sleep(0.02)
+    raise DefinitionsUnavailableError("the definitions' database stays locked by another process")
 
 
 def _upgrade(connection: Connection) -> None:
