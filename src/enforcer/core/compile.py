@@ -4,9 +4,9 @@ The rules, over the path from the customer up to its account's root:
 
 - An entitlement counts while it is valid: `[start, end + grace)`, and for the product version that asks.
 - *Givers* let the feature be used (boolean, config, supplies, seats); rates and caps only limit. A customer is entitled
-  while one giver of the path is valid, or if nothing but rates and caps is defined. Fallback entitlements count only
-  while no other giver is valid.
+  while one giver of the path is valid, or if nothing but rates and caps is defined.
 - A feature with supplies needs a valid one: when they have all ended, a boolean beside them does not make it free.
+- Fallback entitlements count only while the others do not entitle, and then entitle by themselves by the same rules.
 - Rates, seats and caps of every node on the path apply, each on its own.
 - The supply is that of the nearest node that has a valid one: quotas by priority, then expiry, then age; credits the
   same; overdrafts; then overage, tiers and pay-as-you-go by priority, bounded ones first. Nothing is drawn from the
@@ -88,6 +88,17 @@ def _is_giver(entitlement: Entitlement) -> bool:
     return _is_supply(entitlement) or isinstance(
         entitlement.terms, BooleanTerms | ConfigTerms | ConcurrentTerms
     )
+
+
+def _is_enforced_supply(entitlement: Entitlement) -> bool:
+    return _is_supply(entitlement) and not entitlement.shadow
+
+
+def _entitling(defined: list[_Placed], valid: list[_Placed]) -> list[_Placed]:
+    """Those of `valid` that let the feature be used: the supplies where some are defined, else all that give."""
+    need_supply = any(_is_enforced_supply(one.entitlement) for one in defined)
+    gives = _is_enforced_supply if need_supply else _is_giver
+    return [one for one in valid if gives(one.entitlement)]
 
 
 def _ends(entitlement: Entitlement) -> int:
@@ -188,14 +199,11 @@ class _Compiler:
                 first_ordinal = (
                     span.ordinal if first is None else span_at(terms.period, first).ordinal
                 )
+                bounded = terms.limit + (terms.overage if terms.hard else 0)
+                most = min(terms.rollover.maximum, MAX_QUANTITY - bounded)
+                least = min(terms.rollover.minimum, most)
                 shape = Shape.ROLL
-                extra = (
-                    span.ordinal,
-                    terms.limit,
-                    terms.rollover.minimum,
-                    terms.rollover.maximum,
-                    first_ordinal,
-                )
+                extra = (span.ordinal, terms.limit, least, most, first_ordinal)
         beyond = terms.overage if terms.hard else MAX_QUANTITY
         upper = min(terms.limit + beyond, MAX_QUANTITY)
         base = View(
@@ -393,7 +401,7 @@ class _Compiler:
         return Chain((self.label(view, placed, refill=refill),), Reason.RATE_LIMITED)
 
     def seats(self, placed: list[_Placed], number: int) -> Chain:
-        """One pool of all seats of a node. `number`, the smallest id of them all, names its count."""
+        """One pool of all enforced seats of a node. `number`, the smallest id of them, valid or not, names its count."""
         seats = most = 0
         mode = SeatMode.FLOATING
         for one in placed:
@@ -481,6 +489,7 @@ def _constraints(
                 for entitlement in node.entitlements
                 if entitlement.feature == feature.key
                 and isinstance(entitlement.terms, ConcurrentTerms)
+                and not entitlement.shadow
             )
             yield compiler.seats(seats, number)
         for one in enforced:
@@ -547,18 +556,20 @@ def compile_program(
         valid.append(one)
 
     regular = [one for one in valid if not one.entitlement.fallback]
-    if any(_is_giver(one.entitlement) for one in regular):
+    entitling = _entitling([one for one in defined if not one.entitlement.fallback], regular)
+    if entitling:
         valid = regular
-    givers = [one for one in valid if _is_giver(one.entitlement)]
-    needs_supply = any(
-        _is_supply(one.entitlement) and not one.entitlement.shadow for one in defined
-    )
-    supplies = [one for one in givers if _is_supply(one.entitlement) and not one.entitlement.shadow]
+    else:
+        entitling = _entitling(
+            [one for one in defined if one.entitlement.fallback],
+            [one for one in valid if one.entitlement.fallback],
+        )
     has_givers = any(_is_giver(one.entitlement) for one in defined)
+    supplies = [one for one in valid if _is_enforced_supply(one.entitlement)]
 
     if any(node.suspended for node in customer.path):
         verdict = Reason.SUSPENDED
-    elif not (supplies if needs_supply else givers if has_givers else valid):
+    elif not (entitling if has_givers else valid):
         verdict = _not_entitled(defined, uncovered, at)
     else:
         verdict = Reason.ALLOWED
@@ -574,7 +585,7 @@ def compile_program(
     chains, levels = _levels(compiler, chains)
     ended = [
         one.entitlement.validity.end_ms is not None and one.entitlement.validity.end_ms <= at
-        for one in givers
+        for one in entitling
     ]
     seats = [
         one.entitlement.terms for one in valid if isinstance(one.entitlement.terms, ConcurrentTerms)
@@ -605,7 +616,7 @@ def compile_program(
         labels=compiler.labels,
         meter=feature.meter,
         config=_config(valid) if verdict is Reason.ALLOWED else "",
-        grace=bool(ended) and all(ended),
+        grace=verdict is Reason.ALLOWED and bool(ended) and all(ended),
         countable=any(
             not isinstance(one.entitlement.terms, BooleanTerms | ConfigTerms | ConcurrentTerms)
             for one in defined

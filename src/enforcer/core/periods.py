@@ -44,7 +44,11 @@ def _to_ms(moment: datetime) -> int:
 
 
 def _at(day: date, clock: time, zone: ZoneInfo) -> int:
-    """The instant of a local time. One that a clock change skips is the instant of the change; a doubled one the first."""
+    """The instant of a local time.
+
+    One that is there twice is the first; one that a clock change skips is taken by the clock before the change
+    (RFC 5545): a skipped 02:30 is 03:30, a skipped midnight the instant of the change.
+    """
     return _to_ms(datetime.combine(day, clock, zone).astimezone(UTC))
 
 
@@ -80,8 +84,9 @@ def _step(unit: PeriodUnit, day: date, count: int) -> date:
 def span_at(period: Period, now_ms: int) -> Span:
     """The period that contains `now_ms`.
 
-    Hours are 3,600 s long and begin at full local hours (or at the anchor's minute). Longer periods begin at local
-    midnight, or on the anchor's day and local time; both follow the zone's clock changes, so a day has 23 to 25 hours.
+    Hours are 3,600 s long and begin at full local hours of standard time (or at the anchor's minute): a clock that
+    changes by half an hour does not cut one short. Longer periods begin at local midnight, or on the anchor's day and
+    local time; both follow the zone's clock changes, so a day has 23 to 25 hours.
     """
     unit = period.unit
     if unit is PeriodUnit.TOTAL:
@@ -89,7 +94,8 @@ def span_at(period: Period, now_ms: int) -> Span:
     zone = _zone(period.zone)
     if unit is PeriodUnit.HOUR:
         if period.anchor_ms is None:
-            offset = (_EPOCH + now_ms * _MS).astimezone(zone).utcoffset() or timedelta()
+            local = (_EPOCH + now_ms * _MS).astimezone(zone)
+            offset = (local.utcoffset() or timedelta()) - (local.dst() or timedelta())
             base = -(offset // _MS) % HOUR_MS
         else:
             base = period.anchor_ms
