@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import TYPE_CHECKING
 
@@ -42,6 +41,7 @@ from enforcer.gateway.requests import (
     mode_of,
     named,
     quantity_of,
+    time_of,
     ttl_of,
 )
 from enforcer.v1 import enforcer_pb2 as pb
@@ -72,10 +72,6 @@ _CONSUMING = (Mode.ENFORCE, Mode.BEST_EFFORT, Mode.RECORD_ONLY)
 _ATOMIC_MODES = (Mode.ENFORCE, Mode.CHECK_ONLY, Mode.RECORD_ONLY)
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class _Asked:
     """One check on its way: what is asked under which name, and the ask for the program of the moment."""
 
@@ -94,11 +90,11 @@ class _Asked:
 
     def __init__(self, name: Name, quantity: int, mode: Mode, key: str, body: Body) -> None:
         self.name, self.quantity, self.mode, self.key, self.body = name, quantity, mode, key, body
-        self.op, self.parameters = "check", ""
+        self.op, self.parameters = "check", ()
         self.reservation, self.ttl_ms, self.seat = "", 0, None
 
     op: str
-    parameters: str
+    parameters: tuple[object, ...]
     reservation: str
     ttl_ms: int
     seat: SeatAsk | None
@@ -115,7 +111,7 @@ class _Asked:
                 self.name.customer,
                 self.quantity,
                 self.mode.value,
-                self.parameters,
+                *self.parameters,
             )
         else:
             named_by = NO_KEY
@@ -232,7 +228,7 @@ class Gateway:
         )
         asked = _Asked(name, quantity, mode, key, body)
         if attributes or name.version or at:
-            asked.parameters = f"{attributes!r}{name.version}{at}"
+            asked.parameters = attributes, name.version, at
         return asked
 
     async def _decide_one(self, asked: _Asked) -> tuple[Program, Decision]:
@@ -247,7 +243,11 @@ class Gateway:
             program = known(asked.name) or await self._programs.get(asked.name)
             if not asked.body.m:
                 asked.body = _completed(asked.body, program)
-            _fit(asked, program)
+            if _misfit(asked, program):
+                program = await self._programs.reread(asked.name)
+                misfit = _misfit(asked, program)
+                if misfit:
+                    raise InvalidRequestError("MODE_NOT_SUPPORTED", misfit)
             programs.append(program)
             asks.append(asked.ask(program))
         if len(group) > 1 and len({program.account_id for program in programs}) > 1:
@@ -357,6 +357,7 @@ class Gateway:
             request.dimensions,
         )
         asked.op, asked.ttl_ms, asked.reservation = "reserve", ttl_ms, secrets.token_hex(12)
+        asked.parameters += (request.ttl.ToMilliseconds(),)
         asked.body = _with(asked.body, id=asked.reservation)
         program, decision = await self._decide_one(asked)
         response = pb.ReserveResponse(check=check_response(program, decision, asked.quantity))
@@ -424,14 +425,11 @@ class Gateway:
             )
         name = Name(tenant, request.customer, request.feature, request.product_version)
         program = await self._programs.current(name)
-        if program.verdict is Reason.ALLOWED and not has_seats(program):
-            raise InvalidRequestError(
-                "MODE_NOT_SUPPORTED", f"{request.feature!r} has no seats: use Check"
-            )
-        mode = _seat_mode(program)
-        if mode != SEAT_MODES[SeatMode.FLOATING] and not holder:
-            who = "user" if mode == SEAT_MODES[SeatMode.NAMED] else "device fingerprint"
-            raise InvalidRequestError("HOLDER_REQUIRED", f"these seats need the {who} in holder")
+        if _seatless(program, holder):
+            program = await self._programs.reread(name)
+        error = _seatless(program, holder)
+        if error is not None:
+            raise error
         ttl_ms = ttl_of(
             request.ttl if request.HasField("ttl") else None,
             program.lease_ttl_ms or RESERVATION_TTL,
@@ -442,7 +440,11 @@ class Gateway:
             name, 1, Mode.ENFORCE, key_of(request.idempotency_key), request.dimensions
         )
         lease = secrets.token_hex(12)
-        asked.op, asked.parameters = "lease", f"{asked.parameters}{holder}"
+        # The time that the client asked for: the feature's own may change between a call and its retry.
+        asked.op, asked.parameters = (
+            "lease",
+            (*asked.parameters, holder, request.ttl.ToMilliseconds()),
+        )
         asked.seat = SeatAsk(lease, holder, ttl_ms)
         asked.body = _with(asked.body, id=lease, h=holder)
         program, decision = await self._decide_one(asked)
@@ -492,6 +494,8 @@ class Gateway:
         """The program that a lease lives by; one that denies ends the lease."""
         # Which product versions are covered was decided when the seat was taken.
         program = await self._programs.any_version(name)
+        if program.verdict is not Reason.ALLOWED:
+            program = await self._programs.any_version(name, reread=True)
         if program.verdict is not Reason.ALLOWED:
             await self._counters.release_lease(token.bucket, token.id, unbind=False)
             raise NotPossibleError(
@@ -576,12 +580,7 @@ class Gateway:
             )
         at = 0
         if event.HasField("occurred_at"):
-            at, now = event.occurred_at.ToMilliseconds(), _now_ms()
-            if not now - OLDEST_EVENT <= at <= now + LATEST_EVENT:
-                raise InvalidRequestError(
-                    "BAD_TIME",
-                    "occurred_at must be at most 24 h ago and at most 5 min ahead",
-                )
+            at = time_of(event.occurred_at, "occurred_at", OLDEST_EVENT, LATEST_EVENT)
         return self._with_body(
             Name(tenant, event.customer, event.feature),
             quantity_of(event.quantity if event.HasField("quantity") else None),
@@ -613,24 +612,37 @@ def _with(body: Body, **fields: str) -> Body:
     return Body(**{**values, **fields})
 
 
-def _fit(asked: _Asked, program: Program) -> None:
-    """Refuse a mode that has no meaning for the feature: see docs/modes.md."""
+def _misfit(asked: _Asked, program: Program) -> str:
+    """Why the mode has no meaning for the feature, or nothing: see docs/modes.md."""
     if asked.op == "lease" or asked.mode is Mode.PEEK or asked.mode is Mode.CHECK_ONLY:
-        return
+        return ""
     if program.lease_ttl_ms:
-        raise InvalidRequestError(
-            "MODE_NOT_SUPPORTED",
+        return (
             f"{asked.name.feature!r} has seats: take one with AcquireLease; "
-            "MODE_CHECK_ONLY tells whether one is free",
+            "MODE_CHECK_ONLY tells whether one is free"
         )
     if (
         asked.mode is Mode.RECORD_ONLY
         and not program.countable
         and program.verdict not in (Reason.NOT_ENTITLED, Reason.SUSPENDED)
     ):
-        raise InvalidRequestError(
-            "MODE_NOT_SUPPORTED", f"{asked.name.feature!r} has no quantity to record past a limit"
+        return f"{asked.name.feature!r} has no quantity to record past a limit"
+    return ""
+
+
+def _seatless(program: Program, holder: str) -> InvalidRequestError | None:
+    """Why nobody can sit here, or not without a name."""
+    if program.verdict is not Reason.ALLOWED:
+        return None  # the decision says why
+    if not has_seats(program):
+        return InvalidRequestError(
+            "MODE_NOT_SUPPORTED", f"{program.feature!r} has no seats: use Check"
         )
+    mode = _seat_mode(program)
+    if mode == SEAT_MODES[SeatMode.FLOATING] or holder:
+        return None
+    who = "user" if mode == SEAT_MODES[SeatMode.NAMED] else "device fingerprint"
+    return InvalidRequestError("HOLDER_REQUIRED", f"these seats need the {who} in holder")
 
 
 def _seat_mode(program: Program) -> int:

@@ -64,10 +64,21 @@ class Programs:
             return program
         return await self._make(name, now)
 
-    async def any_version(self, name: Name) -> Program:
+    async def reread(self, name: Name) -> Program:
+        """The program by the definitions as they are, for a `no` that the store was not asked about."""
+        customer = await self._load(name.tenant, name.customer)
+        program = self._programs.get(name)
+        if program is not None and (program.account_id, program.epoch) == (
+            customer.account_id,
+            customer.epoch,
+        ):
+            return await self.current(name)
+        return await self._make(name, self._now_ms())
+
+    async def any_version(self, name: Name, *, reread: bool = False) -> Program:
         """A program for what does not depend on the product version that asks."""
         try:
-            return await self.current(name)
+            return await (self.reread(name) if reread else self.current(name))
         except InvalidRequestError as error:
             if error.reason != "PRODUCT_VERSION_REQUIRED":
                 raise
@@ -87,7 +98,19 @@ class Programs:
             await self._counters.project(program.bucket, program.account_id, program.epoch)
 
     async def _make(self, name: Name, at: int) -> Program:
-        customer = self._customers.get(name[:2]) or await self._load(name.tenant, name.customer)
+        known = self._customers.get(name[:2])
+        if known is None:
+            return await self._compile(name, await self._load(name.tenant, name.customer), at)
+        try:
+            return await self._compile(name, known, at)
+        except InvalidRequestError:
+            # What was known may be out of date, and the store is not asked about what cannot be compiled.
+            customer = await self._load(name.tenant, name.customer)
+            if customer.epoch == known.epoch:
+                raise
+        return await self._compile(name, customer, at)
+
+    async def _compile(self, name: Name, customer: Customer, at: int) -> Program:
         feature = await self._feature(name, customer)
         released = None
         if name.version:

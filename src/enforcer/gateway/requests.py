@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 from enforcer.core.model import MAX_QUANTITY
@@ -12,14 +13,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from google.protobuf.duration_pb2 import Duration
+    from google.protobuf.timestamp_pb2 import Timestamp
 
-__all__ = ["dimensions_of", "key_of", "mode_of", "named", "quantity_of", "ttl_of"]
+__all__ = ["dimensions_of", "key_of", "mode_of", "named", "quantity_of", "time_of", "ttl_of"]
 
 MOST_DIMENSIONS = 16
 LONGEST_NAME = 64
 LONGEST_VALUE = 256
 LONGEST_KEY = 256
 LONGEST_CUSTOMER = 128
+NANOS = 1_000_000_000
 _MODES = {
     0: Mode.ENFORCE,
     1: Mode.ENFORCE,
@@ -104,3 +107,16 @@ def ttl_of(ttl: Duration | None, default_ms: int, least_ms: int, most_ms: int) -
             f"ttl is {length / 1000:g} s, must be from {least_ms / 1000:g} s to {most_ms / 1000:g} s",
         )
     return length
+
+
+def time_of(stamp: Timestamp, field: str, oldest_ms: int, latest_ms: int) -> int:
+    """A time in ms since 1970, at most so far from now."""
+    # By hand: the library's own conversion raises on what is no valid time, a client's mistake like another.
+    at, now = stamp.seconds * 1000 + stamp.nanos // 1_000_000, time.time_ns() // 1_000_000
+    if not now - oldest_ms <= at <= now + latest_ms or not 0 <= stamp.nanos < NANOS:
+        raise InvalidRequestError(
+            "BAD_TIME",
+            f"{field} must be at most {oldest_ms // 3_600_000} h ago and at most "
+            f"{latest_ms // 60_000} min ahead",
+        )
+    return at

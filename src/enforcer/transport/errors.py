@@ -9,15 +9,35 @@ from enforcer.errors import DOMAIN, MetergateError
 
 __all__ = ["status_of"]
 
-LONGEST_MESSAGE = 4096
-"""A status travels in HTTP/2 headers, which peers bound to 8 KiB."""
+MOST_BYTES = 6_000
+"""A status travels in HTTP/2 headers, which peers bound to 8 KiB: the message twice, as text and in the details."""
+MOST_COST = 18
+"""Of one character: four bytes in UTF-8."""
+
+
+def _cost(character: str) -> int:
+    """Bytes of a character in the headers: percent-encoded in the text, in base64 in the details."""
+    size = len(character.encode())
+    plain = " " <= character <= "~" and character != "%"
+    return (1 if plain else 3 * size) + -(-4 * size // 3)
+
+
+def _bounded(message: str) -> str:
+    """Cut a very long message (a catalog with many issues) at a line, or else where it is full."""
+    if MOST_COST * len(message) <= MOST_BYTES:
+        return message
+    spent = 0
+    for place, character in enumerate(message):
+        spent += _cost(character)
+        if spent > MOST_BYTES:
+            lines, _, rest = message[:place].rpartition("\n")
+            return f"{lines or rest}\n…"
+    return message
 
 
 def status_of(error: MetergateError) -> status_pb2.Status:
-    """The whole status. A very long message (a catalog with many issues) is cut at a line."""
-    message = error.message
-    if len(message) > LONGEST_MESSAGE:
-        message = message[:LONGEST_MESSAGE].rpartition("\n")[0] + "\n…"
+    """The whole status."""
+    message = _bounded(error.message)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     detail = any_pb2.Any()
     detail.Pack(info)

@@ -85,11 +85,7 @@ async def outcome(service: Service, feature: str, mode: int, quantity: int) -> A
     try:
         answer = await service.door.check(feature, quantity, mode=mode)
     except grpc.aio.AioRpcError as error:
-
-        async def again() -> None:
-            raise error
-
-        return (await service.fault(again())).reason
+        return service.told(error).reason
     if not answer.allowed:
         assert answer.granted == answer.overage == 0
         return pb.Reason.Name(answer.reason).removeprefix("REASON_")
