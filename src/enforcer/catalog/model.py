@@ -233,7 +233,11 @@ class SubscriptionSpec:
                 start_ms=max(starts, default=None),
                 end_ms=min(ends, default=None),
                 grace_ms=max(mine.grace_ms, its.grace_ms),
-                maintenance_until_ms=its.maintenance_until_ms or mine.maintenance_until_ms,
+                maintenance_until_ms=(
+                    mine.maintenance_until_ms
+                    if its.maintenance_until_ms is None
+                    else its.maintenance_until_ms
+                ),
             ),
             where=self.where,
         )

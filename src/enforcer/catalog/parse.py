@@ -141,7 +141,7 @@ def _entitlement(at: Reader, *, in_plan: bool) -> EntitlementSpec:
         at.issue("license", "belongs to the subscription: each subscriber has a licence of its own")
     license_type = _license(at)
     spec = EntitlementSpec(
-        key=at.key("key", f"{feature}/{model}".replace("/", ":")),
+        key=at.key("key", feature and f"{feature}:{model}"),
         feature=feature,
         terms=read_terms(at, model, in_plan=in_plan),
         license_type=license_type,
@@ -163,7 +163,7 @@ def _subscriptions(at: Reader) -> tuple[SubscriptionSpec, ...]:
 
 def _keys_once(at: Reader, name: str, keys: list[str]) -> None:
     for key, count in Counter(keys).items():
-        if count > 1:
+        if count > 1 and key:
             at.issue(name, f"has {key!r} {count} times; give each a `key` of its own")
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.comments import CommentedBase, CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import RoundTripConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.scalarbool import ScalarBoolean
+from ruamel.yaml.scanner import RoundTripScanner, ScannerError
 
 from enforcer.core.model import MAX_QUANTITY
 from enforcer.errors import CatalogInvalidError
@@ -22,19 +24,24 @@ from enforcer.errors import CatalogInvalidError
 __all__ = ["Issue", "Reader", "load", "refuse"]
 
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:+-]{0,127}")
-_DURATION = re.compile(r"(\d+)\s*(ms|s|m|h|d|w)")
+_DURATION = re.compile(r"([0-9]{1,18})\s*(ms|s|m|h|d|w)")
 _UNITS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
 _LATEST = 253_402_300_800_000
 """The year 10000, in ms."""
 _MOMENT = re.compile(
-    r"\d{4}-\d\d-\d\d(?P<time>[Tt ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(?P<zone> ?[Zz]|[+-]\d\d:\d\d)?)?"
+    r"\d{4}-\d\d-\d\d(?P<time>[Tt ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?(?P<zone> ?[Zz]|[+-]\d\d:\d\d)?)?",
+    re.ASCII,
 )
 _LONGEST_TEXT = 1000
 _LONGEST_LINE = 500
 _MOST_VALUES = 1_000_000
 """Of a document with its aliases written out: each use of an alias is read again."""
+_DEEPEST = 64
+"""Brackets in each other: YAML's scanner looks at all that are open for every token."""
+_LONGEST_INTEGER = 1024
+"""In bits: Python prints no integers of many thousands, and issues show what is wrong."""
 
 
 class _Constructor(RoundTripConstructor):
@@ -42,6 +49,17 @@ class _Constructor(RoundTripConstructor):
 
 
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", lambda _, node: str(node.value))
+
+
+class _Scanner(RoundTripScanner):
+    """Stops before brackets in brackets take minutes."""
+
+    def fetch_flow_collection_start(self, TokenClass: Any, to_push: Any) -> None:  # noqa: N803
+        if len(self.flow_context) >= _DEEPEST:
+            mark = self.reader.get_mark()
+            message = f"is nested too deep: more than {_DEEPEST} brackets in each other"
+            raise ScannerError(None, None, message, mark)
+        super().fetch_flow_collection_start(TokenClass, to_push)
 
 
 class Issue(NamedTuple):
@@ -77,6 +95,7 @@ def load(document: str, file_name: str) -> Any:
     """The document with line numbers. Raise `CatalogInvalidError` if it is no YAML."""
     yaml = YAML(typ="rt")
     yaml.Constructor = _Constructor
+    yaml.Scanner = _Scanner
     yaml.allow_duplicate_keys = False
     try:
         loaded = yaml.load(document)
@@ -87,7 +106,9 @@ def load(document: str, file_name: str) -> Any:
         mark = error.problem_mark or error.context_mark
         line = 1 if mark is None else mark.line + 1
         raise refuse([Issue(file_name, line, "-", _first_line(error))]) from error
-    except (YAMLError, ValueError, TypeError, RecursionError, KeyError, AttributeError) as error:
+    except RecursionError as error:
+        raise refuse([Issue(file_name, 1, "-", "is nested too deep")]) from error
+    except (YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise refuse([Issue(file_name, 1, "-", f"not YAML: {_first_line(error)}")]) from error
     issues = _unfit(loaded, file_name)
     if issues:
@@ -96,7 +117,7 @@ def load(document: str, file_name: str) -> Any:
 
 
 def _unfit(loaded: Any, file_name: str) -> list[Issue]:
-    """Text that no database can hold, or more values than anybody means."""
+    """Text that no database can hold, numbers that nobody can print, or more values than anybody means."""
     issues: list[Issue] = []
     rest: list[tuple[Any, int]] = [(loaded, 1)]
     for _ in range(_MOST_VALUES):
@@ -108,12 +129,17 @@ def _unfit(loaded: Any, file_name: str) -> list[Issue]:
                 issues.append(
                     Issue(file_name, line, "-", f"has a character that is no text: {value!r}")
                 )
-        elif isinstance(value, CommentedMap | CommentedSeq):
-            line = int(value.lc.line or 0) + 1
-            if isinstance(value, CommentedSeq):
-                rest += [(item, line) for item in value]
-            else:
+        elif isinstance(value, int):
+            if value.bit_length() > _LONGEST_INTEGER:
+                message = f"has an integer of more than {_LONGEST_INTEGER} bits"
+                issues.append(Issue(file_name, line, "-", message))
+        else:
+            if isinstance(value, CommentedBase) and value.lc.line is not None:
+                line = int(value.lc.line) + 1
+            if isinstance(value, Mapping):
                 rest += [(item, line) for pair in value.items() for item in pair]
+            elif isinstance(value, Sequence) and not isinstance(value, bytes):
+                rest += [(item, line) for item in value]
     issues.append(
         Issue(
             file_name, 1, "-", f"has more than {_MOST_VALUES} values with its aliases written out"
@@ -211,12 +237,13 @@ class Reader:
         return str(value)
 
     def key(self, name: str, default: str | None = None) -> str:
-        """A name for machines: letters, digits and . _ @ : + -, at most 128."""
+        """A name for machines: letters, digits and . _ @ : + -, at most 128. Empty if it is none."""
         value = self.text(name, default)
         if value and not _KEY.fullmatch(value):
             self.issue(
                 name, f"{value!r} is no key: 1 to 128 letters, digits or . _ @ : + -, no spaces"
             )
+            return ""
         return value
 
     def choice(self, name: str, allowed: list[str], default: str | None = None) -> str:
@@ -338,12 +365,20 @@ class Reader:
             Reader(
                 item,
                 f"{self._below(name)}[{place}]",
-                int(value.lc.item(place)[0]) + 1,
+                self._line_of_item(name, value, place),
                 self.issues,
                 self.file,
             )
             for place, item in enumerate(value)
         ]
+
+    def _line_of_item(self, name: str, items: CommentedSeq, place: int) -> int:
+        """Where it stands; a list with a tag has forgotten that, not where itself does."""
+        if items.lc.data is None:
+            item = items[place]
+            near = item if isinstance(item, CommentedBase) else items
+            return self.line_of(name) if near.lc.line is None else int(near.lc.line) + 1
+        return int(items.lc.item(place)[0]) + 1
 
     def _below(self, name: str) -> str:
         return f"{self.path}.{name}" if self.path else name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+import time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -378,6 +379,9 @@ def test_yaml_anchors_and_merges_may_be_used() -> None:
         # seats and rates
         ("model: concurrent, seats: 1, mode: shared", "mode: is 'shared', must be one of floating,"),
         ("model: concurrent, seats: 1, ttl: 9s", "ttl: is 9s, must be from 10s to 1d"),
+        (f"model: concurrent, seats: 1, ttl: {'9' * 5000}s", "ttl: is '9999"),
+        ("model: concurrent, seats: 1, ttl: 1.5m", "ttl: is '1.5m', must be a duration like"),
+        ("model: concurrent, seats: 1, ttl: ٣٠s", "ttl: is '٣٠s', must be a duration like"),  # noqa: RUF001
         ("model: concurrent, seats: 1, ttl: 60", "ttl: is 60, must be a duration like 500ms, 30s,"),
         (
             "model: concurrent, seats: 1, overdraft_factor: 0.5",
@@ -534,6 +538,60 @@ def test_aliases_cannot_make_a_small_file_large() -> None:
     levels += [f"&l{level} [{', '.join([f'*l{level - 1}'] * 10)}]" for level in range(1, 9)]
     text = "version: 1\n" + "".join(f"k{place}: {one}\n" for place, one in enumerate(levels))
     assert issues(text) == ["1: -: has more than 1000000 values with its aliases written out"]
+
+
+@pytest.mark.parametrize("depth", [65, 3_000, 100_000])
+def test_brackets_in_brackets_are_refused_before_they_take_time(depth: int) -> None:
+    started = time.monotonic()
+    found = issues(f"version: 1\nx: {'[' * depth}{']' * depth}\n")
+    assert found == ["2: -: is nested too deep: more than 64 brackets in each other"]
+    assert time.monotonic() - started < 5
+
+
+def test_a_deep_block_is_refused() -> None:
+    steps = "".join(f"{' ' * level}- \n" for level in range(1, 1_000))
+    assert issues(f"version: 1\nx:\n{steps}") == ["1: -: is nested too deep"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("version: 0x{huge}", "1: -: has an integer of more than 1024 bits"),
+        ("version: 1\n? 0x{huge}\n: 1", "1: -: has an integer of more than 1024 bits"),
+        ("version: 1\nx: [[0x{huge}]]", "2: -: has an integer of more than 1024 bits"),
+        ("version: 1\n? [0x{huge}]\n: 1", "2: -: has an integer of more than 1024 bits"),
+        ("version: 1\nx: {{? {{a: 0x{huge}}} : 1}}", "2: -: has an integer of more than 1024 bits"),
+        ("version: {nines}", "1: -: not YAML: Exceeds the limit"),
+    ],
+)
+def test_a_number_too_long_to_be_printed_is_refused(text: str, said: str) -> None:
+    (found,) = issues(text.format(huge="f" * 5_000, nines="9" * 5_000))
+    assert found.startswith(said)
+
+
+def test_a_tagged_list_is_read_like_any_other() -> None:
+    found = issues("version: 1\nfeatures: !mine\n- {key: a}\n- 5\n")
+    assert found == ["2: features[1]: is 5, must be a mapping"]
+
+
+def test_a_wrong_name_that_another_is_made_of_is_reported_once() -> None:
+    text = """\
+version: 1
+accounts:
+  - key: a
+    entitlements:
+      - {model: boolean}
+      - {model: boolean, feature: "a b"}
+      - {model: boolean, feature: "a b"}
+    subscriptions: [{plan: "a b"}, {start: 2026-01-01}]
+"""
+    assert [line.split(": ")[:2] for line in issues(text)] == [
+        ["5", "accounts[0].entitlements[0].feature"],
+        ["6", "accounts[0].entitlements[1].feature"],
+        ["7", "accounts[0].entitlements[2].feature"],
+        ["8", "accounts[0].subscriptions[0].plan"],
+        ["8", "accounts[0].subscriptions[1].plan"],
+    ]
 
 
 def test_no_line_of_an_issue_is_long() -> None:
