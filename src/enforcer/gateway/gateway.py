@@ -469,9 +469,9 @@ class Gateway:
         """`EnforcerService.RenewLease`."""
         token = self._read(tenant, request.token, "lease")
         name = Name(tenant, token.customer, token.feature)
-        stale: object = None
+        stale: EpochStale | None = None
         for _ in range(4):
-            program = await self._program_of_lease(name, token)
+            program = await self._program_of_lease(name, token, reread=stale is not None)
             ttl_ms = ttl_of(
                 request.ttl if request.HasField("ttl") else None,
                 program.lease_ttl_ms or RESERVATION_TTL,
@@ -485,16 +485,17 @@ class Gateway:
                 raise NotPossibleError("LEASE_EXPIRED", "the lease has ended: acquire a new one")
             if isinstance(renewed, EpochStale):
                 stale = renewed
-                await self._programs.refresh(name, renewed)
+                if stale.stored < program.epoch:
+                    await self._counters.project(token.bucket, program.account_id, program.epoch)
                 continue
             return pb.RenewLeaseResponse(lease=_lease(renewed, request.token))
         raise gave_up(repr(stale))
 
-    async def _program_of_lease(self, name: Name, token: Token) -> Program:
+    async def _program_of_lease(self, name: Name, token: Token, *, reread: bool) -> Program:
         """The program that a lease lives by; one that denies ends the lease."""
         # Which product versions are covered was decided when the seat was taken.
-        program = await self._programs.any_version(name)
-        if program.verdict is not Reason.ALLOWED:
+        program = await self._programs.any_version(name, reread=reread)
+        if program.verdict is not Reason.ALLOWED and not reread:
             program = await self._programs.any_version(name, reread=True)
         if program.verdict is not Reason.ALLOWED:
             await self._counters.release_lease(token.bucket, token.id, unbind=False)

@@ -77,14 +77,18 @@ class Programs:
 
     async def any_version(self, name: Name, *, reread: bool = False) -> Program:
         """A program for what does not depend on the product version that asks."""
-        try:
-            return await (self.reread(name) if reread else self.current(name))
-        except InvalidRequestError as error:
-            if error.reason != "PRODUCT_VERSION_REQUIRED":
-                raise
-        customer = self._customers.get(name[:2]) or await self._load(name.tenant, name.customer)
+        program, now = self._programs.get(name), self._now_ms()
+        if program is not None and not reread and program.start <= now < (program.end or now + 1):
+            return program
+        customer = None if reread else self._customers.get(name[:2])
+        if customer is None:
+            customer = await self._load(name.tenant, name.customer)
         feature = await self._feature(name, customer)
-        return compile_program(customer, feature, self._now_ms(), released_ms=0)[0]
+        program, version_matters = compile_program(customer, feature, now)
+        if version_matters:
+            return compile_program(customer, feature, now, released_ms=0)[0]
+        self._keep(name, program)
+        return program
 
     async def refresh(self, name: Name, stale: EpochStale | SliceStale) -> None:
         """Mend what the store refused."""
@@ -129,11 +133,14 @@ class Programs:
                 f"{name.feature!r} is covered for some versions only: send product_version",
                 feature=name.feature,
             )
+        self._keep(name, program)
+        return program
+
+    def _keep(self, name: Name, program: Program) -> None:
         if len(self._programs) >= self._size:
             for old in list(self._programs)[: self._size // 4]:
                 del self._programs[old]
         self._programs[name] = program
-        return program
 
     async def _feature(self, name: Name, customer: Customer) -> Feature:
         """A change of a feature raises the epochs of its customers: one read with an older epoch is read again."""

@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from enforcer.errors import DefinitionsUnavailableError
 from enforcer.transport import callers
 from enforcer.v1 import catalog_pb2
 from enforcer.v1 import enforcer_pb2 as pb
@@ -336,6 +337,8 @@ async def test_an_atomic_batch_has_one_account_and_one_mode(sold: Service) -> No
     ):
         found = await sold.fault(sold.door.batch(*items, atomic=True))
         assert found.named == (INVALID, "BAD_BATCH")
+    found = await sold.fault(sold.door.batch(item("api.calls"), item("exports", 0), atomic=True))
+    assert (found.reason, found.metadata["item"]) == ("BAD_QUANTITY", "1")
     assert remaining(await sold.door.balance("api.calls")) == [10]
     answer = await sold.door.batch(
         item("tree", customer="globex-ann"), item("api.calls", customer="globex"), atomic=True
@@ -521,6 +524,12 @@ async def test_a_reservation_may_be_denied_or_partial(sold: Service) -> None:
     assert (await sold.door.commit(partial.reservation, 0)).released == 10
 
 
+async def test_a_reservation_spends_the_tokens_of_a_rate_at_once(sold: Service) -> None:
+    held = await sold.door.reserve("speed", 20)
+    assert (await sold.door.release(held.reservation)).released == 20
+    assert remaining(await sold.door.balance("speed")) == [0]
+
+
 # -- leases
 
 
@@ -623,6 +632,47 @@ async def test_only_seats_are_leased(sold: Service) -> None:
     assert found.named == (INVALID, "MODE_NOT_SUPPORTED")
     denied = await sold.door.acquire("tree")
     assert denied.check.reason == pb.REASON_NOT_ENTITLED
+
+
+MAINTAINED = """
+version: 1
+products: [{key: suite, releases: {"1.0": 2025-01-15}}]
+features: [{key: suite.seats, product: suite}]
+accounts:
+  - key: initrode
+    entitlements: [{feature: suite.seats, model: concurrent, seats: 5, maintenance_until: 2026-02-01}]
+"""
+
+
+async def test_a_lease_lives_on_without_the_version_that_took_it(service: Service) -> None:
+    await service.apply(MAINTAINED)
+    other = await service.another_door()
+    asked: dict[str, Any] = {"customer": "initrode", "product_version": "1.0"}
+    seat = await service.door.acquire("suite.seats", **asked)
+    assert (await other.renew(seat.lease.token)).lease.id == seat.lease.id
+    for seats in (6, 7):
+        await service.apply(MAINTAINED.replace("seats: 5", f"seats: {seats}"))
+        for door in (service.door, other):
+            assert (await door.renew(seat.lease.token)).lease.id == seat.lease.id
+            assert len((await door.leases("suite.seats", customer="initrode")).leases) == 1
+
+
+async def test_a_heartbeat_does_not_read_the_definitions(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.apply(MAINTAINED)
+    asked: dict[str, Any] = {"customer": "initrode", "product_version": "1.0"}
+    seat = await service.door.acquire("suite.seats", **asked)
+    await service.door.renew(seat.lease.token)
+
+    async def away(*_: Any) -> Any:
+        raise DefinitionsUnavailableError("the definitions' database does not answer")
+
+    for name in ("resolve", "feature"):
+        monkeypatch.setattr(service.definitions, name, away)
+    assert (await service.door.renew(seat.lease.token)).lease.id == seat.lease.id
+    found = await service.fault(service.door.check("suite.seats", customer="unknown"))
+    assert found.named == ("UNAVAILABLE", "DEFINITIONS_UNAVAILABLE")
 
 
 async def test_a_suspension_ends_leases_at_their_next_heartbeat(sold: Service) -> None:
