@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import sqlite3
 import threading
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from enforcer.adapters.definitions import tables
 from enforcer.adapters.definitions.sql import SqlDefinitions
@@ -122,6 +123,15 @@ async def entitlement(definitions: SqlDefinitions, key: str, node: str = "acme")
 
 async def epochs(definitions: SqlDefinitions, *keys: str) -> list[int]:
     return [(await customer(definitions, key)).epoch for key in keys]
+
+
+async def contents(definitions: SqlDefinitions) -> dict[str, list[str]]:
+    """Every row of every table."""
+    async with definitions._transaction() as connection:
+        return {
+            table.name: sorted(repr(row) for row in await connection.execute(select(table)))
+            for table in tables.metadata.sorted_tables
+        }
 
 
 # -- the schema
@@ -403,6 +413,41 @@ async def test_a_changed_plan_concerns_subscribers_that_the_file_does_not_name(
     )
 
 
+async def test_a_plan_that_gains_and_loses_items_does_so_for_all_subscribers(
+    definitions: SqlDefinitions,
+) -> None:
+    await declare(definitions)
+    before = await customer(definitions)
+    head = CATALOG[: CATALOG.index("      - {feature: calls, model: rate")]
+    applied = await declare(definitions, f"{head}      - {{feature: seats, model: boolean}}\n")
+    assert set(applied.changes) == {
+        ("updated", "plan", "basic"),
+        ("created", "entitlement", "acme/basic/seats:boolean"),
+        ("removed", "entitlement", "acme/basic/calls:rate"),
+    }
+    after = await customer(definitions)
+    assert [one.key for one in after.path[0].entitlements] == [
+        "calls:quota",
+        "basic/seats:boolean",
+    ]
+    assert after.path[0].entitlements[0] == before.path[0].entitlements[0]
+    assert await epochs(definitions, "acme", "globex") == [2, 1]
+
+
+async def test_what_a_file_cannot_mean_for_subscribers_elsewhere_is_refused(
+    definitions: SqlDefinitions,
+) -> None:
+    await declare(definitions, CATALOG.replace("{plan: basic, start: 2026-01-01}", "{plan: basic}"))
+    head = CATALOG[: CATALOG.index("      - {feature: calls, model: rate")]
+    with pytest.raises(CatalogInvalidError, match="has no start") as refused:
+        await declare(
+            definitions,
+            f"{head}      - {{feature: calls, model: quota, limit: 1, per: day, anchor: start}}\n",
+        )
+    assert str(refused.value).startswith("c.yaml:1: plans (customer 'acme'): ")
+    assert await epochs(definitions, "acme") == [1]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "concerned"),
     [
@@ -486,11 +531,19 @@ async def test_accounts_go_to_the_bucket_with_the_fewest_and_stay_there(
 
 
 async def test_a_dry_run_tells_the_changes_and_makes_none(definitions: SqlDefinitions) -> None:
+    before = await contents(definitions)
     tried = await declare(definitions, dry_run=True)
     assert tried.touched == ()
     assert await definitions.resolve("demo", "acme") is None
+    assert await contents(definitions) == before
     done = await declare(definitions)
     assert done.changes == tried.changes
+    before = await contents(definitions)
+    rest = "version: 1\ntenant: demo\nprune: true\naccounts: [{key: new}]\n"
+    tried = await declare(definitions, rest, dry_run=True)
+    assert ("removed", "account", "acme") in tried.changes
+    assert await contents(definitions) == before
+    assert (await declare(definitions, rest)).changes == tried.changes
 
 
 async def test_a_change_stays_pending_until_it_was_projected(definitions: SqlDefinitions) -> None:
@@ -522,6 +575,101 @@ async def test_applications_at_the_same_time_follow_one_after_the_other(
     applied = await asyncio.gather(*(declare(*pair) for pair in zip(others, texts, strict=True)))
     assert sorted(max(one.epoch for one in each.touched) for each in applied) == list(range(2, 10))
     assert await epochs(definitions, "acme") == [9]
+
+
+async def test_files_of_several_accounts_at_the_same_time_all_take_effect(
+    definitions: SqlDefinitions, open_definitions: Callable[[], SqlDefinitions]
+) -> None:
+    await declare(definitions)
+    acme = CATALOG[: CATALOG.index("  - key: globex")].replace("limit: 100,", "limit: 200,")
+    globex = (
+        "version: 1\ntenant: demo\naccounts:\n  - key: globex\n"
+        "    subscriptions: [{plan: basic, start: 2026-01-01}]\n"
+    )
+    others = [open_definitions() for _ in range(2)]
+    catalogs = [parse(text, "c.yaml") for text in (acme, globex)]
+    applied = await asyncio.gather(
+        *(
+            other.apply(catalog, actor="tester")
+            for other, catalog in zip(others, catalogs, strict=True)
+        )
+    )
+    assert [change.key for one in applied for change in one.changes] == [
+        "acme/calls:quota",
+        "globex/basic",
+        "globex/basic/calls:rate",
+    ]
+    assert (await entitlement(definitions, "calls:quota")).terms == QuotaTerms(
+        200, Period(PeriodUnit.DAY)
+    )
+    assert (await entitlement(definitions, "basic/calls:rate", "globex")).terms == RateTerms(
+        10, 1000
+    )
+    assert await epochs(definitions, "acme", "globex") == [2, 2]
+
+
+async def test_two_files_of_one_account_at_the_same_time_have_epochs_of_their_own(
+    definitions: SqlDefinitions, open_definitions: Callable[[], SqlDefinitions]
+) -> None:
+    await declare(definitions)
+    plan = CATALOG[: CATALOG.index("accounts:")].replace("limit: 10,", "limit: 20,")
+    account = CATALOG[: CATALOG.index("plans:")] + CATALOG[CATALOG.index("accounts:") :].replace(
+        "limit: 100,", "limit: 200,"
+    )
+    others = [open_definitions() for _ in range(2)]
+    applied = await asyncio.gather(
+        *(declare(*pair) for pair in zip(others, (plan, account), strict=True))
+    )
+    assert {change.key for one in applied for change in one.changes} == {
+        "basic",
+        "acme/basic/calls:rate",
+        "acme/calls:quota",
+    }
+    assert (await entitlement(definitions, "basic/calls:rate")).terms == RateTerms(20, 1000)
+    quota = (await entitlement(definitions, "calls:quota")).terms
+    assert quota == QuotaTerms(200, Period(PeriodUnit.DAY))
+    assert await epochs(definitions, "acme", "globex") == [3, 1]
+
+
+async def test_applying_and_noting_projections_never_wait_for_each_other_in_a_circle(
+    postgres_url: str,
+) -> None:
+    """PostgreSQL alone locks row by row: everyone has to take accounts in one order."""
+    names = "version: 1\ntenant: demo\naccounts: [{key: z, name: %d}, {key: a, name: %d}]\n"
+    text = names.replace("%d", "'%d'")
+    definitions, other = (
+        SqlDefinitions(postgres_url, BUCKETS),
+        SqlDefinitions(postgres_url, BUCKETS),
+    )
+    try:
+        await definitions.migrate()
+        await definitions.ensure_tenant("demo")
+        first, second = (await declare(definitions, text % (1, 1))).touched
+        await declare(definitions, text % (2, 1))
+        noted = update(tables.accounts).values(projected=1)
+        async with other._transaction(write=True) as connection:
+            await connection.execute(noted.where(tables.accounts.c.id == first.account_id))
+            applying = asyncio.create_task(declare(definitions, text % (3, 3)))
+            await asyncio.wait([applying], timeout=0.5)
+            await connection.execute(noted.where(tables.accounts.c.id == second.account_id))
+        assert len((await applying).touched) == 2
+    finally:
+        await definitions.close()
+        await other.close()
+
+
+async def test_projections_are_noted_in_the_order_of_the_accounts(
+    definitions: SqlDefinitions, open_definitions: Callable[[], SqlDefinitions]
+) -> None:
+    accounts = ", ".join(f"{{key: a{number}}}" for number in range(20))
+    catalog = parse(f"version: 1\ntenant: demo\naccounts: [{accounts}]\n", "c.yaml")
+    touched = (await definitions.apply(catalog, actor="tester")).touched
+    orders = [touched, touched[::-1]] * 3
+    others = [open_definitions() for _ in orders]
+    await asyncio.gather(
+        *(other.projected(order) for other, order in zip(others, orders, strict=True))
+    )
+    assert await definitions.pending() == ()
 
 
 async def test_tenants_that_apply_at_the_same_time_never_share_a_number(
@@ -660,10 +808,11 @@ async def test_an_api_key_names_its_tenant_and_role(definitions: SqlDefinitions)
 
 async def test_a_key_is_nowhere_in_the_database(definitions: SqlDefinitions, url: str) -> None:
     key = await definitions.create_api_key("demo", "admin")
-    async with definitions._transaction() as connection:
-        rows = (await connection.execute(select(tables.api_keys))).all()
-    assert len(rows) == 1
+    await declare(definitions)
+    rows = await contents(definitions)
+    assert len(rows["api_keys"]) == 1
     assert key.split("_", 2)[2] not in repr(rows)
+    assert repr(hashlib.sha256(key.encode()).digest()) in rows["api_keys"][0]
     if url.startswith("sqlite"):
         path = url.removeprefix("sqlite+aiosqlite:///")
         dump = "".join(sqlite3.connect(path).iterdump())
@@ -721,9 +870,22 @@ async def test_generations_are_never_given_out_twice(
     assert await definitions.next_generation(3, 4) == 12
     assert await definitions.last_generation(3) == 12
     assert await definitions.last_generation(2) == 0
-    others = [open_definitions() for _ in range(6)]
-    given = await asyncio.gather(*(other.next_generation(5, 0) for other in others))
-    assert sorted(given) == [1, 2, 3, 4, 5, 6]
+    others = [open_definitions() for _ in range(5)]
+    given = await asyncio.gather(*(one.next_generation(5, 0) for one in others for _ in range(4)))
+    assert sorted(given) == list(range(1, 21))
+
+
+async def test_generations_at_the_same_time_are_all_above_what_was_asked_for(
+    definitions: SqlDefinitions, open_definitions: Callable[[], SqlDefinitions]
+) -> None:
+    others = [open_definitions() for _ in range(4)]
+    asked = [100 * (number % 5) for number in range(20)]
+    given = await asyncio.gather(
+        *(others[place % 4].next_generation(1, least) for place, least in enumerate(asked))
+    )
+    assert all(number > least for number, least in zip(given, asked, strict=True))
+    assert len(set(given)) == 20
+    assert await definitions.last_generation(1) == max(given)
 
 
 async def test_a_bucket_was_opened_once_that_is_confirmed(definitions: SqlDefinitions) -> None:

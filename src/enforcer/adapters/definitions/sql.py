@@ -379,7 +379,8 @@ class SqlDefinitions:
 
     async def projected(self, accounts: Iterable[Touched]) -> None:
         async with self._transaction(write=True) as connection:
-            for account in accounts:
+            # In one order, as `Work.raise_epochs` has it, against deadlocks.
+            for account in sorted(accounts):
                 await connection.execute(
                     update(t.accounts)
                     .where(
