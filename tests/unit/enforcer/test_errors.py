@@ -104,7 +104,8 @@ def headers(message: str) -> int:
     status = status_of(errors.CatalogInvalidError(message))
     plain = {*range(0x20, 0x7F)} - {ord("%")}
     encoded = sum(1 if byte in plain else 3 for byte in status.message.encode())
-    return encoded + -(-status.ByteSize() * 4 // 3)
+    details: int = -(-status.ByteSize() * 4 // 3)
+    return encoded + details
 
 
 @pytest.mark.parametrize("letter", ["x", "\n", "%", "é", "字", "😀"])
