@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from enforcer.catalog.model import ANCHOR_AT_START, AccountSpec, EntitlementSpec
+from enforcer.catalog.model import ANCHOR_AT_START, AccountSpec, EntitlementSpec, identity
 from enforcer.catalog.parse import parse
 from enforcer.catalog.read import Reader
 from enforcer.core.model import (
@@ -189,6 +189,50 @@ def test_what_every_model_may_have() -> None:
 def test_what_the_database_keeps_says_the_same(fields: str) -> None:
     spec = one(fields)
     assert EntitlementSpec.from_json(spec.key, spec.feature, spec.to_json()) == spec
+
+
+QUOTA = "model: quota, limit: 5, per: month"
+CAPPED = "model: payg, per: month, price: {amount: 1, currency: EUR}, spend_cap: 5"
+TIERS = "model: tiered, per: day, tiers: [{name: a, up_to: 5}, {name: b}]"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "stays"),
+    [
+        (QUOTA, f"{QUOTA}, overage: 3, rollover: {{max: 2}}", True),
+        (QUOTA, f"{QUOTA}, hard: false", True),
+        (QUOTA, f"{QUOTA}, license: trial, start: 2026-01-01, end: 2027-01-01, grace: 1d", True),
+        (QUOTA, f"{QUOTA}, fallback: true, shadow: true, priority: 3", True),
+        (QUOTA, f"{QUOTA}, zone: UTC", True),
+        (QUOTA, f"{QUOTA}, zone: Europe/Berlin", False),
+        (QUOTA, f"{QUOTA}, anchor: 2026-01-01", False),
+        (QUOTA, f"{QUOTA}, rolling: true", False),
+        (QUOTA, f"{QUOTA}, cap: true", False),
+        (QUOTA, "model: quota, limit: 5, per: year", False),
+        (QUOTA, "model: payg, per: month", False),
+        (
+            f"{QUOTA}, anchor: start, start: 2026-01-01",
+            f"{QUOTA}, anchor: start, start: 2026-01-02",
+            False,
+        ),
+        (CAPPED, CAPPED.replace("spend_cap: 5", "spend_cap: 6"), True),
+        (CAPPED, CAPPED.replace("amount: 1", "amount: 2"), True),
+        (CAPPED, CAPPED.replace(", spend_cap: 5", ""), False),
+        (CAPPED, CAPPED.replace("EUR", "USD"), False),
+        (TIERS, TIERS.replace("up_to: 5", "up_to: 6").replace("name: b", "name: c"), True),
+        ("model: concurrent, seats: 1", "model: concurrent, seats: 2, ttl: 10s", True),
+        ("model: rate, limit: 1, per: 1s", "model: rate, limit: 2, per: 1m, burst: 9", True),
+        (
+            "model: rate, limit: 1, per: 1s",
+            "model: rate, limit: 1, per: 1s, algorithm: sliding_window",
+            False,
+        ),
+        ("model: credits", "model: credits, overdraft: 5, grants: [{key: g, amount: 1}]", True),
+        ("model: config, value: 1", "model: config, value: x", True),
+    ],
+)
+def test_what_keeps_a_count_and_what_restarts_it(before: str, after: str, *, stays: bool) -> None:
+    assert (identity(one(before).to_json()) == identity(one(after).to_json())) is stays
 
 
 # -- the document around them
