@@ -162,11 +162,11 @@ class Maker:
             priority=dice.randint(0, 2),
         )
 
-    def account(self, levels: int = 3) -> Customer:
-        """A path of `levels` nodes, the customer first."""
+    def account(self, levels: int = 3, number: int = 1, bucket: int = 0) -> Customer:
+        """Account `number` with a path of `levels` nodes, the customer first."""
         dice = self._dice
         path = []
-        for number in range(1, levels + 1):
+        for place in range(1, levels + 1):
             found = [
                 self.entitlement(feature, model)
                 for feature in FEATURES
@@ -176,8 +176,9 @@ class Maker:
                 self.entitlement(SEATS, model)
                 for model in dice.sample(("concurrent", "rate", "quota"), dice.randint(0, 2))
             ]
-            path.append(Node(number, f"n{number}", entitlements=tuple(found)))
-        return Customer("demo", 1, f"n{levels}", 0, 1, tuple(path))
+            node = 10 * number + place
+            path.append(Node(node, f"n{node}", entitlements=tuple(found)))
+        return Customer("demo", number, f"n{10 * number + levels}", bucket, 1, tuple(path))
 
     def changed(self, customer: Customer) -> Customer:
         """The next epoch: limits changed, credits topped up, entitlements gone and new, nodes suspended."""

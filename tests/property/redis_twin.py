@@ -43,6 +43,9 @@ class RedisTwin:
         self._clock, self._buckets = clock, buckets
         self._redis = redis.Redis.from_url(url)
         self._redis.flushall()
+        # What is compared here does not survive anything: waiting for the disk would be most of the time.
+        self._sync = str(self._redis.config_get("appendfsync")["appendfsync"])
+        self._redis.config_set("appendfsync", "no")
         self._loop = asyncio.new_event_loop()
         self._options = RedisOptions(url, buckets, window_ms=window_ms, clock=TEST_CLOCK)
         self._set_clock()
@@ -65,6 +68,7 @@ class RedisTwin:
     def close(self) -> None:
         self._loop.run_until_complete(self._store.close())
         self._loop.close()
+        self._redis.config_set("appendfsync", self._sync)
         self._redis.close()
 
     def open(self, bucket: int, generation: int) -> None:
@@ -78,6 +82,10 @@ class RedisTwin:
     def decide(self, group: Sequence[Ask]) -> list[Answer]:
         answers: list[Answer] = self._run(self._store.decide(group))
         return answers
+
+    def decide_all(self, groups: Sequence[Sequence[Ask]]) -> Any:
+        """All of them in one batch."""
+        return self._run(self._store.decide_all(groups))
 
     def commit(self, bucket: int, reservation: str, quantity: int | None) -> Any:
         return self._run(self._store.commit(bucket, reservation, quantity))
