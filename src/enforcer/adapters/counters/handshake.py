@@ -86,10 +86,13 @@ async def _open(
         )
         return list(reply)
 
-    found, create = await call(0, create=False), False
     for _ in range(8):
+        # In this order: a bucket that Redis was seen to have before it is looked for, and lacks then, is lost. The other
+        # way round one that another enforcer creates in between would be taken for lost.
+        was_opened = await generations.was_opened(bucket)
+        found, create = await call(0, create=False), False
         if found[0] == b"lost":
-            if await generations.was_opened(bucket):
+            if was_opened:
                 _log.error("the bucket's data are missing in Redis", bucket=bucket)
                 return False
             found, create = [b"0", b"", b"0", b"-1"], True
@@ -103,7 +106,6 @@ async def _open(
             _log.info("generation opened", bucket=bucket, generation=int(opened[0]))
             await _confirm(generations, bucket)
             return True
-        found, create = await call(0, create=False), False
     message = f"no generation could be opened for bucket {bucket}"
     raise StoreUnavailableError(message)
 

@@ -266,6 +266,23 @@ async def test_enforcers_that_open_a_new_deployment_together_find_nothing_lost(
     assert {state.last for state in states} == {0}
 
 
+async def test_a_bucket_that_another_enforcer_opens_meanwhile_is_not_lost(
+    server: ValkeyProcess,
+) -> None:
+    class Meanwhile(Generations):
+        """While this enforcer asks whether the bucket was opened, another one opens it."""
+
+        async def was_opened(self, bucket: int) -> bool:
+            if bucket not in self.opened:
+                other = Generations()
+                async with store(server, other):
+                    self.given, self.opened = other.given, other.opened
+            return await super().was_opened(bucket)
+
+    async with store(server, Meanwhile()) as counters:
+        assert (await decided(counters, ask())).granted == 1
+
+
 async def test_a_first_start_cut_short_before_opening_has_lost_nothing(
     server: ValkeyProcess,
 ) -> None:
