@@ -16,6 +16,7 @@ from enforcer.core.model import (
     LicenseType,
     PaygTerms,
     QuotaTerms,
+    RateAlgorithm,
     RateTerms,
     Terms,
     TieredTerms,
@@ -163,7 +164,9 @@ def identity(stored: dict[str, Any]) -> tuple[Any, ...]:
     period = terms.get("period")
     shape = tuple(sorted(period.items())) if period else ()
     money = terms["price"]["currency"] if terms.get("spend_cap") is not None else None
-    extra = (terms.get("algorithm"), terms.get("cap"), money)
+    # A window's slots are a part of its length: their numbers mean nothing for another length.
+    window = terms["per_ms"] if terms.get("algorithm") == RateAlgorithm.SLIDING_WINDOW else None
+    extra = (terms.get("algorithm"), window, terms.get("cap"), money)
     return (stored["model"], shape, extra)
 
 

@@ -193,6 +193,7 @@ def test_what_the_database_keeps_says_the_same(fields: str) -> None:
 
 QUOTA = "model: quota, limit: 5, per: month"
 CAPPED = "model: payg, per: month, price: {amount: 1, currency: EUR}, spend_cap: 5"
+WINDOW = "model: rate, limit: 1, per: 1s, algorithm: sliding_window"
 TIERS = "model: tiered, per: day, tiers: [{name: a, up_to: 5}, {name: b}]"
 
 
@@ -222,11 +223,11 @@ TIERS = "model: tiered, per: day, tiers: [{name: a, up_to: 5}, {name: b}]"
         (TIERS, TIERS.replace("up_to: 5", "up_to: 6").replace("name: b", "name: c"), True),
         ("model: concurrent, seats: 1", "model: concurrent, seats: 2, ttl: 10s", True),
         ("model: rate, limit: 1, per: 1s", "model: rate, limit: 2, per: 1m, burst: 9", True),
-        (
-            "model: rate, limit: 1, per: 1s",
-            "model: rate, limit: 1, per: 1s, algorithm: sliding_window",
-            False,
-        ),
+        ("model: rate, limit: 1, per: 1s", WINDOW, False),
+        # A window counts in slots of a tenth of its length: of slots of another length nothing can be told, and numbers
+        # of shorter slots are so much greater that the window would never move on.
+        (WINDOW, WINDOW.replace("per: 1s", "per: 1m"), False),
+        (WINDOW, WINDOW.replace("limit: 1", "limit: 2"), True),
         ("model: credits", "model: credits, overdraft: 5, grants: [{key: g, amount: 1}]", True),
         ("model: config, value: 1", "model: config, value: x", True),
     ],
