@@ -226,7 +226,8 @@ class RelayedError(MetergateError):
     def __init__(self, code: int, reason: str, message: str, metadata: dict[str, str]) -> None:
         super().__init__(message, **metadata)
         self.reason = reason
-        self.code = Code(code)  # type: ignore[misc]  # as the meter has it
+        known = code in {one.value for one in Code}
+        self.code = Code(code) if known else Code.INTERNAL  # type: ignore[misc]  # as the meter has it
         self.http = _HTTP[self.code]  # type: ignore[misc]
 
 

@@ -90,7 +90,7 @@ class ReportOverflowError(MeterError):
 
     reason = "SUM_OUT_OF_RANGE"
     code = grpc.StatusCode.OUT_OF_RANGE
-    http = 422
+    http = 400
 
 
 class UnavailableError(MeterError):

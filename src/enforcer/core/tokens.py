@@ -20,7 +20,7 @@ _LONGEST = 4096
 
 
 class Token(NamedTuple):
-    """`kind` is "lease" or "reservation"; `id` the name in the store."""
+    """`kind` is "lease" or "reservation"; `id` the name in the store; `ttl_ms` how long a lease was taken for."""
 
     kind: str
     tenant: str
@@ -28,6 +28,7 @@ class Token(NamedTuple):
     id: str
     customer: str
     feature: str
+    ttl_ms: int = 0
 
 
 def _mac(secret: bytes, payload: bytes) -> bytes:

@@ -452,7 +452,7 @@ class Gateway:
         if decision.granted:
             response.lease.CopyFrom(
                 pb.Lease(
-                    token=self._token("lease", decision.id, name, program),
+                    token=self._token("lease", decision.id, name, program, ttl_ms),
                     customer=name.customer,
                     feature=name.feature,
                     holder=holder,
@@ -474,7 +474,7 @@ class Gateway:
             program = await self._program_of_lease(name, token, reread=stale is not None)
             ttl_ms = ttl_of(
                 request.ttl if request.HasField("ttl") else None,
-                program.lease_ttl_ms or RESERVATION_TTL,
+                token.ttl_ms,
                 SHORTEST_LEASE,
                 LONGEST_LEASE,
             )
@@ -593,8 +593,10 @@ class Gateway:
 
     # -- tokens
 
-    def _token(self, kind: str, number: str, name: Name, program: Program) -> str:
-        token = Token(kind, name.tenant, program.bucket, number, name.customer, name.feature)
+    def _token(self, kind: str, number: str, name: Name, program: Program, ttl_ms: int = 0) -> str:
+        token = Token(
+            kind, name.tenant, program.bucket, number, name.customer, name.feature, ttl_ms
+        )
         return sign_token(self._secret, token)
 
     def _read(self, tenant: str, text: str, kind: str) -> Token:

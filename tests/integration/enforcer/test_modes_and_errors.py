@@ -361,6 +361,17 @@ async def test_leases(client: Client) -> None:
     assert (await acquire("workstations", "pc-4")).check.allowed
 
 
+async def test_a_lease_is_renewed_for_as_long_as_it_was_taken(client: Client) -> None:
+    taken = await client.enforcer.AcquireLease(
+        pb.AcquireLeaseRequest(customer="acme", feature="seats", ttl=Duration(seconds=77)),
+        metadata=client.checker,
+    )
+    client.clock.now += 5_000
+    renew = pb.RenewLeaseRequest(token=taken.lease.token)
+    renewed = await client.enforcer.RenewLease(renew, metadata=client.checker)
+    assert renewed.lease.expires_at.ToMilliseconds() == client.clock.now + 77_000
+
+
 async def test_a_suspended_customer_loses_its_lease_at_the_next_heartbeat(client: Client) -> None:
     taken = await client.enforcer.AcquireLease(
         pb.AcquireLeaseRequest(customer="modes", feature="f.seats"), metadata=client.checker
