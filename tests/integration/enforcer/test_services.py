@@ -565,6 +565,14 @@ async def test_a_lease_that_was_not_renewed_is_gone(sold: Service) -> None:
     assert found.named == (NOT_NOW, "LEASE_EXPIRED")
 
 
+async def test_a_lease_is_renewed_for_as_long_as_it_was_taken(sold: Service) -> None:
+    taken = await sold.door.acquire("seats", ttl=Duration(seconds=77))
+    sold.clock.forward(5_000)
+    renewed = await sold.door.renew(taken.lease.token)
+    before = taken.lease.expires_at.ToMilliseconds()
+    assert renewed.lease.expires_at.ToMilliseconds() == before + 5_000
+
+
 async def test_a_named_user_counts_once(sold: Service) -> None:
     found = await sold.fault(sold.door.acquire("editors"))
     assert found.named == (INVALID, "HOLDER_REQUIRED")
