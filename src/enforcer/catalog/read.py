@@ -97,6 +97,7 @@ def load(document: str, file_name: str) -> Any:
     yaml.Constructor = _Constructor
     yaml.Scanner = _Scanner
     yaml.allow_duplicate_keys = False
+    yaml.composer.warn_double_anchors = False  # YAML allows it: the last one counts
     try:
         loaded = yaml.load(document)
     except ReaderError as error:

@@ -308,6 +308,11 @@ def test_yaml_anchors_and_merges_may_be_used() -> None:
     assert first.nodes[0].entitlements == second.nodes[0].entitlements
 
 
+def test_an_anchor_may_be_set_again() -> None:
+    text = "version: 1\nfeatures: [{key: &a f}, {key: &a g}]\naccounts: [{key: x, name: *a}]\n"
+    assert parse(text, "c.yaml").accounts[0].nodes[0].name == "g"
+
+
 # -- what is wrong, and what is allowed
 
 
