@@ -100,10 +100,11 @@ class Maker:
                 )
             case "tiered":
                 middle = dice.choice([TierBehaviour.NOTIFY, TierBehaviour.THROTTLE])
+                first, second = dice.choice([(2, 4), (10, 20)])
                 return TieredTerms(
                     (
-                        Tier("a", 10),
-                        Tier("b", 20, middle, rate=3, burst=5),
+                        Tier("a", first),
+                        Tier("b", second, middle, rate=3, burst=5),
                         Tier(
                             "c",
                             dice.choice([None, 25]),
