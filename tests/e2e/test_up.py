@@ -127,3 +127,17 @@ def test_a_wrong_key_is_a_matter_of_access(stack: Stack) -> None:
     assert done.returncode == 4
     assert "METERGATE_API_KEY" in done.stderr
     assert "mg_wrong" not in done.stderr
+
+
+def test_a_process_that_cannot_work_ends_everything_with_its_last_lines(
+    new_stack: Callable[..., Stack],
+) -> None:
+    stack = new_stack()
+    stack.environment["METERGATE_METER_FLUSH_RECORDS"] = "many"
+    stack.launch()
+    assert stack.wait(60) == 5
+    (failed,) = stack.events("failed")
+    assert "meter" in failed["text"]
+    assert any("METERGATE_METER_FLUSH_RECORDS" in line for line in failed["lines"])
+    assert stack.events("stopped")
+    assert any(line.startswith("metergate: meter ") for line in stack.lines)

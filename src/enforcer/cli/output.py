@@ -7,7 +7,9 @@ numbers, not the strings of protobuf's own mapping: all of ours stay within 2^53
 from __future__ import annotations
 
 import json
+import math
 import sys
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -31,6 +33,7 @@ __all__ = [
     "when",
 ]
 
+LONG_SECONDS = 120
 _LONG = frozenset(
     {
         FieldDescriptor.CPPTYPE_INT64,
@@ -103,8 +106,11 @@ def number(value: int) -> str:
 
 
 def seconds(duration: Duration) -> str:
-    """A duration for people."""
-    return f"{duration.seconds + duration.nanos / 1e9:g} s"
+    """A duration for people: `2.5 s`, or `11:30:59` from two minutes on, rounded up."""
+    exact = duration.seconds + duration.nanos / 1e9
+    if exact < LONG_SECONDS:
+        return f"{exact:g} s"
+    return str(timedelta(seconds=math.ceil(exact)))
 
 
 def when(moment: Timestamp) -> str:

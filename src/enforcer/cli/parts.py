@@ -1,6 +1,6 @@
 """The processes of the embedded profile: what each is started with, and when it is ready.
 
-Valkey listens on a socket file, the meter on a loopback port, both for this gateway alone; the
+Valkey and the meter listen on socket files that only this user can reach; the
 enforcers share the public ports (SO_REUSEPORT), so that the kernel deals connections to them.
 """
 
@@ -26,7 +26,7 @@ from enforcer.cli.supervisor import Part
 if TYPE_CHECKING:
     from enforcer.cli.folder import DataFolder
 
-__all__ = ["Plan", "database_url", "healthy", "socket_folder"]
+__all__ = ["Plan", "bracketed", "database_url", "healthy", "reachable", "socket_folder"]
 
 BUCKETS: Final = "8"
 """Fixed for the life of a data folder: an account's bucket is chosen once."""
@@ -51,7 +51,12 @@ class Plan:
     @property
     def endpoint(self) -> str:
         """Where clients find the enforcers."""
-        return f"{bracketed(self.host)}:{self.port}"
+        return f"{reachable(self.host)}:{self.port}"
+
+    @property
+    def http_endpoint(self) -> str:
+        """Where operators find metrics and health."""
+        return f"{reachable(self.host)}:{self.http_port}"
 
     @property
     def meter_endpoint(self) -> str:
@@ -122,8 +127,8 @@ class Plan:
 
     def _settings(self) -> dict[str, str]:
         return {
-            "METERGATE_LISTEN": self.endpoint,
-            "METERGATE_HTTP_LISTEN": f"{self.host}:{self.http_port}",
+            "METERGATE_LISTEN": f"{bracketed(self.host)}:{self.port}",
+            "METERGATE_HTTP_LISTEN": f"{bracketed(self.host)}:{self.http_port}",
             "METERGATE_REDIS_URL": f"unix://{self.sockets / 'valkey.sock'}",
             "METERGATE_DATABASE_URL": database_url(self.folder),
             "METERGATE_METER_LISTEN": self.meter_endpoint,
@@ -164,6 +169,11 @@ def socket_folder(folder: DataFolder) -> Path:
 def bracketed(host: str) -> str:
     """A host as it stands before a port."""
     return f"[{host}]" if ":" in host else host
+
+
+def reachable(host: str) -> str:
+    """How this machine reaches a listener on `host`: all addresses include the loopback one."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, bracketed(host))  # noqa: S104
 
 
 async def healthy(endpoint: str) -> bool:

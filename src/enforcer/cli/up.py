@@ -7,7 +7,7 @@ import errno
 import os
 import signal
 import socket
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -75,6 +75,9 @@ def up(
 ) -> None:
     """Run a gateway in this terminal until Ctrl-C: Valkey, the meter, and enforcers.
 
+    Exit status 0: ended by Ctrl-C or SIGTERM, 2: a port or the folder is in use, 5: one of its
+    processes cannot be kept running.
+
     The first start in a data folder loads the sample catalog and makes an API key; later starts
     continue on the same data. Prints `ready` when it answers.
     """
@@ -92,10 +95,9 @@ def up(
         )
         terminal = Terminal(as_json=json)
         try:
-            status = asyncio.run(_Gateway(plan, terminal).run())
+            asyncio.run(_Gateway(plan, terminal).run())
         finally:
             terminal.close()
-    raise typer.Exit(status)
 
 
 class _Gateway:
@@ -107,8 +109,8 @@ class _Gateway:
         self._stop = asyncio.Event()
         self._supervisor: Supervisor
 
-    async def run(self) -> int:
-        """Start, wait for the end, stop in order; return the exit status."""
+    async def run(self) -> None:
+        """Start, wait for the end, stop in order; raise `CommandError` when a part cannot work."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._signalled)
@@ -119,7 +121,6 @@ class _Gateway:
         start = asyncio.create_task(self._start())
         stop = asyncio.create_task(self._stop.wait())
         failure = asyncio.create_task(self._supervisor.failure())
-        status: int = Status.OK
         try:
             await asyncio.wait({start, stop, failure}, return_when=asyncio.FIRST_COMPLETED)
             if start.done():
@@ -128,17 +129,18 @@ class _Gateway:
             if failure.done():
                 raise failure.result()
         except PartFailedError as error:
-            status = self._explain(error)
+            self._terminal.say(
+                "\n".join((f"{error}; its last lines:", *(f"    {line}" for line in error.lines))),
+                event="failed",
+                lines=list(error.lines),
+            )
+            raise CommandError(str(error), Status.INTERNAL) from error
         finally:
-            start.cancel()
-            with suppress(asyncio.CancelledError, PartFailedError, CommandError):
-                await start
-            stop.cancel()
-            failure.cancel()
-            for file in (self._folder.endpoint,):
-                file.unlink(missing_ok=True)
+            for task in (start, stop, failure):
+                task.cancel()
+            await asyncio.gather(start, stop, failure, return_exceptions=True)
+            self._folder.endpoint.unlink(missing_ok=True)
             await self._stop_all()
-        return status
 
     def _signalled(self) -> None:
         if self._stop.is_set():
@@ -147,15 +149,6 @@ class _Gateway:
             self._terminal.close()
             os._exit(Status.INTERRUPTED)
         self._stop.set()
-
-    def _explain(self, error: PartFailedError) -> int:
-        lines = "".join(f"\n    {line}" for line in error.lines)
-        self._terminal.say(
-            f"metergate: {error}; stopping. Its last lines:{lines}",
-            event="failed",
-            lines=list(error.lines),
-        )
-        return Status.INTERNAL
 
     async def _start(self) -> None:
         plan, supervisor = self._plan, self._supervisor
@@ -167,7 +160,7 @@ class _Gateway:
         if not self._folder.seeded.exists():
             await self._seed(key)
         self._folder.write_secret(self._folder.endpoint, plan.endpoint)
-        http = f"http://{plan.host}:{plan.http_port}"
+        http = f"http://{plan.http_endpoint}"
         self._terminal.say(f"gRPC         {plan.endpoint}")
         self._terminal.say(f"HTTP         {http} (/metrics, /healthz)")
         self._terminal.say(f"API key      in {self._folder.api_key}")

@@ -81,3 +81,4 @@ def test_a_table_without_a_terminal_is_plain(capsys: pytest.CaptureFixture[str])
 def test_figures_for_people() -> None:
     assert number(1234567) == "1,234,567"
     assert seconds(Duration(seconds=2, nanos=500_000_000)) == "2.5 s"
+    assert seconds(Duration(seconds=41458, nanos=500_000_000)) == "11:30:59"

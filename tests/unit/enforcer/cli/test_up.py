@@ -11,7 +11,7 @@ import pytest
 from enforcer.cli import up as module
 from enforcer.cli.exits import CommandError
 from enforcer.cli.folder import DataFolder
-from enforcer.cli.parts import LONGEST_SOCKET_FOLDER, socket_folder
+from enforcer.cli.parts import LONGEST_SOCKET_FOLDER, Plan, socket_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,3 +71,20 @@ def test_the_sample_catalog_comes_along() -> None:
     name, text = module.sample_catalog()
     assert name.endswith("sample-catalog.yaml")
     assert text
+
+
+@pytest.mark.parametrize(
+    ("host", "endpoint"),
+    [
+        ("127.0.0.1", "127.0.0.1:7000"),
+        ("0.0.0.0", "127.0.0.1:7000"),  # noqa: S104 - what operators write
+        ("::", "[::1]:7000"),
+        ("::1", "[::1]:7000"),
+        ("gateway.example", "gateway.example:7000"),
+    ],
+)
+def test_clients_are_sent_to_an_address_that_they_can_reach(
+    tmp_path: Path, host: str, endpoint: str
+) -> None:
+    plan = Plan(DataFolder(tmp_path), host, 7000, 7001, tmp_path, 1, "token")
+    assert plan.endpoint == endpoint
