@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -90,7 +91,8 @@ def test_an_unknown_customer_ends_the_replay_with_its_line(stack: Stack, tmp_pat
     trace = write_trace(tmp_path / "lost.csv", rows=3, seed=14)
     done = stack.run("replay", str(trace), "--customers", "nobody")
     assert done.returncode == 2
-    assert "line 2" in done.stderr
+    # Rows are on their way at the same time: any may be refused first.
+    assert re.search(r"line [2-4]: ", done.stderr)
     assert "UNKNOWN_CUSTOMER" in done.stderr
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 import signal
 import socket
 from contextlib import ExitStack, contextmanager
@@ -215,6 +216,8 @@ class _Gateway:
         for group in ("enforcer", "meter", "valkey"):
             await self._supervisor.stop(*(name for name in names if name.startswith(group)))
         self._folder.children.unlink(missing_ok=True)
+        # Perhaps among the system's temporary files; the next start makes it again.
+        shutil.rmtree(self._plan.sockets, ignore_errors=True)
         self._terminal.say("stopped", event="stopped")
 
 
