@@ -13,7 +13,7 @@ ARGS        ?=
 WORKERS     ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test test-fast lint format proto lock clean
+.PHONY: help setup up kafka test test-fast lint format proto lock clean
 
 help: ## List the commands
 	@echo "Metergate: make COMMAND [ARGS='...']"
@@ -56,6 +56,16 @@ $(STAMP): pyproject.toml constraints.txt requirements.lock
 # The trap lets Ctrl-C reach metergate while the shell stays to swallow its exit status 130.
 up: $(STAMP) ## Start the gateway in this terminal; Ctrl-C ends it
 	@trap : INT; $(BIN)/metergate up $(ARGS) || { status=$$?; [ $$status -eq 130 ] || exit $$status; }
+
+# Into the user's cache; the tests that need a broker are skipped without it.
+kafka: ## Fetch Apache Kafka for the tests (needs Maven, and Java 17 to run it)
+	@set -eu; jars="$${XDG_CACHE_HOME:-$$HOME/.cache}/metergate/kafka"; \
+	if cmp -s deploy/kafka/pom.xml "$$jars/pom.xml"; then exit 0; fi; \
+	command -v mvn >/dev/null || { echo "make kafka: needs Maven (mvn) on the PATH." >&2; exit 1; }; \
+	echo "kafka: fetching its jars into $$jars"; rm -rf "$$jars"; mkdir -p "$$jars"; \
+	mvn --quiet --batch-mode -f deploy/kafka/pom.xml dependency:copy-dependencies \
+	    -DoutputDirectory="$$jars"; \
+	cp deploy/kafka/pom.xml "$$jars/pom.xml"
 
 # The second run's summary closes the output. Exit status 5 there: no such tests (yet).
 test: $(STAMP) ## Run every test

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import signal
 import sys
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 from prometheus_client import start_http_server
@@ -20,11 +21,16 @@ from meter.adapters.clickhouse.client import ClickHouse
 from meter.adapters.clickhouse.migrate import migrate
 from meter.adapters.clickhouse.reader import ClickHouseReader
 from meter.adapters.clickhouse.warehouse import ClickHouseWarehouse
+from meter.adapters.kafka.client import KafkaOptions, prepare_topics
+from meter.adapters.kafka.dead_letters import DeadLetters
+from meter.adapters.kafka.log import KafkaLog
+from meter.adapters.kafka.publisher import KafkaPublisher
 from meter.adapters.log.outbox import OutboxLog
 from meter.adapters.sql.marks import SqlMarks
 from meter.audit import Audit
 from meter.errors import MisconfiguredError, UnavailableError
-from meter.metrics import Metrics
+from meter.metrics import Metrics, RelayMetrics
+from meter.relay import Relay
 from meter.reports import Reports
 from meter.rollup import Options, Rollup
 from meter.transport.calls import Caller
@@ -35,6 +41,7 @@ from meter.transport.server import Server
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from meter.ports.log import LogSource
     from meter.settings import Settings
 
 __all__ = ["main", "serve"]
@@ -49,45 +56,107 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Run until `stop`. Raise `MisconfiguredError` when the settings do not work out."""
     async with AsyncExitStack() as stack:
         metrics = Metrics()
-        writer = ClickHouse(settings.clickhouse_url, "writer")
-        stack.push_async_callback(writer.close)
-        reader = ClickHouse(settings.clickhouse_url, "reader")
-        stack.push_async_callback(reader.close)
-        marks = SqlMarks(settings.meter_database_url)
-        stack.push_async_callback(marks.close)
-        await _patiently(marks.migrate, stop)
-        await _patiently(lambda: migrate(writer), stop)
+        services: list[ReportService | LedgerService] = []
+        running: list[Running] = []
+        if settings.kafka_servers:
+            await _patiently(lambda: prepare_topics(KafkaOptions.of(settings), create=False), stop)
+        if "rollup" in settings.meter_roles:
+            await _add_rollup(settings, stop, stack, metrics, services, running)
+        if "relay" in settings.meter_roles:
+            await _add_relay(settings, stack, metrics, running)
         if stop.is_set():
             return
-        source = OutboxLog(settings.redis_url, range(settings.buckets))
-        stack.push_async_callback(source.close)
-        options = Options(
-            flush_interval=settings.meter_flush_interval_ms / 1000,
-            flush_records=settings.meter_flush_records,
-            look_ahead=settings.meter_look_ahead,
-        )
-        rollup = Rollup(source, marks, ClickHouseWarehouse(writer), metrics, options)
-        token = settings.internal_token.get_secret_value()
-        questions = ClickHouseReader(reader)
-        reports = Reports(questions, lambda: rollup.progress.fresh_until_ms, token.encode())
-        audit = Audit(rollup.progress, questions, marks, settings.meter_compare_wait_seconds)
-        caller = Caller(token)
-        server = Server(
-            settings.meter_listen, ReportService(reports, caller), LedgerService(audit, caller)
-        )
+        server = Server(settings.meter_listen, *services)
         await server.start()
         stack.push_async_callback(server.stop)
         if settings.meter_metrics_listen:
             _serve_metrics(settings.meter_metrics_listen, metrics, stack)
         await server.ready(serving=True)
-        _log.info("ready", listen=settings.meter_listen, buckets=settings.buckets)
-        running = asyncio.create_task(rollup.run())
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        rollup.stop()
-        _log.info("stopping")
-        await running
+        _log.info("ready", listen=settings.meter_listen, roles=sorted(settings.meter_roles))
+        await _run_until(stop, running)
+
+
+class Running(Protocol):
+    """What works until it is told to stop."""
+
+    async def run(self) -> None:
+        """Work."""
+        ...
+
+    def stop(self) -> None:
+        """End `run` soon."""
+        ...
+
+
+async def _run_until(stop: asyncio.Event, running: list[Running]) -> None:
+    """Run all until `stop`, or until one of them ends, which none should."""
+    tasks = [asyncio.create_task(one.run()) for one in running]
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({*tasks, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    for one in running:
+        one.stop()
+    _log.info("stopping")
+    await asyncio.gather(*tasks)
+
+
+async def _add_relay(
+    settings: Settings, stack: AsyncExitStack, metrics: Metrics, running: list[Running]
+) -> None:
+    """Outboxes to Kafka."""
+    member = f"{settings.kafka_instance or 'relay'}-{secrets.token_hex(4)}"
+    source = OutboxLog(settings.redis_url, range(settings.buckets), member)
+    stack.push_async_callback(source.close)
+    publisher = KafkaPublisher(KafkaOptions.of(settings))
+    stack.push_async_callback(publisher.close)
+    running.append(Relay(source, publisher, RelayMetrics(metrics.registry)))
+
+
+def _add_log(settings: Settings, stack: AsyncExitStack, metrics: Metrics) -> LogSource:
+    """Where the rollup reads records: Kafka, or the outboxes themselves."""
+    if not settings.kafka_servers:
+        outbox = OutboxLog(settings.redis_url, range(settings.buckets))
+        stack.push_async_callback(outbox.close)
+        return outbox
+    options = KafkaOptions.of(settings)
+    dead = DeadLetters(options, metrics.dead_letters.inc)
+    stack.push_async_callback(dead.close)
+    log = KafkaLog(options, settings.buckets, dead)
+    stack.push_async_callback(log.close)
+    return log
+
+
+async def _add_rollup(
+    settings: Settings,
+    stop: asyncio.Event,
+    stack: AsyncExitStack,
+    metrics: Metrics,
+    services: list[ReportService | LedgerService],
+    running: list[Running],
+) -> None:
+    """Records to rollups, and the questions about them."""
+    writer = ClickHouse(settings.clickhouse_url, "writer")
+    stack.push_async_callback(writer.close)
+    reader = ClickHouse(settings.clickhouse_url, "reader")
+    stack.push_async_callback(reader.close)
+    marks = SqlMarks(settings.meter_database_url)
+    stack.push_async_callback(marks.close)
+    await _patiently(marks.migrate, stop)
+    await _patiently(lambda: migrate(writer), stop)
+    source = _add_log(settings, stack, metrics)
+    options = Options(
+        flush_interval=settings.meter_flush_interval_ms / 1000,
+        flush_records=settings.meter_flush_records,
+        look_ahead=settings.meter_look_ahead,
+    )
+    rollup = Rollup(source, marks, ClickHouseWarehouse(writer), metrics, options)
+    running.append(rollup)
+    token = settings.internal_token.get_secret_value()
+    questions = ClickHouseReader(reader)
+    reports = Reports(questions, lambda: rollup.progress.fresh_until_ms, token.encode())
+    audit = Audit(rollup.progress, questions, marks, settings.meter_compare_wait_seconds)
+    caller = Caller(token)
+    services += [ReportService(reports, caller), LedgerService(audit, caller)]
 
 
 def _serve_metrics(listen: str, metrics: Metrics, stack: AsyncExitStack) -> None:

@@ -7,6 +7,7 @@ MeterError
 ├── ReportOverflowError      a sum that no int64 holds
 ├── UnavailableError         something is away or behind; a retry can help
 │   ├── LogUnavailableError
+│   │   └── LogMovedError  other buckets are this process's now
 │   ├── WarehouseUnavailableError
 │   ├── MarksUnavailableError
 │   └── RollupBehindError
@@ -24,6 +25,7 @@ __all__ = [
     "DOMAIN",
     "FencedError",
     "InvalidRequestError",
+    "LogMovedError",
     "LogUnavailableError",
     "MarksUnavailableError",
     "MeterError",
@@ -106,6 +108,12 @@ class LogUnavailableError(UnavailableError):
     """The log of usage records cannot be reached: records wait there."""
 
     reason = "LOG_UNAVAILABLE"
+
+
+class LogMovedError(LogUnavailableError):
+    """The log's buckets were dealt anew among processes: begin again with those of this one."""
+
+    reason = "LOG_MOVED"
 
 
 class WarehouseUnavailableError(UnavailableError):

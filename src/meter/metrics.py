@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-__all__ = ["Metrics"]
+__all__ = ["Metrics", "RelayMetrics"]
 
 STAGES = ("read", "store", "claim", "review", "usage", "ledger", "applied", "commit")
 
@@ -24,6 +24,11 @@ class Metrics:
         self.review = Counter(
             "meter_records_for_review",
             "Records that could not be decoded, or came too late for their generation.",
+            registry=registry,
+        )
+        self.dead_letters = Counter(
+            "meter_dead_letters",
+            "Messages of the topic that were no records and went to the dead letters.",
             registry=registry,
         )
         self.held = Gauge(
@@ -51,5 +56,29 @@ class Metrics:
             "meter_rollup_failures",
             "Flushes that failed and began again from the durable marks, by reason.",
             ["reason"],
+            registry=registry,
+        )
+
+
+class RelayMetrics:
+    """What a relay shows, in the registry of its process."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.relayed = Counter(
+            "relay_records", "Records stored in Kafka and trimmed.", registry=registry
+        )
+        self.failures = Counter(
+            "relay_failures",
+            "Rounds that failed; what was not trimmed is sent again.",
+            registry=registry,
+        )
+        self.buckets = Gauge("relay_buckets", "Buckets that this relay serves.", registry=registry)
+        self.waiting = Gauge(
+            "relay_outbox_records", "Records in all outboxes, not yet trimmed.", registry=registry
+        )
+        self.publishing = Histogram(
+            "relay_publish_seconds",
+            "From handing records to Kafka until they are stored.",
+            buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
             registry=registry,
         )

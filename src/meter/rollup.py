@@ -103,6 +103,12 @@ class Progress:
             )
             raise RollupBehindError(f"the rollup is behind: {lag}", lag=lag) from None
 
+    def begin(self, marks: Mapping[int, Position]) -> None:
+        """Follow these buckets, and no others any more, from their marks."""
+        self.marks = dict(marks)
+        self.held.clear()
+        self.fresh_ms = {b: ms for b, ms in self.fresh_ms.items() if b in marks}
+
     async def moved(self) -> None:
         """Wake who waits for a place."""
         async with self._changed:
@@ -201,10 +207,9 @@ class Rollup:
                 _log.info("manifest in doubt runs again", token=manifest.token)
                 await self._apply(manifest)
             marks = await self._marks.load(buckets)
-            self.progress.marks.update(marks)
             for bucket in self.progress.held:
                 self._metrics.held.labels(str(bucket)).set(0)
-            self.progress.held.clear()
+            self.progress.begin(marks)
         self._stored = await self._warehouse.stored_beyond(marks)
         self._sequencers = {
             bucket: Sequencer(bucket, mark, self._options.look_ahead)
@@ -221,7 +226,7 @@ class Rollup:
             ahead, self._ahead = self._ahead, None
             batch = await (ahead or self._read(wait))
         part = self._accept(batch)
-        if batch.drained != batch.asked:
+        if batch.more:
             # The log has more: read it while this is written.
             self._ahead = asyncio.create_task(self._read(0.001))
         if part.moves or part.late:
@@ -333,10 +338,10 @@ class Rollup:
             await self._marks.applied(manifest)
 
     def _note_freshness(self, batch: Batch) -> None:
-        """A drained bucket is fresh up to the log's own time before the read, unless it waits at a gap."""
-        for bucket in batch.drained:
+        """What was read is rolled up: the buckets are fresh, unless they wait at a gap."""
+        for bucket, ms in batch.fresh.items():
             if self._sequencers[bucket].gap is None:
-                self.progress.fresh_ms[bucket] = batch.at_ms
+                self.progress.fresh_ms[bucket] = max(ms, self.progress.fresh_ms.get(bucket, 0))
         if (fresh := self.progress.fresh_until_ms) is not None:
             self._metrics.freshness.set(max(0.0, time.time() - fresh / 1000))
 
@@ -365,7 +370,7 @@ class Rollup:
 
     async def _measure(self) -> None:
         if time.monotonic() - self._backlog_at > BACKLOG_EVERY:
-            self._metrics.lag.set(sum((await self._source.backlog()).values()))
+            self._metrics.lag.set(await self._source.backlog())
             self._backlog_at = time.monotonic()
 
     def _stage(self, name: str) -> _Timed:

@@ -3,22 +3,59 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from meter.errors import MisconfiguredError
 
-__all__ = ["Settings", "load"]
+__all__ = ["KafkaSettings", "Settings", "load", "load_kafka"]
 
 MIN_TOKEN = 16
 
 
-class Settings(BaseSettings):
-    """What the meter process needs to know. An unset URL is derived from `data_dir`."""
+class KafkaSettings(BaseSettings):
+    """Where Kafka is, as whom it is reached, and the topic of records."""
 
     model_config = SettingsConfigDict(env_prefix="METERGATE_", extra="ignore", frozen=True)
+
+    kafka_servers: str = ""
+    """`host:port,…` of Kafka's brokers; empty: the rollup reads the outboxes itself."""
+    kafka_topic: str = "metergate.records"
+    """The topic of records; that of dead letters is named like it, with `.dead` behind."""
+    kafka_partitions: int = Field(default=8, ge=1, le=10_000)
+    """Of the topic of records. Fixed for its life: a bucket is in partition `bucket mod partitions`."""
+    kafka_group: str = "metergate-rollup"
+    """The consumer group of the rollup processes."""
+    kafka_instance: str = ""
+    """A name that this rollup process keeps when it restarts, to get its partitions back at once."""
+    kafka_protocol: str = "PLAINTEXT"
+    """PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL."""
+    kafka_ca_file: str = ""
+    """PEM file of the authorities that Kafka's certificate is checked with; empty: the system's."""
+    kafka_mechanism: str = "SCRAM-SHA-512"
+    """PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512."""
+    kafka_username: str = ""
+    kafka_password: SecretStr = SecretStr("")
+
+    @field_validator("kafka_protocol")
+    @classmethod
+    def _protocol(cls, value: str) -> str:
+        if value not in {"PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"}:
+            raise ValueError("must be PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL")
+        return value
+
+    @field_validator("kafka_mechanism")
+    @classmethod
+    def _mechanism(cls, value: str) -> str:
+        if value not in {"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"}:
+            raise ValueError("must be PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512")
+        return value
+
+
+class Settings(KafkaSettings):
+    """What the meter process needs to know. An unset URL is derived from `data_dir`."""
 
     data_dir: Path = Path("data")
     """Folder of the embedded stores."""
@@ -33,6 +70,8 @@ class Settings(BaseSettings):
     """Where the internal services listen: `host:port` or `unix:/path`."""
     internal_token: SecretStr
     """Shared by enforcer and meter, at least 16 characters."""
+    meter_roles: frozenset[str] = frozenset({"rollup"})
+    """What this process does, as a JSON list: `rollup` (and reports), `relay` (outboxes to Kafka), or both."""
     meter_flush_interval_ms: int = Field(default=200, ge=1, le=60_000)
     """The rollup gathers records for this long before it writes them."""
     meter_flush_records: int = Field(default=50_000, ge=1, le=1_000_000)
@@ -57,6 +96,13 @@ class Settings(BaseSettings):
     def _clickhouse(cls, value: str) -> str:
         if value and not value.startswith(("chdb:", "http://", "https://")):
             raise ValueError("must be chdb:<folder> or http(s)://host:port/database")
+        return value
+
+    @field_validator("meter_roles")
+    @classmethod
+    def _roles(cls, value: frozenset[str]) -> frozenset[str]:
+        if not value or not value <= {"rollup", "relay"}:
+            raise ValueError('must be a JSON list of "rollup" and "relay"')
         return value
 
     @field_validator("internal_token")
@@ -84,6 +130,12 @@ class Settings(BaseSettings):
         return value
 
     @model_validator(mode="after")
+    def _relays(self) -> Self:
+        if "relay" in self.meter_roles and not self.kafka_servers:
+            raise ValueError("the role relay needs METERGATE_KAFKA_SERVERS")
+        return self
+
+    @model_validator(mode="after")
     def _derive(self) -> Self:
         derived = {
             "clickhouse_url": f"chdb:{self.data_dir / 'clickhouse'}",
@@ -95,13 +147,25 @@ class Settings(BaseSettings):
         return self
 
 
+S = TypeVar("S", bound=KafkaSettings)
+
+
 def load() -> Settings:
     """Read the environment.
 
     Raise `MisconfiguredError` whose one-line message names each wrong setting, without its value.
     """
+    return _load(Settings)
+
+
+def load_kafka() -> KafkaSettings:
+    """Read of the environment what concerns Kafka. Errors as in `load`."""
+    return _load(KafkaSettings)
+
+
+def _load(kind: type[S]) -> S:
     try:
-        return Settings()  # type: ignore[call-arg]  # the token comes from the environment
+        return kind()
     except ValidationError as error:
         faults = "; ".join(
             f"METERGATE_{'_'.join(str(part) for part in fault['loc']).upper()}: {fault['msg']}"

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from enforcer.cli import audit, catalog, checks, leases, replay, up, usage
+from enforcer.cli import audit, catalog, checks, kafka, leases, replay, up, usage
 from enforcer.cli.exits import CommandError, Status
 
 __all__ = ["app", "main"]
@@ -61,6 +61,7 @@ app.add_typer(leases.app, name="lease")
 app.command("usage")(usage.usage)
 app.command("replay")(replay.replay)
 app.command("audit")(audit.audit)
+app.add_typer(kafka.app)
 
 
 def _run(arguments: list[str] | None) -> int:

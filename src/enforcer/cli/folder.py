@@ -53,6 +53,7 @@ class DataFolder:
         self.seeded = path / "seeded"
         self.valkey = path / "valkey"
         self.definitions = path / "definitions.db"
+        self.kafka = path / "kafka.json"
 
     def create(self) -> None:
         """Make the folder, for its owner only. Raise `CommandError` if that cannot be."""

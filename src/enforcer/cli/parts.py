@@ -25,6 +25,7 @@ from enforcer.cli.supervisor import Part
 
 if TYPE_CHECKING:
     from enforcer.cli.folder import DataFolder
+    from enforcer.cli.kafka import FolderKafka
 
 __all__ = ["Plan", "bracketed", "database_url", "healthy", "reachable", "socket_folder"]
 
@@ -47,6 +48,7 @@ class Plan:
     sockets: Path
     workers: int
     token: str
+    kafka: FolderKafka | None = None
 
     @property
     def endpoint(self) -> str:
@@ -105,9 +107,23 @@ class Plan:
         return Part(
             "meter",
             (sys.executable, "-m", "meter.app"),
-            _environment(self._settings()),
+            # Under a name that it keeps, it gets its partitions back at once after a restart.
+            _environment({**self._settings(), "METERGATE_KAFKA_INSTANCE": "meter"}),
             ready,
         )
+
+    def relay(self) -> Part:
+        """Records from the outboxes to Kafka."""
+        endpoint = f"unix:{self.sockets / 'relay.sock'}"
+
+        async def ready() -> bool:
+            return await healthy(endpoint)
+
+        settings = self._settings() | {
+            "METERGATE_METER_ROLES": '["relay"]',
+            "METERGATE_METER_LISTEN": endpoint,
+        }
+        return Part("relay", (sys.executable, "-m", "meter.app"), _environment(settings), ready)
 
     def enforcers(self) -> list[Part]:
         """One process per worker, all alike."""
@@ -136,6 +152,7 @@ class Plan:
             "METERGATE_DATA_DIR": str(self.folder.path),
             "METERGATE_BUCKETS": BUCKETS,
             "METERGATE_INTERNAL_TOKEN": self.token,
+            **(self.kafka.settings if self.kafka else {}),
         }
 
 

@@ -21,6 +21,7 @@ from enforcer.cli import leftovers
 from enforcer.cli.connection import CHANNEL_OPTIONS
 from enforcer.cli.exits import CommandError, Status
 from enforcer.cli.folder import find_folder
+from enforcer.cli.kafka import FolderKafka, folder_kafka
 from enforcer.cli.options import (  # noqa: TC001 - typer reads annotations at run time
     DataDirOption,
     JsonOption,
@@ -30,6 +31,8 @@ from enforcer.cli.supervisor import PartFailedError, Supervisor
 from enforcer.cli.terminal import Terminal
 from enforcer.v1 import catalog_pb2
 from enforcer.v1.catalog_pb2_grpc import CatalogServiceStub
+from meter.adapters.kafka.client import prepare_topics
+from meter.errors import MeterError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,6 +75,14 @@ def up(
             help="Enforcer processes. Default: one per core but one, at least one.",
         ),
     ] = None,
+    kafka: Annotated[
+        str | None,
+        typer.Option(
+            "--kafka",
+            metavar="HOST:PORT[,…]",
+            help="Let the records pass through this Kafka; makes its topics there.",
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Run a gateway in this terminal until Ctrl-C: Valkey, the meter, and enforcers.
@@ -93,6 +104,7 @@ def up(
             socket_folder(folder),
             workers or default_workers(),
             folder.secret(folder.internal_token),
+            folder_kafka(folder, kafka),
         )
         terminal = Terminal(as_json=json)
         try:
@@ -156,6 +168,9 @@ class _Gateway:
         self._terminal.say(f"data folder {self._folder.path}", event="data_folder")
         await supervisor.start(plan.valkey(), within=START_SECONDS)
         key = await self._definitions()
+        if plan.kafka is not None:
+            await self._topics(plan.kafka)
+            await supervisor.start(plan.relay(), within=START_SECONDS)
         await supervisor.start(plan.meter(), within=START_SECONDS)
         await supervisor.start(*plan.enforcers(), within=START_SECONDS)
         if not self._folder.seeded.exists():
@@ -188,6 +203,14 @@ class _Gateway:
         self._folder.write_secret(self._folder.api_key, key)
         return key
 
+    async def _topics(self, kafka: FolderKafka) -> None:
+        """Make the topics the first time; their number of partitions must be what it was."""
+        try:
+            await prepare_topics(kafka.options, create=True)
+        except MeterError as error:
+            raise CommandError(error.message, Status.UNAVAILABLE) from error
+        self._terminal.say(f"Kafka        {kafka.servers}, topic {kafka.topic}")
+
     async def _seed(self, key: str) -> None:
         """Apply the sample catalog; a start that is cut short before the mark does it again."""
         name, document = sample_catalog()
@@ -213,7 +236,7 @@ class _Gateway:
         if not names:
             return
         self._terminal.say("stopping")
-        for group in ("enforcer", "meter", "valkey"):
+        for group in ("enforcer", "relay", "meter", "valkey"):
             await self._supervisor.stop(*(name for name in names if name.startswith(group)))
         self._folder.children.unlink(missing_ok=True)
         # Perhaps among the system's temporary files; the next start makes it again.

@@ -1,4 +1,4 @@
-"""Where usage records come from: one log per bucket, read in order and given back once durable.
+"""Where usage records come from and go to: one log per bucket, in order, given back once durable.
 
 Positions, and who moves them:
 
@@ -22,29 +22,30 @@ if TYPE_CHECKING:
 
     from meter.core.sequence import Entry, Position
 
-__all__ = ["Batch", "LogSource"]
+__all__ = ["Batch", "LogSource", "Publisher"]
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """What one read found.
 
-    `at_ms` is the log's own time just before the read, in ms since 1970. Of the buckets that were
-    `asked`, those of `drained` had nothing after the entries given here: all that was decided before
-    `at_ms` has been read.
+    `fresh`: buckets of which, after these entries, everything has been read that was decided before a
+    time, in ms since 1970. `more`: the log is known to have more at this moment.
     """
 
     entries: Mapping[int, Sequence[Entry]]
-    asked: frozenset[int]
-    drained: frozenset[int]
-    at_ms: int
+    fresh: Mapping[int, int]
+    more: bool = False
 
 
 class LogSource(Protocol):
     """A log of usage records, one sequence per bucket."""
 
     async def assigned(self) -> frozenset[int]:
-        """Return the buckets that this process reads."""
+        """Begin to read again from what was committed; return the buckets that this process reads.
+
+        Raise `LogUnavailableError` as `read` does.
+        """
         ...
 
     async def read(self, after: Mapping[int, Position], limit: int, timeout_ms: int) -> Batch:
@@ -52,7 +53,8 @@ class LogSource(Protocol):
 
         Waits up to `timeout_ms` for the first entry and never for more; about `limit` entries at
         most. Entries of one bucket come in the order of the log, which may hold repeats.
-        Raise `LogUnavailableError` when the log cannot be reached; nothing is lost then.
+        Raise `LogUnavailableError` when the log cannot be reached, `LogMovedError` when this process
+        reads other buckets now and has to begin again; nothing is lost then.
         """
         ...
 
@@ -64,6 +66,20 @@ class LogSource(Protocol):
         """
         ...
 
-    async def backlog(self) -> Mapping[int, int]:
-        """Return how many entries of each bucket are not committed yet."""
+    async def backlog(self) -> int:
+        """Return how many entries are not committed yet."""
+        ...
+
+
+class Publisher(Protocol):
+    """Where a relay takes records to: the log that a `LogSource` in another process reads."""
+
+    async def publish(
+        self, entries: Mapping[int, Sequence[Entry]], fresh: Mapping[int, int]
+    ) -> None:
+        """Write each bucket's entries in their order, then up to when, in ms, the buckets are fresh.
+
+        All of it is durable on return. Raise `LogUnavailableError` when that is not sure: then all of
+        it has to be written again, before anything that follows it.
+        """
         ...

@@ -10,10 +10,10 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from meter.errors import MisconfiguredError
+from meter.transport.ledger_service import LedgerService
 from meter.v1 import ledger_pb2, ledger_pb2_grpc, report_pb2, report_pb2_grpc
 
 if TYPE_CHECKING:
-    from meter.transport.ledger_service import LedgerService
     from meter.transport.report_service import ReportService
 
 __all__ = ["Server"]
@@ -25,7 +25,7 @@ MAX_MESSAGE = 64 * 1024 * 1024
 class Server:
     """Serves at `listen` (`host:port`, or `unix:/path`). Health says SERVING while `ready`."""
 
-    def __init__(self, listen: str, reports: ReportService, ledger: LedgerService) -> None:
+    def __init__(self, listen: str, *services: ReportService | LedgerService) -> None:
         self._listen = listen
         self._server = grpc.aio.server(
             options=[
@@ -34,12 +34,15 @@ class Server:
                 ("grpc.so_reuseport", 0),
             ]
         )
-        report_pb2_grpc.add_ReportServiceServicer_to_server(reports, self._server)
-        ledger_pb2_grpc.add_LedgerServiceServicer_to_server(ledger, self._server)
-        self._names = [
-            report_pb2.DESCRIPTOR.services_by_name["ReportService"].full_name,
-            ledger_pb2.DESCRIPTOR.services_by_name["LedgerService"].full_name,
-        ]
+        self._names: list[str] = []
+        for service in services:
+            if isinstance(service, LedgerService):
+                ledger_pb2_grpc.add_LedgerServiceServicer_to_server(service, self._server)
+                described = ledger_pb2.DESCRIPTOR.services_by_name["LedgerService"]
+            else:
+                report_pb2_grpc.add_ReportServiceServicer_to_server(service, self._server)
+                described = report_pb2.DESCRIPTOR.services_by_name["ReportService"]
+            self._names.append(described.full_name)
         self._health = HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(

@@ -1,4 +1,4 @@
-"""The log of the embedded profile: the outbox streams in Redis, read directly."""
+"""The outbox streams in Redis, read directly: by the rollup of the embedded profile, and by relays."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import redis.asyncio as aioredis
+import structlog
 from redis.exceptions import RedisError
 
+from meter.adapters.log.shares import Shares
 from meter.core.keys import outbox
 from meter.core.sequence import Entry, Position
 from meter.errors import LogUnavailableError
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 __all__ = ["OutboxLog"]
+
+_log = structlog.get_logger(__name__)
 
 FIELDS = 4
 """Of a stream entry as Redis sends it: names and values of `b` and `e`."""
@@ -28,12 +32,12 @@ def _as_sent(reply: Any, **_: Any) -> Any:
 
 
 class OutboxLog:
-    """Reads the outboxes of `buckets` at `url`.
+    """Reads the outboxes of `buckets` at `url`: all of them, or as a `member` its share.
 
     Trims by id, exactly, and never by length: a length cannot know what is durable downstream.
     """
 
-    def __init__(self, url: str, buckets: Iterable[int]) -> None:
+    def __init__(self, url: str, buckets: Iterable[int], member: str = "") -> None:
         self._buckets = frozenset(buckets)
         self._keys = {bucket: outbox(bucket).encode() for bucket in self._buckets}
         self._redis: aioredis.Redis = aioredis.Redis.from_url(
@@ -41,8 +45,16 @@ class OutboxLog:
         )
         self._redis.set_response_callback("XREAD", _as_sent)  # type: ignore[arg-type]  # any callable
 
+        self._shares = Shares(self._redis, member) if member else None
+
     async def assigned(self) -> frozenset[int]:
-        return self._buckets
+        if self._shares is None:
+            return self._buckets
+        try:
+            async with asyncio.timeout(10):
+                return await self._shares.mine(self._buckets)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise LogUnavailableError(f"dealing the buckets failed: {error}") from error
 
     async def read(self, after: Mapping[int, Position], limit: int, timeout_ms: int) -> Batch:
         try:
@@ -55,7 +67,8 @@ class OutboxLog:
         seconds, micros = await self._redis.time()
         places = dict(after)
         entries: dict[int, list[Entry]] = {}
-        drained: set[int] = set()
+        at_ms = seconds * 1000 + micros // 1000
+        fresh: dict[int, int] = {}
         wait: int | None = timeout_ms
         while places and limit > 0:
             count = max(1, limit // len(places))
@@ -68,9 +81,9 @@ class OutboxLog:
                     entries.setdefault(bucket, []).extend(new)
                     places[bucket] = new[-1].position
                 if len(new) < count:
-                    drained.add(bucket)
+                    fresh[bucket] = at_ms
                     del places[bucket]
-        return Batch(entries, frozenset(after), frozenset(drained), seconds * 1000 + micros // 1000)
+        return Batch(entries, fresh, more=bool(places))
 
     async def _xread(
         self, places: Mapping[int, Position], count: int, wait: int | None
@@ -101,7 +114,7 @@ class OutboxLog:
         except (RedisError, OSError, TimeoutError) as error:
             raise LogUnavailableError(f"trimming the outbox failed: {error}") from error
 
-    async def backlog(self) -> Mapping[int, int]:
+    async def backlog(self) -> int:
         pipe = self._redis.pipeline(transaction=False)
         for key in self._keys.values():
             pipe.xlen(key)
@@ -110,11 +123,18 @@ class OutboxLog:
                 lengths = await pipe.execute()
         except (RedisError, OSError, TimeoutError) as error:
             raise LogUnavailableError(f"measuring the outbox failed: {error}") from error
-        return dict(zip(self._keys, lengths, strict=True))
+        return sum(lengths)
 
     async def close(self) -> None:
-        """End all connections."""
-        await self._redis.aclose()
+        """End all connections, and membership."""
+        try:
+            if self._shares is not None:
+                async with asyncio.timeout(2):
+                    await self._shares.leave()
+        except (RedisError, OSError, TimeoutError):
+            _log.info("left without a word: the others notice within seconds")
+        finally:
+            await self._redis.aclose()
 
 
 def _after(position: Position) -> str:

@@ -1,0 +1,1 @@
+"""Usage records in Kafka. Imported by the composition roots and by `metergate kafka` only."""

@@ -1,0 +1,158 @@
+"""How Kafka is reached, and what the topics of a deployment must be like."""
+
+from __future__ import annotations
+
+import ssl
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError, for_code
+
+from meter.errors import LogUnavailableError, MisconfiguredError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from meter.settings import KafkaSettings
+
+__all__ = ["KafkaOptions", "kafka_failures", "prepare_topics"]
+
+REQUEST_MS = 10_000
+"""A broker that does not answer for so long is away."""
+UNKNOWN_TOPIC = 3
+TOPIC_EXISTS = 36
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaOptions:
+    """Where Kafka is, as whom, and the topics.
+
+    `partitions` never changes in a topic's life: a bucket's records are in partition `bucket mod partitions`.
+    `protocol` is PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL; `ca_file` "" trusts the system's authorities.
+    """
+
+    servers: str
+    topic: str = "metergate.records"
+    partitions: int = 8
+    group: str = "metergate-rollup"
+    instance: str = ""
+    protocol: str = "PLAINTEXT"
+    ca_file: str = ""
+    mechanism: str = "SCRAM-SHA-512"
+    username: str = ""
+    password: str = ""
+
+    @classmethod
+    def of(cls, settings: KafkaSettings) -> KafkaOptions:
+        """As the settings say."""
+        return cls(
+            servers=settings.kafka_servers,
+            topic=settings.kafka_topic,
+            partitions=settings.kafka_partitions,
+            group=settings.kafka_group,
+            instance=settings.kafka_instance,
+            protocol=settings.kafka_protocol,
+            ca_file=settings.kafka_ca_file,
+            mechanism=settings.kafka_mechanism,
+            username=settings.kafka_username,
+            password=settings.kafka_password.get_secret_value(),
+        )
+
+    @property
+    def dead_letters(self) -> str:
+        """The topic of messages that are no records."""
+        return f"{self.topic}.dead"
+
+    @property
+    def access(self) -> dict[str, Any]:
+        """Arguments of every client."""
+        out: dict[str, Any] = {
+            "bootstrap_servers": self.servers,
+            "security_protocol": self.protocol,
+            "request_timeout_ms": REQUEST_MS,
+        }
+        if self.protocol.endswith("SSL"):
+            out["ssl_context"] = ssl.create_default_context(cafile=self.ca_file or None)
+        if self.protocol.startswith("SASL"):
+            out |= {
+                "sasl_mechanism": self.mechanism,
+                "sasl_plain_username": self.username,
+                "sasl_plain_password": self.password,
+            }
+        return out
+
+
+@contextmanager
+def kafka_failures(doing: str) -> Iterator[None]:
+    """Turn the driver's errors into `LogUnavailableError`."""
+    try:
+        yield
+    except (KafkaError, OSError, TimeoutError) as error:
+        what = str(error) or type(error).__name__
+        raise LogUnavailableError(f"Kafka: {doing} failed: {what}") from error
+
+
+@asynccontextmanager
+async def _administering(options: KafkaOptions) -> AsyncIterator[AIOKafkaAdminClient]:
+    with kafka_failures("reaching the brokers"):
+        admin = AIOKafkaAdminClient(**options.access)
+        try:
+            await admin.start()
+            yield admin
+        finally:
+            await admin.close()
+
+
+async def prepare_topics(
+    options: KafkaOptions, *, create: bool, replication: int = 1, retention_hours: int = 168
+) -> dict[str, bool]:
+    """Check the topics, and create those that are missing if asked to; return which were created.
+
+    Records are deleted by age alone (never compacted), and are acknowledged when all replicas but one
+    have them. Raise `MisconfiguredError` when a topic is missing or has another number of partitions.
+    """
+    made: dict[str, bool] = {}
+    async with _administering(options) as admin:
+        wanted = {options.topic: options.partitions, options.dead_letters: 1}
+        found = {topic["topic"]: topic for topic in await admin.describe_topics(list(wanted))}
+        for name, partitions in wanted.items():
+            topic = found.get(name)
+            there = topic is not None and topic["error_code"] != UNKNOWN_TOPIC
+            made[name] = not there
+            if there:
+                assert topic is not None
+                if (has := len(topic["partitions"])) != partitions:
+                    raise MisconfiguredError(
+                        f"METERGATE_KAFKA_PARTITIONS is {options.partitions}, but topic {name} has "
+                        f"{has}: a bucket's partition would change. Use another topic, or {has}"
+                    )
+                continue
+            if not create:
+                raise MisconfiguredError(f"topic {name} is missing: run `metergate kafka init`")
+            await _create(admin, name, partitions, replication, retention_hours)
+    return made
+
+
+async def _create(
+    admin: AIOKafkaAdminClient, name: str, partitions: int, replication: int, retention_hours: int
+) -> None:
+    reply = await admin.create_topics(
+        [
+            NewTopic(
+                name,
+                partitions,
+                replication,
+                topic_configs={
+                    "cleanup.policy": "delete",
+                    "retention.ms": str(retention_hours * 3_600_000),
+                    "min.insync.replicas": str(max(1, replication - 1)),
+                },
+            )
+        ]
+    )
+    for topic, code, *message in reply.topic_errors:
+        if code not in {0, TOPIC_EXISTS}:
+            why = next((str(part) for part in message if part), for_code(code).__name__)
+            raise MisconfiguredError(f"topic {topic} cannot be created: {why}")

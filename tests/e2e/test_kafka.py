@@ -1,0 +1,48 @@
+"""`metergate up --kafka`: the same totals as without, through a real Kafka."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tests.fixtures.stack import sums
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.fixtures.stack import Stack
+
+
+def exact(audit: dict[str, Any]) -> bool:
+    """Nothing missing and nothing off; a record that came twice was counted once."""
+    return (audit["gaps"], audit["drift"], audit["rollup_difference"]) == ([], [], 0)
+
+
+def test_a_replay_through_kafka_has_the_same_totals_to_the_token(
+    new_stack: Callable[..., Stack], trace: Path, kafka_broker: str
+) -> None:
+    stack = new_stack("data", "--workers", "1", "--kafka", kafka_broker).start()
+    asked = sums(trace)
+    replayed = stack.json("replay", str(trace))
+    for meter, quantity in asked.items():
+        assert replayed[meter]["consumed"] == quantity
+    audit = stack.json("audit")
+    assert exact(audit)
+    assert audit["repeats"] == 0
+    assert audit["records"] >= 2 * asked["llm.requests"]
+    for meter, quantity in asked.items():
+        assert stack.json("usage", "--meter", meter)["total"] == quantity
+    assert stack.json("kafka", "dead-letters")["dead_letters"] == []
+    assert stack.stop() == 0
+
+    without = new_stack("data", "--workers", "1")
+    without.launch()
+    assert without.wait() == 2
+    assert any(f"start with --kafka {kafka_broker}" in line for line in without.lines)
+
+    again = new_stack("data", "--workers", "1", "--kafka", kafka_broker).start()
+    repeated = again.json("replay", str(trace))
+    for meter, quantity in asked.items():
+        assert repeated[meter]["replayed"] == quantity
+        assert again.json("usage", "--meter", meter)["total"] == quantity
+    assert exact(again.json("audit"))
