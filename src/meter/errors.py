@@ -5,6 +5,7 @@ MeterError
 ├── UnauthenticatedError     no or a wrong internal token
 ├── UnimplementedError       another service answers this call
 ├── ReportOverflowError      a sum that no int64 holds
+├── RawExpiredError          the records are older than raw is kept
 ├── UnavailableError         something is away or behind; a retry can help
 │   ├── LogUnavailableError
 │   │   └── LogMovedError  other buckets are this process's now
@@ -30,6 +31,7 @@ __all__ = [
     "MarksUnavailableError",
     "MeterError",
     "MisconfiguredError",
+    "RawExpiredError",
     "ReportOverflowError",
     "RollupBehindError",
     "UnauthenticatedError",
@@ -93,6 +95,14 @@ class ReportOverflowError(MeterError):
     reason = "SUM_OUT_OF_RANGE"
     code = grpc.StatusCode.OUT_OF_RANGE
     http = 400
+
+
+class RawExpiredError(MeterError):
+    """What is asked for needs raw records that were dropped when they had been kept long enough."""
+
+    reason = "RAW_EXPIRED"
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    http = 409
 
 
 class UnavailableError(MeterError):

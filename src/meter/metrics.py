@@ -6,7 +6,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 __all__ = ["Metrics", "RelayMetrics"]
 
-STAGES = ("read", "store", "claim", "review", "usage", "ledger", "applied", "commit")
+STAGES = (
+    *("read", "store", "claim", "review", "usage", "ledger", "aggregates", "recompute"),
+    *("applied", "commit"),
+)
 
 
 class Metrics:
@@ -29,6 +32,11 @@ class Metrics:
         self.dead_letters = Counter(
             "meter_dead_letters",
             "Messages of the topic that were no records and went to the dead letters.",
+            registry=registry,
+        )
+        self.expired_windows = Counter(
+            "meter_windows_not_recomputed",
+            "Corrected windows whose least, greatest, latest and distinct values stay: raw is gone.",
             registry=registry,
         )
         self.held = Gauge(

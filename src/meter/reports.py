@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from meter.core.aggregations import Aggregation, MeterAggregation
 from meter.core.windows import QUARTER, Window, boundaries, zone
 from meter.errors import InvalidRequestError, ReportOverflowError
 from meter.ports.usage import Key  # noqa: TC001  # msgspec reads annotations
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from meter.ports.usage import Row, Scope, UsageReader
+    from meter.ports.usage import Row, Scope, UsageReader, Values
 
 __all__ = ["Page", "Reports", "UsageLine", "UsageQuery"]
 
@@ -46,15 +47,22 @@ class UsageQuery:
     end: int | None = None
     page_size: int = 0
     page_token: str = ""
+    aggregations: tuple[MeterAggregation, ...] = ()
+    """Of the meters that do not sum."""
 
 
 @dataclass(frozen=True, slots=True)
 class UsageLine:
-    """A row of the answer: its window `[start, end)`, cut at the ends of the range."""
+    """A row of the answer: its window `[start, end)`, cut at the ends of the range.
+
+    `value` is what the meter's `aggregation` makes of the row's events; None without any.
+    """
 
     start: int
     end: int
     row: Row
+    aggregation: Aggregation
+    value: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +121,36 @@ class Reports:
         starts = _starts(query, start, end)
         after = token.key if token else None
         rows, total = await self._reader.rows(query.scope, start, end, starts, after, size + 1)
-        lines = [UsageLine(row.key.start, _end(row.key.start, starts, end), row) for row in rows]
         _check_sums(rows, total)
         following = ""
-        if len(lines) > size:
-            lines = lines[:size]
-            key = lines[-1].row.key
-            following = self._seal(_Token(_digest(query), start, end, key))
+        if len(rows) > size:
+            rows = rows[:size]
+            following = self._seal(_Token(_digest(query), start, end, rows[-1].key))
+        lines = await self._aggregated(query, start, end, starts, rows)
         return Page(lines, following, total, fresh)
+
+    async def _aggregated(
+        self,
+        query: UsageQuery,
+        start: int,
+        end: int,
+        starts: Sequence[int] | None,
+        rows: Sequence[Row],
+    ) -> Sequence[UsageLine]:
+        """Add to each row what its meter's aggregation makes of it; asks once more where sums do not tell."""
+        ways = {way.meter: way for way in query.aggregations}
+        found: Mapping[Key, Values] = {}
+        if any(_needs_values(ways, row) for row in rows):
+            distinct = {name: way.dimension for name, way in ways.items() if way.dimension}
+            between = rows[0].key, rows[-1].key
+            found = await self._reader.values(query.scope, start, end, starts, between, distinct)
+        lines = []
+        for row in rows:
+            way = ways[row.key.meter].aggregation if row.key.meter in ways else Aggregation.SUM
+            value = _value(way, row, found.get(row.key))
+            ends = _end(row.key.start, starts, end)
+            lines.append(UsageLine(row.key.start, ends, row, way, value))
+        return lines
 
     def _seal(self, token: _Token) -> str:
         data = msgspec.msgpack.encode(token)
@@ -146,10 +176,35 @@ class Reports:
         return hmac.digest(self._secret, data, "sha256")[:16]
 
 
+_FROM_SUMS = (Aggregation.SUM, Aggregation.COUNT)
+
+
+def _needs_values(ways: Mapping[str, MeterAggregation], row: Row) -> bool:
+    return row.key.meter in ways and ways[row.key.meter].aggregation not in _FROM_SUMS
+
+
+def _value(way: Aggregation, row: Row, values: Values | None) -> int | None:
+    if way is Aggregation.COUNT:
+        return row.events
+    if way is Aggregation.SUM:
+        return row.quantity
+    if values is None:
+        return 0 if way is Aggregation.UNIQUE else None
+    return {
+        Aggregation.MIN: values.least,
+        Aggregation.MAX: values.greatest,
+        Aggregation.LATEST: values.latest,
+        Aggregation.UNIQUE: values.unique,
+    }[way]
+
+
 def _digest(query: UsageQuery) -> str:
     """What a page token is bound to: everything of the query but the page."""
     data = msgspec.json.encode(
-        [astuple(query.scope), query.window.name, query.zone, query.start, query.end]
+        [
+            *(astuple(query.scope), query.window.name, query.zone, query.start, query.end),
+            query.aggregations,
+        ]
     )
     return hashlib.sha256(data).hexdigest()[:32]
 
@@ -189,6 +244,7 @@ def _check(query: UsageQuery) -> None:
     except ValueError as error:
         raise InvalidRequestError("ZONE_UNKNOWN", f"zone: {error}", zone=query.zone) from error
     _check_scope(query.scope)
+    _check_aggregations(query.aggregations)
 
 
 def _check_range(query: UsageQuery) -> None:
@@ -229,3 +285,19 @@ def _check_scope(scope: Scope) -> None:
         raise InvalidRequestError(
             "NAME_INVALID", f"names and values have at most {MAX_NAME} characters and no NUL"
         )
+
+
+def _check_aggregations(ways: Sequence[MeterAggregation]) -> None:
+    if len({way.meter for way in ways}) != len(ways):
+        raise InvalidRequestError("AGGREGATION_REPEATED", "aggregations name a meter twice")
+    for way in ways:
+        if not way.meter or any(len(text) > MAX_NAME or "\0" in text for text in way):
+            raise InvalidRequestError(
+                "NAME_INVALID", f"meters and dimensions have 1 to {MAX_NAME} characters and no NUL"
+            )
+        if bool(way.dimension) != (way.aggregation is Aggregation.UNIQUE):
+            raise InvalidRequestError(
+                "AGGREGATION_INVALID",
+                "aggregations: a dimension is needed for unique, and for nothing else",
+                meter=way.meter,
+            )

@@ -6,7 +6,8 @@ One flush, in this order, and why the order matters:
 2. `claim`    the slice: the marks move by compare-and-set and the manifest is stored, in one SQL
               transaction. Not before 1, else a crash leaves a slice without its records. A process that was
               paused and replaced fails here and changes nothing.
-3. `review`, `usage`, `ledger`   the slice from raw to the rollups, once per manifest.
+3. `review`, `usage`, `ledger`, `aggregates`   the slice from raw to the rollups, once per manifest;
+              `recompute` what the slice corrects, last.
 4. `applied`  noted. Until then whoever starts runs the manifest again, which changes nothing if it is in.
 5. `commit`   the log forgets the records. Last: until here they can be read again.
 
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from meter.core.records import RecordType
 from meter.core.sequence import Entry, Gap, Position, Range, Sequencer, Verdict
 from meter.errors import FencedError, RollupBehindError, UnavailableError
 
@@ -41,6 +43,8 @@ __all__ = ["Options", "Progress", "Rollup"]
 
 _log = structlog.get_logger(__name__)
 
+VALUES = frozenset({RecordType.USAGE, RecordType.COMMIT, RecordType.BACKFILL})
+CORRECTIONS = frozenset({RecordType.VOID, RecordType.AMEND})
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 BACKLOG_EVERY = 2.0
 GAP_PATIENCE = 2.0
@@ -334,8 +338,24 @@ class Rollup:
             await self._warehouse.add_usage(manifest)
         with self._stage("ledger"):
             await self._warehouse.add_ledger(manifest)
+        kinds = await self._warehouse.kinds(manifest)
+        if kinds & VALUES:
+            with self._stage("aggregates"):
+                await self._warehouse.add_aggregates(manifest)
+        if kinds & CORRECTIONS:
+            with self._stage("recompute"):
+                await self._recompute(manifest)
         with self._stage("applied"):
             await self._marks.applied(manifest)
+
+    async def _recompute(self, manifest: Manifest) -> None:
+        """Work corrected windows out anew. Those that raw does not fully have any more stay as they are."""
+        windows = await self._warehouse.corrected(manifest)
+        since = await self._warehouse.retained_since()
+        if expired := [window for window in windows if window.start < since]:
+            self._metrics.expired_windows.inc(len(expired))
+            _log.error("windows are older than raw: not recomputed", windows=expired[:10])
+        await self._warehouse.recompute(manifest, [w for w in windows if w.start >= since])
 
     def _note_freshness(self, batch: Batch) -> None:
         """What was read is rolled up: the buckets are fresh, unless they wait at a gap."""

@@ -23,8 +23,12 @@ Effects: a header of `HEADER` doubles, then for each counter that changed an ent
 - `period`     start of the counter's period in ms; the slot's number for rolling quotas; 0 without periods
 - `used`, `held`  the change, may be negative
 
-Usage is what records of `USAGE` and `COMMIT` have granted; their time is the body's `at` or else `now`. The sum of
-`used` and `held` per (limit, period) over all records of a bucket is the ledger: what the counters must show.
+Corrections (VOID, AMEND, BACKFILL) have the difference that they make: `granted`, `overage` and `count` may be negative
+or 0, `quantity` is what counts from now on, and `extra` is 1 where the window of the body's `at` is sealed: then the
+usage is an adjustment in the window of `now`. VOID and AMEND name in their body the record that they correct.
+
+Usage is what records of `USAGE`, `COMMIT` and corrections have granted; their time is the body's `at` or else `now`. The
+sum of `used` and `held` per (limit, period) over all records of a bucket is the ledger: what the counters must show.
 """
 
 from __future__ import annotations
@@ -67,6 +71,9 @@ class RecordType(IntEnum):
     LEASE_END = 8
     LEASE_EXPIRED = 9
     GENERATION = 10
+    VOID = 11
+    AMEND = 12
+    BACKFILL = 13
 
 
 class Body(msgspec.Struct, frozen=True, omit_defaults=True, rename={}):
@@ -74,7 +81,9 @@ class Body(msgspec.Struct, frozen=True, omit_defaults=True, rename={}):
 
     `t` tenant, `a` account (key of the tree's root), `c` customer (key of the node), `f` feature, `m` meter,
     `q` quantity asked for, `k` idempotency key, `d` dimensions, `at` time of the event in ms if the client gave one,
-    `id` lease or reservation, `h` holder of a lease. A GENERATION record's body has empty strings.
+    `id` lease or reservation, `h` holder of a lease. A GENERATION record's body has empty strings. Of corrections: `n`
+    number in the bucket's list of corrections, `of` generation and sequence of the record that is corrected, `v` which
+    version of it this is (1 for the first correction), `by` who corrects, `w` why.
     """
 
     t: str
@@ -88,6 +97,11 @@ class Body(msgspec.Struct, frozen=True, omit_defaults=True, rename={}):
     at: int = 0
     id: str = ""
     h: str = ""
+    n: int = 0
+    of: tuple[int, ...] = ()
+    v: int = 0
+    by: str = ""
+    w: str = ""
 
 
 @dataclass(frozen=True, slots=True)

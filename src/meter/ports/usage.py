@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["Key", "Row", "Scope", "UsageReader"]
+__all__ = ["Key", "Row", "Scope", "UsageReader", "Values"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,15 @@ class Row(NamedTuple):
     denied_events: int
 
 
+class Values(NamedTuple):
+    """The other aggregates of a row that has events."""
+
+    least: int
+    greatest: int
+    latest: int
+    unique: int
+
+
 class UsageReader(Protocol):
     """Reads the usage rollup. Raise `WarehouseUnavailableError` when it cannot be reached."""
 
@@ -65,5 +74,20 @@ class UsageReader(Protocol):
 
         Windows begin at `starts`, of which the first is `start`; None: every quarter hour. Both
         answers come from one moment. Without rows the total is 0.
+        """
+        ...
+
+    async def values(  # one query
+        self,
+        scope: Scope,
+        start: int,
+        end: int,
+        starts: Sequence[int] | None,
+        between: tuple[Key, Key],
+        distinct: Mapping[str, str],
+    ) -> Mapping[Key, Values]:
+        """Return the values of the rows from one key to another, both included.
+
+        `distinct` names the dimension whose values are counted, by meter. Rows without events have none.
         """
         ...

@@ -7,10 +7,20 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from meter.core.records import RecordType
     from meter.core.sequence import Entry, Position, Range
     from meter.ports.marks import Manifest
 
-__all__ = ["Counter", "LedgerReader", "RowCount", "Warehouse"]
+__all__ = ["Counter", "LedgerReader", "RowCount", "Warehouse", "WindowKey"]
+
+
+class WindowKey(NamedTuple):
+    """A quarter hour of an account's meter; `start` in seconds since 1970."""
+
+    tenant: str
+    account: str
+    meter: str
+    start: int
 
 
 class Warehouse(Protocol):
@@ -44,6 +54,33 @@ class Warehouse(Protocol):
 
     async def add_ledger(self, manifest: Manifest) -> None:
         """Add the slice to the ledger, unless it was added before."""
+        ...
+
+    async def kinds(self, manifest: Manifest) -> frozenset[RecordType]:
+        """Return the types of the slice's sound records: what has none of a kind need not be added."""
+        ...
+
+    async def add_aggregates(self, manifest: Manifest) -> None:
+        """Add the slice's least, greatest, latest and distinct values, unless it was added before."""
+        ...
+
+    async def corrected(self, manifest: Manifest) -> Sequence[WindowKey]:
+        """Return the windows that have corrections in the slice; not the sealed ones."""
+        ...
+
+    async def retained_since(self) -> int:
+        """Return the first moment, in seconds, from which raw has every record of a window."""
+        ...
+
+    async def recompute(self, manifest: Manifest, windows: Sequence[WindowKey]) -> None:
+        """Work the windows' least, greatest, latest and distinct values out anew, from raw.
+
+        Of each record the newest version counts, and none that is void; records up to the end of the
+        slice, in its buckets. The result replaces what was there at one instant; running it again
+        under the same manifest changes nothing. Call it after `add_aggregates`, before another slice
+        of the bucket. Raise `RawExpiredError`, and change nothing, when a window is older than
+        `retained_since`.
+        """
         ...
 
 

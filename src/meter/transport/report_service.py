@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from meter.core.aggregations import Aggregation, MeterAggregation
 from meter.core.windows import Window
 from meter.errors import InvalidRequestError, UnimplementedError
 from meter.ports.usage import Scope
@@ -28,6 +29,17 @@ WINDOWS = {
     report_pb2.WINDOW_DAY: Window.DAY,
     report_pb2.WINDOW_MONTH: Window.MONTH,
 }
+
+AGGREGATIONS = {
+    report_pb2.AGGREGATION_SUM: Aggregation.SUM,
+    report_pb2.AGGREGATION_COUNT: Aggregation.COUNT,
+    report_pb2.AGGREGATION_MIN: Aggregation.MIN,
+    report_pb2.AGGREGATION_MAX: Aggregation.MAX,
+    report_pb2.AGGREGATION_LATEST: Aggregation.LATEST,
+    report_pb2.AGGREGATION_UNIQUE: Aggregation.UNIQUE,
+}
+_WAYS = {way: number for number, way in AGGREGATIONS.items()}
+MAX_AGGREGATIONS = 1_000
 
 
 class ReportService(report_pb2_grpc.ReportServiceServicer):
@@ -83,7 +95,26 @@ def _question(tenant: str, request: report_pb2.QueryUsageRequest) -> UsageQuery:
         _seconds("end", request.end) if request.HasField("end") else None,
         request.page_size,
         request.page_token,
+        _aggregations(request),
     )
+
+
+def _aggregations(request: report_pb2.QueryUsageRequest) -> tuple[MeterAggregation, ...]:
+    if len(request.aggregations) > MAX_AGGREGATIONS:
+        raise InvalidRequestError(
+            "TOO_MANY_AGGREGATIONS", f"aggregations: at most {MAX_AGGREGATIONS}"
+        )
+    ways = []
+    for part in request.aggregations:
+        way = AGGREGATIONS.get(part.aggregation)
+        if way is None:
+            raise InvalidRequestError(
+                "AGGREGATION_INVALID",
+                f"aggregations: {part.aggregation} is none of sum, count, min, max, latest, unique",
+                meter=part.meter,
+            )
+        ways.append(MeterAggregation(part.meter, way, part.dimension))
+    return tuple(sorted(ways))
 
 
 def _seconds(name: str, value: Timestamp) -> int:
@@ -121,4 +152,6 @@ def _row(line: UsageLine, group_by: tuple[str, ...]) -> report_pb2.UsageRow:
         denied_quantity=row.denied_quantity,
         denied_events=row.denied_events,
         dimensions=dict(zip(group_by, row.key.values, strict=True)),
+        value=line.value,
+        aggregation=_WAYS[line.aggregation],
     )

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15meter/v1/report.proto\x12\x08meter.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb2\x02\n\x11QueryUsageRequest\x12\r\n\x05meter\x18\x01 \x01(\t\x12\x11\n\tcustomers\x18\x02 \x03(\t\x12)\n\x05start\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x03\x65nd\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12 \n\x06window\x18\x05 \x01(\x0e\x32\x10.meter.v1.Window\x12\x0c\n\x04zone\x18\x06 \x01(\t\x12\x10\n\x08group_by\x18\x07 \x03(\t\x12!\n\x07\x66ilters\x18\x08 \x03(\x0b\x32\x10.meter.v1.Filter\x12\x11\n\tpage_size\x18\t \x01(\x05\x12\x12\n\npage_token\x18\n \x01(\t\x12\x1b\n\x13include_descendants\x18\x0b \x01(\x08\"+\n\x06\x46ilter\x12\x11\n\tdimension\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x03(\t\"\x8f\x01\n\x12QueryUsageResponse\x12 \n\x04rows\x18\x01 \x03(\x0b\x32\x12.meter.v1.UsageRow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05total\x18\x03 \x01(\x03\x12/\n\x0b\x66resh_until\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xcd\x02\n\x08UsageRow\x12\r\n\x05meter\x18\x01 \x01(\t\x12\x10\n\x08\x63ustomer\x18\x02 \x01(\t\x12)\n\x05start\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x03\x65nd\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08quantity\x18\x05 \x01(\x03\x12\x0e\n\x06\x65vents\x18\x06 \x01(\x03\x12\x0f\n\x07overage\x18\x07 \x01(\x03\x12\x17\n\x0f\x64\x65nied_quantity\x18\x08 \x01(\x03\x12\x15\n\rdenied_events\x18\t \x01(\x03\x12\x36\n\ndimensions\x18\n \x03(\x0b\x32\".meter.v1.UsageRow.DimensionsEntry\x1a\x31\n\x0f\x44imensionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x0e\n\x0c\x41uditRequest\"\xa3\x01\n\rAuditResponse\x12\x0f\n\x07records\x18\x01 \x01(\x03\x12#\n\x04gaps\x18\x02 \x03(\x0b\x32\x15.meter.v1.SequenceGap\x12\x0f\n\x07repeats\x18\x03 \x01(\x03\x12\x1e\n\x05\x64rift\x18\x04 \x03(\x0b\x32\x0f.meter.v1.Drift\x12\x10\n\x08\x63ounters\x18\x05 \x01(\x03\x12\x19\n\x11rollup_difference\x18\x06 \x01(\x03\"N\n\x0bSequenceGap\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\r\n\x05\x66irst\x18\x03 \x01(\x04\x12\x0c\n\x04last\x18\x04 \x01(\x04\"\x92\x01\n\x05\x44rift\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\r\x12\r\n\x05limit\x18\x02 \x01(\x04\x12\x14\n\x0cperiod_start\x18\x03 \x01(\x03\x12\x14\n\x0c\x63ounter_used\x18\x04 \x01(\x03\x12\x13\n\x0bledger_used\x18\x05 \x01(\x03\x12\x14\n\x0c\x63ounter_held\x18\x06 \x01(\x03\x12\x13\n\x0bledger_held\x18\x07 \x01(\x03*l\n\x06Window\x12\x16\n\x12WINDOW_UNSPECIFIED\x10\x00\x12\x17\n\x13WINDOW_QUARTER_HOUR\x10\x01\x12\x0f\n\x0bWINDOW_HOUR\x10\x02\x12\x0e\n\nWINDOW_DAY\x10\x03\x12\x10\n\x0cWINDOW_MONTH\x10\x04\x32\x92\x01\n\rReportService\x12G\n\nQueryUsage\x12\x1b.meter.v1.QueryUsageRequest\x1a\x1c.meter.v1.QueryUsageResponse\x12\x38\n\x05\x41udit\x12\x16.meter.v1.AuditRequest\x1a\x17.meter.v1.AuditResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15meter/v1/report.proto\x12\x08meter.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"`\n\x10MeterAggregation\x12\r\n\x05meter\x18\x01 \x01(\t\x12*\n\x0b\x61ggregation\x18\x02 \x01(\x0e\x32\x15.meter.v1.Aggregation\x12\x11\n\tdimension\x18\x03 \x01(\t\"\xe4\x02\n\x11QueryUsageRequest\x12\r\n\x05meter\x18\x01 \x01(\t\x12\x11\n\tcustomers\x18\x02 \x03(\t\x12)\n\x05start\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x03\x65nd\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12 \n\x06window\x18\x05 \x01(\x0e\x32\x10.meter.v1.Window\x12\x0c\n\x04zone\x18\x06 \x01(\t\x12\x10\n\x08group_by\x18\x07 \x03(\t\x12!\n\x07\x66ilters\x18\x08 \x03(\x0b\x32\x10.meter.v1.Filter\x12\x11\n\tpage_size\x18\t \x01(\x05\x12\x12\n\npage_token\x18\n \x01(\t\x12\x1b\n\x13include_descendants\x18\x0b \x01(\x08\x12\x30\n\x0c\x61ggregations\x18\x0c \x03(\x0b\x32\x1a.meter.v1.MeterAggregation\"+\n\x06\x46ilter\x12\x11\n\tdimension\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x03(\t\"\x8f\x01\n\x12QueryUsageResponse\x12 \n\x04rows\x18\x01 \x03(\x0b\x32\x12.meter.v1.UsageRow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\r\n\x05total\x18\x03 \x01(\x03\x12/\n\x0b\x66resh_until\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x97\x03\n\x08UsageRow\x12\r\n\x05meter\x18\x01 \x01(\t\x12\x10\n\x08\x63ustomer\x18\x02 \x01(\t\x12)\n\x05start\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x03\x65nd\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08quantity\x18\x05 \x01(\x03\x12\x0e\n\x06\x65vents\x18\x06 \x01(\x03\x12\x0f\n\x07overage\x18\x07 \x01(\x03\x12\x17\n\x0f\x64\x65nied_quantity\x18\x08 \x01(\x03\x12\x15\n\rdenied_events\x18\t \x01(\x03\x12\x36\n\ndimensions\x18\n \x03(\x0b\x32\".meter.v1.UsageRow.DimensionsEntry\x12\x12\n\x05value\x18\x0c \x01(\x03H\x00\x88\x01\x01\x12*\n\x0b\x61ggregation\x18\r \x01(\x0e\x32\x15.meter.v1.Aggregation\x1a\x31\n\x0f\x44imensionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06_value\"\x0e\n\x0c\x41uditRequest\"\xa3\x01\n\rAuditResponse\x12\x0f\n\x07records\x18\x01 \x01(\x03\x12#\n\x04gaps\x18\x02 \x03(\x0b\x32\x15.meter.v1.SequenceGap\x12\x0f\n\x07repeats\x18\x03 \x01(\x03\x12\x1e\n\x05\x64rift\x18\x04 \x03(\x0b\x32\x0f.meter.v1.Drift\x12\x10\n\x08\x63ounters\x18\x05 \x01(\x03\x12\x19\n\x11rollup_difference\x18\x06 \x01(\x03\"N\n\x0bSequenceGap\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\r\n\x05\x66irst\x18\x03 \x01(\x04\x12\x0c\n\x04last\x18\x04 \x01(\x04\"\x92\x01\n\x05\x44rift\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\r\x12\r\n\x05limit\x18\x02 \x01(\x04\x12\x14\n\x0cperiod_start\x18\x03 \x01(\x03\x12\x14\n\x0c\x63ounter_used\x18\x04 \x01(\x03\x12\x13\n\x0bledger_used\x18\x05 \x01(\x03\x12\x14\n\x0c\x63ounter_held\x18\x06 \x01(\x03\x12\x13\n\x0bledger_held\x18\x07 \x01(\x03*l\n\x06Window\x12\x16\n\x12WINDOW_UNSPECIFIED\x10\x00\x12\x17\n\x13WINDOW_QUARTER_HOUR\x10\x01\x12\x0f\n\x0bWINDOW_HOUR\x10\x02\x12\x0e\n\nWINDOW_DAY\x10\x03\x12\x10\n\x0cWINDOW_MONTH\x10\x04*\xb0\x01\n\x0b\x41ggregation\x12\x1b\n\x17\x41GGREGATION_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x41GGREGATION_SUM\x10\x01\x12\x15\n\x11\x41GGREGATION_COUNT\x10\x02\x12\x13\n\x0f\x41GGREGATION_MIN\x10\x03\x12\x13\n\x0f\x41GGREGATION_MAX\x10\x04\x12\x16\n\x12\x41GGREGATION_LATEST\x10\x05\x12\x16\n\x12\x41GGREGATION_UNIQUE\x10\x06\x32\x92\x01\n\rReportService\x12G\n\nQueryUsage\x12\x1b.meter.v1.QueryUsageRequest\x1a\x1c.meter.v1.QueryUsageResponse\x12\x38\n\x05\x41udit\x12\x16.meter.v1.AuditRequest\x1a\x17.meter.v1.AuditResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,26 +34,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_USAGEROW_DIMENSIONSENTRY']._loaded_options = None
   _globals['_USAGEROW_DIMENSIONSENTRY']._serialized_options = b'8\001'
-  _globals['_WINDOW']._serialized_start=1315
-  _globals['_WINDOW']._serialized_end=1423
-  _globals['_QUERYUSAGEREQUEST']._serialized_start=69
-  _globals['_QUERYUSAGEREQUEST']._serialized_end=375
-  _globals['_FILTER']._serialized_start=377
-  _globals['_FILTER']._serialized_end=420
-  _globals['_QUERYUSAGERESPONSE']._serialized_start=423
-  _globals['_QUERYUSAGERESPONSE']._serialized_end=566
-  _globals['_USAGEROW']._serialized_start=569
-  _globals['_USAGEROW']._serialized_end=902
-  _globals['_USAGEROW_DIMENSIONSENTRY']._serialized_start=853
-  _globals['_USAGEROW_DIMENSIONSENTRY']._serialized_end=902
-  _globals['_AUDITREQUEST']._serialized_start=904
-  _globals['_AUDITREQUEST']._serialized_end=918
-  _globals['_AUDITRESPONSE']._serialized_start=921
-  _globals['_AUDITRESPONSE']._serialized_end=1084
-  _globals['_SEQUENCEGAP']._serialized_start=1086
-  _globals['_SEQUENCEGAP']._serialized_end=1164
-  _globals['_DRIFT']._serialized_start=1167
-  _globals['_DRIFT']._serialized_end=1313
-  _globals['_REPORTSERVICE']._serialized_start=1426
-  _globals['_REPORTSERVICE']._serialized_end=1572
+  _globals['_WINDOW']._serialized_start=1537
+  _globals['_WINDOW']._serialized_end=1645
+  _globals['_AGGREGATION']._serialized_start=1648
+  _globals['_AGGREGATION']._serialized_end=1824
+  _globals['_METERAGGREGATION']._serialized_start=68
+  _globals['_METERAGGREGATION']._serialized_end=164
+  _globals['_QUERYUSAGEREQUEST']._serialized_start=167
+  _globals['_QUERYUSAGEREQUEST']._serialized_end=523
+  _globals['_FILTER']._serialized_start=525
+  _globals['_FILTER']._serialized_end=568
+  _globals['_QUERYUSAGERESPONSE']._serialized_start=571
+  _globals['_QUERYUSAGERESPONSE']._serialized_end=714
+  _globals['_USAGEROW']._serialized_start=717
+  _globals['_USAGEROW']._serialized_end=1124
+  _globals['_USAGEROW_DIMENSIONSENTRY']._serialized_start=1065
+  _globals['_USAGEROW_DIMENSIONSENTRY']._serialized_end=1114
+  _globals['_AUDITREQUEST']._serialized_start=1126
+  _globals['_AUDITREQUEST']._serialized_end=1140
+  _globals['_AUDITRESPONSE']._serialized_start=1143
+  _globals['_AUDITRESPONSE']._serialized_end=1306
+  _globals['_SEQUENCEGAP']._serialized_start=1308
+  _globals['_SEQUENCEGAP']._serialized_end=1386
+  _globals['_DRIFT']._serialized_start=1389
+  _globals['_DRIFT']._serialized_end=1535
+  _globals['_REPORTSERVICE']._serialized_start=1827
+  _globals['_REPORTSERVICE']._serialized_end=1973
 # @@protoc_insertion_point(module_scope)

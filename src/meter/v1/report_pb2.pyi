@@ -43,6 +43,66 @@ WINDOW_DAY: Window.ValueType  # 3
 WINDOW_MONTH: Window.ValueType  # 4
 Global___Window: _TypeAlias = Window  # noqa: Y015
 
+class _Aggregation:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AggregationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Aggregation.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    AGGREGATION_UNSPECIFIED: _Aggregation.ValueType  # 0
+    """As the catalog has it."""
+    AGGREGATION_SUM: _Aggregation.ValueType  # 1
+    AGGREGATION_COUNT: _Aggregation.ValueType  # 2
+    """Events."""
+    AGGREGATION_MIN: _Aggregation.ValueType  # 3
+    AGGREGATION_MAX: _Aggregation.ValueType  # 4
+    AGGREGATION_LATEST: _Aggregation.ValueType  # 5
+    """The quantity of the event that happened last."""
+    AGGREGATION_UNIQUE: _Aggregation.ValueType  # 6
+    """Distinct values of a dimension, exactly: over an hour and over a month, never a sum of smaller windows."""
+
+class Aggregation(_Aggregation, metaclass=_AggregationEnumTypeWrapper):
+    """How a meter's events add up to `UsageRow.value`."""
+
+AGGREGATION_UNSPECIFIED: Aggregation.ValueType  # 0
+"""As the catalog has it."""
+AGGREGATION_SUM: Aggregation.ValueType  # 1
+AGGREGATION_COUNT: Aggregation.ValueType  # 2
+"""Events."""
+AGGREGATION_MIN: Aggregation.ValueType  # 3
+AGGREGATION_MAX: Aggregation.ValueType  # 4
+AGGREGATION_LATEST: Aggregation.ValueType  # 5
+"""The quantity of the event that happened last."""
+AGGREGATION_UNIQUE: Aggregation.ValueType  # 6
+"""Distinct values of a dimension, exactly: over an hour and over a month, never a sum of smaller windows."""
+Global___Aggregation: _TypeAlias = Aggregation  # noqa: Y015
+
+@_typing.final
+class MeterAggregation(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METER_FIELD_NUMBER: _builtins.int
+    AGGREGATION_FIELD_NUMBER: _builtins.int
+    DIMENSION_FIELD_NUMBER: _builtins.int
+    meter: _builtins.str
+    aggregation: Global___Aggregation.ValueType
+    dimension: _builtins.str
+    """What UNIQUE counts; empty for all others."""
+    def __init__(
+        self,
+        *,
+        meter: _builtins.str = ...,
+        aggregation: Global___Aggregation.ValueType = ...,
+        dimension: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregation", b"aggregation", "dimension", b"dimension", "meter", b"meter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MeterAggregation: _TypeAlias = MeterAggregation  # noqa: Y015
+
 @_typing.final
 class QueryUsageRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -58,6 +118,7 @@ class QueryUsageRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     INCLUDE_DESCENDANTS_FIELD_NUMBER: _builtins.int
+    AGGREGATIONS_FIELD_NUMBER: _builtins.int
     meter: _builtins.str
     """A feature's meter, named like the feature. Empty = all meters."""
     window: Global___Window.ValueType
@@ -86,6 +147,10 @@ class QueryUsageRequest(_message.Message):
     def filters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Filter]:
         """Only usage whose dimensions have one of the values."""
 
+    @_builtins.property
+    def aggregations(self) -> _containers.RepeatedCompositeFieldContainer[Global___MeterAggregation]:
+        """Another way than the catalog's for these meters. At most 1,000."""
+
     def __init__(
         self,
         *,
@@ -100,10 +165,11 @@ class QueryUsageRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         include_descendants: _builtins.bool = ...,
+        aggregations: _abc.Iterable[Global___MeterAggregation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customers", b"customers", "end", b"end", "filters", b"filters", "group_by", b"group_by", "include_descendants", b"include_descendants", "meter", b"meter", "page_size", b"page_size", "page_token", b"page_token", "start", b"start", "window", b"window", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aggregations", b"aggregations", "customers", b"customers", "end", b"end", "filters", b"filters", "group_by", b"group_by", "include_descendants", b"include_descendants", "meter", b"meter", "page_size", b"page_size", "page_token", b"page_token", "start", b"start", "window", b"window", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -199,6 +265,8 @@ class UsageRow(_message.Message):
     DENIED_QUANTITY_FIELD_NUMBER: _builtins.int
     DENIED_EVENTS_FIELD_NUMBER: _builtins.int
     DIMENSIONS_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    AGGREGATION_FIELD_NUMBER: _builtins.int
     meter: _builtins.str
     customer: _builtins.str
     quantity: _builtins.int
@@ -209,6 +277,11 @@ class UsageRow(_message.Message):
     denied_quantity: _builtins.int
     """What was asked for and refused in this window."""
     denied_events: _builtins.int
+    value: _builtins.int
+    """What the aggregation makes of the window's events: for a sum `quantity`, for a count `events`. Absent for the least,
+    greatest and latest of no events.
+    """
+    aggregation: Global___Aggregation.ValueType
     @_builtins.property
     def start(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -228,12 +301,16 @@ class UsageRow(_message.Message):
         denied_quantity: _builtins.int = ...,
         denied_events: _builtins.int = ...,
         dimensions: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        value: _builtins.int | None = ...,
+        aggregation: Global___Aggregation.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "start", b"start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "end", b"end", "start", b"start", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer", "denied_events", b"denied_events", "denied_quantity", b"denied_quantity", "dimensions", b"dimensions", "end", b"end", "events", b"events", "meter", b"meter", "overage", b"overage", "quantity", b"quantity", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "aggregation", b"aggregation", "customer", b"customer", "denied_events", b"denied_events", "denied_quantity", b"denied_quantity", "dimensions", b"dimensions", "end", b"end", "events", b"events", "meter", b"meter", "overage", b"overage", "quantity", b"quantity", "start", b"start", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
+    _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
 
 Global___UsageRow: _TypeAlias = UsageRow  # noqa: Y015
 

@@ -50,7 +50,7 @@ class ReportServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def QueryUsage(self, request, context):
-        """Usage of one meter summed over windows. Rows come ordered by start, customer, then dimensions; a window without
+        """Usage of one meter over windows, as the meter's aggregation has it. Rows come ordered by start, customer, then dimensions; a window without
         usage has no row. Answers from rollups: the cost does not grow with the number of records.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

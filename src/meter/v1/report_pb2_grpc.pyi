@@ -32,7 +32,7 @@ class ReportServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ReportServiceAsyncStub: ...
     QueryUsage: _grpc.UnaryUnaryMultiCallable[_report_pb2.QueryUsageRequest, _report_pb2.QueryUsageResponse]
-    """Usage of one meter summed over windows. Rows come ordered by start, customer, then dimensions; a window without
+    """Usage of one meter over windows, as the meter's aggregation has it. Rows come ordered by start, customer, then dimensions; a window without
     usage has no row. Answers from rollups: the cost does not grow with the number of records.
     """
     Audit: _grpc.UnaryUnaryMultiCallable[_report_pb2.AuditRequest, _report_pb2.AuditResponse]
@@ -44,7 +44,7 @@ class ReportServiceStub:
 class ReportServiceAsyncStub(ReportServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     QueryUsage: _aio.UnaryUnaryMultiCallable[_report_pb2.QueryUsageRequest, _report_pb2.QueryUsageResponse]  # type: ignore[assignment]
-    """Usage of one meter summed over windows. Rows come ordered by start, customer, then dimensions; a window without
+    """Usage of one meter over windows, as the meter's aggregation has it. Rows come ordered by start, customer, then dimensions; a window without
     usage has no row. Answers from rollups: the cost does not grow with the number of records.
     """
     Audit: _aio.UnaryUnaryMultiCallable[_report_pb2.AuditRequest, _report_pb2.AuditResponse]  # type: ignore[assignment]
@@ -59,7 +59,7 @@ class ReportServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _report_pb2.QueryUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_report_pb2.QueryUsageResponse, _abc.Awaitable[_report_pb2.QueryUsageResponse]]:
-        """Usage of one meter summed over windows. Rows come ordered by start, customer, then dimensions; a window without
+        """Usage of one meter over windows, as the meter's aggregation has it. Rows come ordered by start, customer, then dimensions; a window without
         usage has no row. Answers from rollups: the cost does not grow with the number of records.
         """
 

@@ -69,11 +69,15 @@ async def test_a_crash_before_any_step_changes_no_total(
     for bucket in (0, 1):
         await meter.outbox.open(bucket, 1)
     place = Position(0, 0)
+    body = Body("t", "acme", "acme", "api.calls", "api.calls", q=1)
     for number in range(1, 41):
         place = await meter.outbox.use(0, number)
         await meter.outbox.use(1, 1)
         if number == 20:
             await meter.drain()
+    # So that every step has something to do.
+    place = await meter.outbox.use(0, 500, body=body)
+    await meter.outbox.correct(0, body, place, 500, 500)
     # Recovery itself has a commit; the crash is to come in the flush after it.
     crash = crash_at(step, 2 if step == "commit" else 1)
     with pytest.raises(Crash):
@@ -84,10 +88,10 @@ async def test_a_crash_before_any_step_changes_no_total(
             await meter.drain(meter.rollup(crash_at(step)))
     await meter.drain()
     await meter.drain()
-    assert await meter.total() == 820 + 40 + 1000
-    found = await meter.audit().compare([state(0, 1820, place)])
+    assert await meter.total() == 820 + 40 + 500 + 1000
+    found = await meter.audit().compare([state(0, 2320, place)])
     assert (found.gaps, found.repeats, found.drift, found.rollup_difference) == ([], 0, [], 0)
-    assert found.records == 42
+    assert found.records == 44
 
 
 async def test_a_token_noted_without_its_rows_does_not_lose_the_slice(meter: Stand) -> None:

@@ -48,12 +48,17 @@ class ClickHouse:
         self._client: Client | None = None
 
     async def command(
-        self, sql: str, settings: Mapping[str, str | int] | None = None
+        self,
+        sql: str,
+        settings: Mapping[str, str | int] | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> Mapping[str, str]:
         """Run a statement without a result; return ClickHouse's summary of it."""
 
         def run(client: Client) -> Mapping[str, str]:
-            done = client.command(sql, settings=dict(settings or {}))
+            done = client.command(
+                sql, parameters=dict(parameters or {}), settings=dict(settings or {})
+            )
             return getattr(done, "summary", {})
 
         return await self._run(run)

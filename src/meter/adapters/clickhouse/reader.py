@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from meter.adapters.clickhouse.aggregates import AggregateReader
+from meter.adapters.clickhouse.scope import beginning, chosen, key_of, split
+from meter.adapters.clickhouse.slices import upto as _upto
 from meter.adapters.clickhouse.warehouse import USAGE_TYPES, effects_of
 from meter.core.sequence import Range
 from meter.ports.usage import Key, Row
@@ -12,7 +15,6 @@ from meter.ports.warehouse import Counter, RowCount
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meter.adapters.clickhouse.client import ClickHouse
     from meter.core.sequence import Position
     from meter.ports.usage import Scope
 
@@ -22,26 +24,11 @@ CHUNK = 10_000
 """Counters asked for in one query."""
 
 
-def _upto(marks: Mapping[int, Position]) -> str:
-    """A condition on raw: up to each bucket's place. Numbers only."""
-    return (
-        " OR ".join(
-            f"(bucket = {bucket:d} AND (generation < {generation:d}"
-            f" OR (generation = {generation:d} AND seq < {sequence + 1:d})))"
-            for bucket, (generation, sequence) in marks.items()
-        )
-        or "false"
-    )
-
-
-class ClickHouseReader:
+class ClickHouseReader(AggregateReader):
     """Answers reports and audits. Users' words reach the engine as bound parameters only."""
 
-    def __init__(self, reader: ClickHouse) -> None:
-        self._reader = reader
-
     async def first(self, scope: Scope) -> int | None:
-        where, parameters = _where(scope)
+        where, parameters = chosen(scope, "usage")
         rows = await self._reader.rows(
             f"SELECT count(), toUInt32(min(window)) FROM usage WHERE {where}",  # noqa: S608
             parameters,
@@ -58,39 +45,21 @@ class ClickHouseReader:
         after: Key | None,
         limit: int,
     ) -> tuple[Sequence[Row], int]:
-        where, parameters = _where(scope)
+        where, parameters = chosen(scope, "usage")
         parameters |= {"start": start, "end": end, "limit": limit}
-        if starts is None:
-            begin = "toUInt32(window)"
-        elif len(starts) == 1:
-            begin = "{start:UInt32}"
-        else:
-            begin = "toUInt32(roundDown(toUInt32(window), {starts:Array(UInt32)}))"
-            parameters["starts"] = list(starts)
-        values = ", ".join(
-            f"arrayFirst(p -> p.1 = {{by{at}:String}}, dimensions).2"
-            for at in range(len(scope.group_by))
-        )
-        parameters |= {f"by{at}": name for at, name in enumerate(scope.group_by)}
+        begin = beginning("window", starts, parameters)
+        values = split(scope, parameters)
         beyond = ""
         if after is not None:
             beyond = (
-                "WHERE (begin, customer, meter, values) > ({after_start:UInt32},"
-                " {after_customer:String}, {after_meter:String},"
-                " CAST({after_values:Array(String)}, 'Array(String)'))"
+                f"WHERE (begin, customer, meter, values) > {key_of('after', after, parameters)}"
             )
-            parameters |= {
-                "after_start": after.start,
-                "after_customer": after.customer,
-                "after_meter": after.meter,
-                "after_values": list(after.values),
-            }
         found = await self._reader.rows(
             f"""
             SELECT * FROM (
                 SELECT *, sum(total_quantity) OVER () AS total FROM (
                     SELECT {begin} AS begin, customer, toString(usage.meter) AS meter,
-                        CAST([{values}], 'Array(String)') AS values,
+                        {values} AS values,
                         sum(quantity) AS total_quantity, sum(events) AS total_events,
                         sum(overage) AS total_overage, sum(denied_quantity) AS total_denied_quantity,
                         sum(denied_events) AS total_denied_events
@@ -182,22 +151,3 @@ class ClickHouseReader:
             """  # noqa: S608
         )
         return int(rows[0][0] or 0)
-
-
-def _where(scope: Scope) -> tuple[str, dict[str, Any]]:
-    """The condition on usage, and its parameters. The tenant is always part of it."""
-    conditions = ["tenant = {tenant:String}"]
-    parameters: dict[str, Any] = {"tenant": scope.tenant}
-    if scope.meter:
-        conditions.append("usage.meter = {meter:String}")
-        parameters["meter"] = scope.meter
-    if scope.customers:
-        conditions.append("customer IN {customers:Array(String)}")
-        parameters["customers"] = list(scope.customers)
-    for at, (name, values) in enumerate(scope.filters):
-        conditions.append(
-            f"arrayExists(p -> p.1 = {{filter{at}:String}} AND has({{allowed{at}:Array(String)}}, p.2),"
-            " dimensions)"
-        )
-        parameters |= {f"filter{at}": name, f"allowed{at}": list(values)}
-    return " AND ".join(conditions), parameters

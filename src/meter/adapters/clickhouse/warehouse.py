@@ -1,27 +1,18 @@
-"""Raw records, slices and the ledger in ClickHouse: the writing side.
-
-Exactly once rests on two things. A slice is one INSERT of one block into an unpartitioned table, so
-it becomes one part, whole or not at all; and the same part carries marker rows with the manifest's
-number. Whoever runs a manifest again looks for the marker first. The deduplication token covers the
-rest: two processes that run one manifest at the same time.
-
-The token alone would not do: ClickHouse notes it before it renames the part into place, and a kill in
-between leaves a token whose rows never come (see MergeTreeSink). The marker tells the difference.
-"""
+"""Raw records, slices and the ledger in ClickHouse: the writing side. See `slices` for exactly once."""
 
 from __future__ import annotations
 
 import struct
 from typing import TYPE_CHECKING
 
+from meter.adapters.clickhouse.aggregates import Aggregates
+from meter.adapters.clickhouse.slices import add_once, covers
 from meter.core.records import RecordType
-from meter.errors import WarehouseUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from meter.adapters.clickhouse.client import ClickHouse
-    from meter.core.sequence import Entry, Position, Range
+    from meter.core.sequence import Entry, Position
     from meter.ports.marks import Manifest
 
 __all__ = ["USAGE_TYPES", "ClickHouseWarehouse", "effects_of"]
@@ -29,29 +20,8 @@ __all__ = ["USAGE_TYPES", "ClickHouseWarehouse", "effects_of"]
 USAGE_TYPES = f"{RecordType.USAGE:d}, {RecordType.COMMIT:d}"
 DENIAL = f"{RecordType.DENIAL:d}"
 
-ONE_BLOCK: dict[str, str | int] = {
-    "max_insert_threads": 1,
-    "min_insert_block_size_rows": 1_000_000_000,
-    "min_insert_block_size_bytes": 0,
-    "max_insert_block_size": 1_000_000_000,
-    "deduplicate_insert_select": "force_enable",
-}
-"""However many rows a slice has, its insert is one block, hence one part."""
-
 RAW_COLUMNS = ("bucket", "generation", "seq", "body", "effects", "rest")
 _PLACE = struct.Struct("<IQQ")
-
-
-def covers(ranges: Iterable[Range]) -> str:
-    """A condition on raw that the primary key answers. Numbers only: nothing of a user's is in it."""
-    return (
-        " OR ".join(
-            f"(bucket = {bucket:d} AND generation = {generation:d}"
-            f" AND seq >= {first:d} AND seq < {last:d})"
-            for bucket, generation, first, last in ranges
-        )
-        or "false"
-    )
 
 
 def _varint(number: int) -> bytes:
@@ -90,11 +60,8 @@ def _encode(records: Sequence[tuple[int, Entry]]) -> bytes:
     return b"".join(parts)
 
 
-class ClickHouseWarehouse:
+class ClickHouseWarehouse(Aggregates):
     """The rollup's side of ClickHouse. See the port for what each method promises."""
-
-    def __init__(self, writer: ClickHouse) -> None:
-        self._writer = writer
 
     async def store(self, records: Sequence[tuple[int, Entry]]) -> None:
         if records:
@@ -132,7 +99,8 @@ class ClickHouseWarehouse:
             f" AND customer = '{manifest.ranges[0].bucket:d}'"
         )
         buckets = sorted({part.bucket for part in manifest.ranges})
-        await self._add(
+        await add_once(
+            self._writer,
             manifest,
             marker,
             f"""
@@ -166,7 +134,8 @@ class ClickHouseWarehouse:
             f" AND bucket = {manifest.ranges[0].bucket:d}"
         )
         buckets = sorted({part.bucket for part in manifest.ranges})
-        await self._add(
+        await add_once(
+            self._writer,
             manifest,
             marker,
             f"""
@@ -182,15 +151,6 @@ class ClickHouseWarehouse:
             ) ORDER BY ALL
             """,  # noqa: S608
         )
-
-    async def _add(self, manifest: Manifest, marker: str, insert: str) -> None:
-        """Run the insert unless its marker is there. See the module for why twice at most."""
-        for token in (manifest.token, f"{manifest.token}/again"):
-            if int((await self._writer.rows(marker))[0][0]) >= manifest.number:
-                return
-            await self._writer.command(insert, ONE_BLOCK | {"insert_deduplication_token": token})
-        if int((await self._writer.rows(marker))[0][0]) < manifest.number:
-            raise WarehouseUnavailableError(f"manifest {manifest.token} left no marker")
 
 
 def effects_of(condition: str) -> str:

@@ -1,0 +1,243 @@
+"""Least, greatest, latest and distinct values by window: what no difference corrects, in ClickHouse.
+
+A window that a correction concerns is worked out anew from raw, under a higher revision (the number of
+the manifest that has the correction). Its rows are written first, the revision second: until then the
+earlier rows count, from then on only the new ones. Rows of one revision may be written twice, since
+neither a least, greatest or latest value nor a set changes by it. So a crash at any instant is mended by
+doing it again. Later slices add at the window's revision of that time; the rollup of a bucket does one
+thing after the other, and a window's records are all of one bucket.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meter.adapters.clickhouse.scope import beginning, chosen, key_of, split
+from meter.adapters.clickhouse.slices import ONE_BLOCK, add_once, buckets_of, covers, upto
+from meter.core.records import RecordType
+from meter.core.sequence import Position
+from meter.errors import RawExpiredError
+from meter.ports.usage import Key, Values
+from meter.ports.warehouse import WindowKey
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from meter.adapters.clickhouse.client import ClickHouse
+    from meter.ports.marks import Manifest
+    from meter.ports.usage import Scope
+
+__all__ = ["VALUES", "AggregateReader", "Aggregates"]
+
+VALUES = f"{RecordType.USAGE:d}, {RecordType.COMMIT:d}, {RecordType.BACKFILL:d}"
+"""Records that are events with a value of their own."""
+CORRECTIONS = f"{RecordType.VOID:d}, {RecordType.AMEND:d}"
+
+_DIMENSIONS = "arraySort(CAST(who.d, 'Array(Tuple(String, String))'))"
+_COLUMNS = "tenant, account, meter, window, revision, customer, dimensions, least, greatest, latest"
+_LATEST = "Tuple(Int64, UInt32, UInt64, UInt64, Int64)"
+
+_REPEATABLE = ONE_BLOCK | {"insert_deduplicate": 0, "deduplicate_insert_select": "disable"}
+"""Rows that may be there twice: no token is needed."""
+
+
+class Aggregates:
+    """Part of the warehouse. See its port for what each method promises."""
+
+    def __init__(self, writer: ClickHouse) -> None:
+        self._writer = writer
+
+    async def kinds(self, manifest: Manifest) -> frozenset[RecordType]:
+        rows = await self._writer.rows(
+            f"SELECT DISTINCT type FROM raw WHERE ({covers(manifest.ranges)}) AND flaw = ''"  # noqa: S608
+        )
+        return frozenset(RecordType(row[0]) for row in rows)
+
+    async def add_aggregates(self, manifest: Manifest) -> None:
+        marker = (
+            "SELECT max(manifest) FROM aggregates WHERE tenant = '' AND account = '' AND meter = ''"  # noqa: S608
+            f" AND customer = '{manifest.ranges[0].bucket:d}'"
+        )
+        revision, revisions = "toUInt64(0)", ""
+        if await self._writer.rows("SELECT 1 FROM revisions LIMIT 1"):
+            revision = "newest.revision"
+            revisions = (
+                " LEFT JOIN (SELECT tenant, account, meter, window, max(revision) AS revision FROM"
+                " revisions GROUP BY tenant, account, meter, window) AS newest"
+                " USING (tenant, account, meter, window)"
+            )
+        await add_once(
+            self._writer,
+            manifest,
+            marker,
+            f"""
+            INSERT INTO aggregates ({_COLUMNS}, manifest)
+            SELECT * FROM (
+                SELECT tenant, account, meter, window, {revision} AS revision, customer, dimensions,
+                    least, greatest, latest, toUInt64({manifest.number:d}) AS manifest
+                FROM (
+                    SELECT CAST(who.t, 'LowCardinality(String)') AS tenant, who.a AS account,
+                        CAST(who.m, 'LowCardinality(String)') AS meter, window, who.c AS customer,
+                        {_DIMENSIONS} AS dimensions, min(granted) AS least,
+                        max(granted) AS greatest,
+                        max((happened, bucket, generation, seq, granted)) AS latest
+                    FROM raw FINAL
+                    WHERE ({covers(manifest.ranges)}) AND type IN ({VALUES}) AND flaw = ''
+                        AND NOT adjusts
+                    GROUP BY tenant, account, meter, window, customer, dimensions
+                ) AS slice{revisions}
+                UNION ALL
+                SELECT CAST('', 'LowCardinality(String)'), '', CAST('', 'LowCardinality(String)'),
+                    toDateTime(0, 'UTC'), toUInt64(0), toString(arrayJoin({buckets_of(manifest)})),
+                    CAST([], 'Array(Tuple(String, String))'), toInt64(0), toInt64(0),
+                    CAST((0, 0, 0, 0, 0), '{_LATEST}'), toUInt64({manifest.number:d})
+            ) ORDER BY tenant, account, meter, window, revision, customer, dimensions
+            """,  # noqa: S608
+        )
+
+    async def corrected(self, manifest: Manifest) -> Sequence[WindowKey]:
+        rows = await self._writer.rows(
+            "SELECT DISTINCT who.t, who.a, who.m, toUInt32(window) AS start FROM raw"  # noqa: S608
+            f" WHERE ({covers(manifest.ranges)}) AND type IN ({CORRECTIONS}) AND flaw = ''"
+            " AND NOT adjusts ORDER BY ALL"
+        )
+        return [WindowKey(*row) for row in rows]
+
+    async def retained_since(self) -> int:
+        return 0
+
+    async def recompute(self, manifest: Manifest, windows: Sequence[WindowKey]) -> None:
+        if not windows:
+            return
+        since = await self.retained_since()
+        if expired := [window for window in windows if window.start < since]:
+            raise RawExpiredError(
+                f"{len(expired)} windows begin before {since}: raw has not all their records any more"
+            )
+        ends: dict[int, Position] = {}
+        for part in manifest.ranges:
+            end = Position(part.generation, part.last - 1)
+            ends[part.bucket] = max(ends.get(part.bucket, end), end)
+        await self._writer.command(
+            "INSERT INTO aggregates (" + _COLUMNS + ") " + _recomputed(manifest.number, upto(ends)),
+            _REPEATABLE,
+            _bound(windows),
+        )
+        await self._writer.command(
+            "INSERT INTO revisions (tenant, account, meter, window, revision)"  # noqa: S608
+            f" SELECT w.1, w.2, w.3, toDateTime(w.4, 'UTC'), toUInt64({manifest.number:d})"
+            f" FROM (SELECT arrayJoin({_WINDOWS}) AS w)",
+            _REPEATABLE,
+            _bound(windows),
+        )
+
+
+class AggregateReader:
+    """The reading side. See the port `UsageReader`."""
+
+    def __init__(self, reader: ClickHouse) -> None:
+        self._reader = reader
+
+    async def values(
+        self,
+        scope: Scope,
+        start: int,
+        end: int,
+        starts: Sequence[int] | None,
+        between: tuple[Key, Key],
+        distinct: Mapping[str, str],
+    ) -> Mapping[Key, Values]:
+        where, parameters = chosen(scope, "aggregates")
+        parameters |= {"start": start, "end": end}
+        begin = beginning("window", starts, parameters)
+        values = split(scope, parameters)
+        first, last = (
+            key_of(name, key, parameters)
+            for name, key in zip(("first", "last"), between, strict=True)
+        )
+        unique = "toUInt64(0)"
+        if distinct:
+            parameters |= {"counted": list(distinct), "dimensions": list(distinct.values())}
+            name = (
+                "transform(toString(aggregates.meter), {counted:Array(String)},"
+                " {dimensions:Array(String)}, '')"
+            )
+            unique = (
+                f"uniqExactIf(arrayFirst(p -> p.1 = {name}, aggregates.dimensions).2,"
+                f" arrayExists(p -> p.1 = {name}, aggregates.dimensions))"
+            )
+        within = "window >= toDateTime({start:UInt32}, 'UTC') AND window < toDateTime({end:UInt32}, 'UTC')"
+        revised = f"FROM revisions WHERE tenant = {{tenant:String}} AND {within}"
+        found = await self._reader.rows(
+            f"""
+            SELECT * FROM (
+                SELECT {begin} AS begin, customer, toString(aggregates.meter) AS meter,
+                    {values} AS values, min(least), max(greatest), max(latest).5, {unique}
+                FROM aggregates
+                WHERE {where} AND {within} AND (
+                    (account, aggregates.meter, window, revision) IN (
+                        SELECT account, meter, window, max(revision) {revised}
+                        GROUP BY account, meter, window)
+                    OR (revision = 0 AND (account, aggregates.meter, window) NOT IN (
+                        SELECT account, meter, window {revised})))
+                GROUP BY begin, customer, meter, values
+            )
+            WHERE (begin, customer, meter, values) >= {first}
+                AND (begin, customer, meter, values) <= {last}
+            """,  # noqa: S608
+            parameters,
+        )
+        return {
+            Key(row[0], row[1], row[2], tuple(row[3])): Values(*map(int, row[4:8])) for row in found
+        }
+
+
+_WINDOWS = (
+    "arrayZip({tenants:Array(String)}, {accounts:Array(String)}, {meters:Array(String)},"
+    " {starts:Array(UInt32)})"
+)
+
+
+def _bound(windows: Sequence[WindowKey]) -> dict[str, list[str] | list[int]]:
+    return {
+        "tenants": [window.tenant for window in windows],
+        "accounts": [window.account for window in windows],
+        "meters": [window.meter for window in windows],
+        "starts": [window.start for window in windows],
+    }
+
+
+def _recomputed(revision: int, place: str) -> str:
+    """A query of the windows' rows from raw: of each record its newest version, if it is not void."""
+    chosen = (
+        f"({place}) AND flaw = '' AND NOT adjusts"
+        " AND window IN (SELECT toDateTime(arrayJoin({starts:Array(UInt32)}), 'UTC'))"
+        f" AND (who.t, who.a, who.m, toUInt32(window)) IN (SELECT arrayJoin({_WINDOWS}))"
+    )
+    return f"""
+        SELECT CAST(t, 'LowCardinality(String)') AS tenant, a AS account,
+            CAST(m, 'LowCardinality(String)') AS meter, window, toUInt64({revision:d}) AS revision,
+            c AS customer, dimensions, min(value) AS least, max(value) AS greatest,
+            max((happened, bucket, generation, seq, value)) AS latest
+        FROM (
+            SELECT t, a, m, c, window, dimensions, happened, bucket, generation, seq,
+                if(newest.version > 0, newest.amount, event.granted) AS value, newest.kind AS kind
+            FROM (
+                SELECT bucket, generation, seq, who.t AS t, who.a AS a, who.m AS m, who.c AS c, window,
+                    {_DIMENSIONS} AS dimensions, happened, granted
+                FROM raw FINAL WHERE {chosen} AND type IN ({VALUES})
+            ) AS event
+            LEFT JOIN (
+                SELECT bucket, toUInt64(of[1]) AS generation, toUInt64(of[2]) AS seq,
+                    max(number) AS version, argMax(quantity, number) AS amount,
+                    argMax(type, number) AS kind
+                FROM (
+                    SELECT bucket, JSONExtract(body, 'of', 'Array(Int64)') AS of, quantity, type,
+                        JSONExtractInt(body, 'v') AS number
+                    FROM raw FINAL WHERE {chosen} AND type IN ({CORRECTIONS})
+                ) GROUP BY bucket, generation, seq
+            ) AS newest USING (bucket, generation, seq)
+        )
+        WHERE kind != {RecordType.VOID:d}
+        GROUP BY t, a, m, window, c, dimensions
+    """  # noqa: S608

@@ -1,0 +1,197 @@
+"""Every aggregation against a plain computation, over random records, slices, kills and corrections."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from meter.core.aggregations import Aggregation, MeterAggregation
+from meter.core.records import Body, RecordType
+from meter.core.windows import QUARTER, Window
+from meter.metrics import STAGES
+from meter.ports.usage import Scope
+from meter.reports import UsageQuery
+from tests.fixtures.meter import NOW
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meter.core.sequence import Position
+    from tests.fixtures.meter import Stand
+
+START = NOW // 1000 // 3600 * 3600 - 6 * 3600
+HOURS = 6
+METER = "tokens"
+CUSTOMERS = ("acme", "acme/eu")
+WAYS = (
+    *(Aggregation.SUM, Aggregation.COUNT, Aggregation.MIN),
+    *(Aggregation.MAX, Aggregation.LATEST, Aggregation.UNIQUE),
+)
+
+
+class Crash(BaseException):
+    """Stands for `kill -9`."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What the plain computation knows of a record."""
+
+    place: Position
+    body: Body
+    value: int
+    version: int = 0
+    void: bool = False
+
+    @property
+    def order(self) -> tuple[int, Position]:
+        """By which the latest is found."""
+        return self.body.at, self.place
+
+
+class World:
+    """Writes random records and remembers what they are."""
+
+    def __init__(self, meter: Stand, seed: int) -> None:
+        self.meter, self.rng = meter, random.Random(seed)
+        self.events: dict[Position, Event] = {}
+
+    async def use(self) -> None:
+        """An event at any time, so that most of them come late."""
+        rng = self.rng
+        at = (START + rng.randrange(HOURS * 3600)) * 1000 + rng.randrange(3)
+        if rng.random() < 0.3:
+            at = START * 1000 + 3_600_000  # many at one instant
+        labels = {"user": f"u{rng.randrange(6)}", "region": rng.choice(["eu", "us"])}
+        if rng.random() < 0.2:
+            del labels["user"]
+        customer = rng.choice(CUSTOMERS)
+        value = rng.choice([1, 5, rng.randrange(1, 1000), 2**53 - 1])
+        body = Body("t", "acme", customer, METER, METER, q=value, d=labels, at=at)
+        kind = rng.choice([RecordType.USAGE, RecordType.COMMIT])
+        place = await self.meter.outbox.use(0, value, body=body, kind=kind)
+        self.events[place] = Event(place, body, value)
+
+    async def correct(self) -> None:
+        """Void or amend an event that is not void."""
+        left = [event for event in self.events.values() if not event.void]
+        if not left:
+            return
+        event = self.rng.choice(left)
+        void = self.rng.random() < 0.5
+        value = 0 if void else self.rng.randrange(0, 2000)
+        after = replace(event, value=value, version=event.version + 1, void=void)
+        self.events[event.place] = after
+        new = None if void else value
+        await self.meter.outbox.correct(0, event.body, event.place, event.value, new, after.version)
+
+    def expected(
+        self,
+        way: Aggregation,
+        width: int,
+        by: tuple[str, ...] = (),
+        filters: tuple[tuple[str, tuple[str, ...]], ...] = (),
+    ) -> dict[tuple[int, str, tuple[str, ...]], int | None]:
+        """The answer, computed plainly."""
+        rows: dict[tuple[int, str, tuple[str, ...]], list[Event]] = {}
+        for event in self.events.values():
+            labels = event.body.d
+            if event.void or not all(labels.get(name) in allowed for name, allowed in filters):
+                continue
+            begin = event.body.at // 1000 // width * width
+            key = begin, event.body.c, tuple(labels.get(name, "") for name in by)
+            rows.setdefault(key, []).append(event)
+        values = {key: plain(way, found) for key, found in rows.items()}
+        return {key: value for key, value in values.items() if value}
+
+
+def plain(way: Aggregation, events: list[Event]) -> int:
+    """One value."""
+    values = [event.value for event in events]
+    if way is Aggregation.SUM:
+        return sum(values)
+    if way is Aggregation.COUNT:
+        return len(values)
+    if way is Aggregation.MIN:
+        return min(values)
+    if way is Aggregation.MAX:
+        return max(values)
+    if way is Aggregation.LATEST:
+        return max(events, key=lambda event: event.order).value
+    return len({event.body.d["user"] for event in events if "user" in event.body.d})
+
+
+def query(way: Aggregation, window: Window = Window.HOUR, **scope: Any) -> UsageQuery:
+    """A question about the meter's whole time."""
+    dimension = "user" if way is Aggregation.UNIQUE else ""
+    return UsageQuery(
+        Scope("t", METER, **scope),
+        window,
+        start=START,
+        end=START + HOURS * 3600,
+        aggregations=(MeterAggregation(METER, way, dimension),),
+    )
+
+
+async def answer(meter: Stand, question: UsageQuery) -> dict[Any, int | None]:
+    """Value by start, customer and dimensions, over all pages."""
+    out: dict[Any, int | None] = {}
+    while True:
+        page = await meter.reports().query(question)
+        for line in page.lines:
+            if line.value:
+                out[line.start, line.row.key.customer, line.row.key.values] = line.value
+        if not page.next_page_token:
+            return out
+        question = replace(question, page_token=page.next_page_token)
+
+
+def crashing(rng: random.Random) -> Callable[[str], None]:
+    """Steps that crash before a random one."""
+    left = rng.randrange(1, 3 * len(STAGES))
+
+    def steps(_: str) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise Crash
+
+    return steps
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_every_aggregation_is_exact_over_random_slices_kills_and_corrections(
+    meter: Stand, seed: int
+) -> None:
+    world = World(meter, seed)
+    await meter.outbox.open(0, 1)
+    for _ in range(8):
+        for _ in range(world.rng.randrange(1, 25)):
+            await (world.correct() if world.rng.random() < 0.15 else world.use())
+        for _ in range(world.rng.randrange(3)):
+            try:
+                await meter.drain(meter.rollup(crashing(world.rng)))
+            except Crash:
+                continue
+        await meter.drain()
+        way = world.rng.choice(WAYS[2:])
+        assert await answer(meter, query(way)) == world.expected(way, 3600)
+    for way in WAYS[2:]:
+        for window, width in ((Window.QUARTER_HOUR, QUARTER), (Window.HOUR, 3600)):
+            assert await answer(meter, query(way, window)) == world.expected(way, width)
+        whole = {
+            (START, customer, values): value
+            for (_, customer, values), value in world.expected(way, 10**10).items()
+        }
+        assert await answer(meter, query(way, Window.WHOLE)) == whole
+        split = query(way, group_by=("region", "user"))
+        assert await answer(meter, replace(split, page_size=7)) == world.expected(
+            way, 3600, ("region", "user")
+        )
+        only = (("region", ("eu",)),)
+        assert await answer(meter, query(way, filters=only)) == world.expected(
+            way, 3600, filters=only
+        )
