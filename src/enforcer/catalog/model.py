@@ -84,13 +84,17 @@ class ProductSpec:
 
 @dataclass(frozen=True, slots=True)
 class FeatureSpec:
-    """`meter` is how its usage adds up; `on_outage` what happens while counters are away."""
+    """`meter` is how its usage adds up; `on_outage` what happens while counters are away.
+
+    `unique_by` is the dimension whose values a `unique` meter counts.
+    """
 
     key: str
     product: str = ""
     meter: str = "sum"
     unit: str = ""
     on_outage: str = "fail_closed"
+    unique_by: str = ""
     where: Where = field(default=Where(0, ""), compare=False)
 
 

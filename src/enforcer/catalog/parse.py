@@ -25,6 +25,8 @@ from enforcer.core.model import ConcurrentTerms, CreditsTerms, LicenseType, Vali
 __all__ = ["AGGREGATIONS", "MOST_LEVELS", "parse"]
 
 AGGREGATIONS = ["sum", "count", "min", "max", "latest", "unique"]
+LONGEST_NAME = 64
+"""Bytes of a dimension's name, as checks may have them."""
 MOST_LEVELS = 8
 """How deep an account's tree may be: every level is read by each check below it."""
 
@@ -69,13 +71,26 @@ def _product(at: Reader) -> ProductSpec:
     return product
 
 
+def _unique_by(at: Reader, meter: str) -> str:
+    name = at.text("unique_by", "")
+    if meter == "unique" and not name:
+        at.issue("unique_by", "is required for unique: the dimension whose values are counted")
+    elif meter != "unique" and name:
+        at.issue("unique_by", f"has no meaning for {meter}, only for unique")
+    elif len(name.encode()) > LONGEST_NAME or "\0" in name:
+        at.issue("unique_by", f"must be the name of a dimension: at most {LONGEST_NAME} bytes")
+    return name
+
+
 def _feature(at: Reader) -> FeatureSpec:
+    meter = at.choice("meter", AGGREGATIONS, "sum")
     feature = FeatureSpec(
         at.key("key"),
         at.key("product", ""),
-        at.choice("meter", AGGREGATIONS, "sum"),
+        meter,
         at.text("unit", ""),
         at.choice("on_outage", ["fail_closed", "fail_open"], "fail_closed"),
+        _unique_by(at, meter),
         Where(at.line_of("product"), f"{at.path}.product"),
     )
     at.finish()

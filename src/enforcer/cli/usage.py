@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["WindowName", "moment", "usage"]
 
+WAYS: Final = {
+    name.removeprefix("AGGREGATION_").lower(): number
+    for name, number in report_pb2.Aggregation.items()
+    if number
+}
+_NAMES: Final = {number: name for name, number in WAYS.items()}
 PAGE: Final = 10_000
 POLL_SECONDS: Final = 0.2
 
@@ -87,6 +93,14 @@ def usage(  # noqa: PLR0913 - each is an option of the command
             help="Only usage with this value; the same dimension again adds a value.",
         ),
     ] = None,
+    aggregate: Annotated[
+        str,
+        typer.Option(
+            "--aggregate",
+            metavar="WAY",
+            help="sum, count, min, max, latest or unique:DIMENSION instead of the catalog's; needs --meter.",
+        ),
+    ] = "",
     wait: Annotated[
         float,
         typer.Option(
@@ -113,6 +127,7 @@ def usage(  # noqa: PLR0913 - each is an option of the command
         group_by=group_by or (),
         filters=_filters(filter_ or []),
         page_size=PAGE,
+        aggregations=_aggregations(meter, aggregate),
     )
     gateway = find_gateway(data_dir)
     with calling(gateway) as channel:
@@ -184,6 +199,20 @@ def moment(text: str, zone: str, option: str) -> Timestamp | None:
     return stamp
 
 
+def _aggregations(meter: str, text: str) -> list[report_pb2.MeterAggregation]:
+    """The way that is wanted instead of the catalog's."""
+    if not text:
+        return []
+    if not meter:
+        raise CommandError("--aggregate needs --meter: it is about one meter")
+    way, _, dimension = text.partition(":")
+    if way not in WAYS or (way == "unique") != bool(dimension):
+        raise CommandError(
+            f"--aggregate {text!r}: one of sum, count, min, max, latest or unique:DIMENSION is expected"
+        )
+    return [report_pb2.MeterAggregation(meter=meter, aggregation=WAYS[way], dimension=dimension)]
+
+
 def _filters(pairs: list[str]) -> list[report_pb2.Filter]:
     """One filter per dimension, with every value named for it."""
     values: dict[str, list[str]] = {}
@@ -199,12 +228,14 @@ def _print(rows: list[report_pb2.UsageRow], total: int) -> None:
         print_table(
             [
                 *("start", "end", "customer", "meter", *names),
-                *("quantity", "events", "overage", "denied", "denied_events"),
+                *("value", "of", "quantity", "events", "overage", "denied", "denied_events"),
             ],
             [
                 [
                     *(when(row.start), when(row.end), row.customer, row.meter),
                     *(row.dimensions.get(name, "") for name in names),
+                    number(row.value) if row.HasField("value") else "-",
+                    _NAMES.get(row.aggregation, "?"),
                     *(
                         number(value)
                         for value in (
@@ -218,6 +249,6 @@ def _print(rows: list[report_pb2.UsageRow], total: int) -> None:
                 ]
                 for row in rows
             ],
-            "quantity events overage denied denied_events",
+            "value quantity events overage denied denied_events",
         )
     typer.echo(f"total {number(total)}")

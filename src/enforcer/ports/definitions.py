@@ -70,6 +70,13 @@ class Definitions(Protocol):
         """The keys of these nodes and of all below them, sorted. Unknown ones are left out."""
         ...
 
+    async def aggregations(self, tenant: str, feature: str = "") -> dict[str, tuple[str, str]]:
+        """How features' meters add up where it is no sum: name of the way, and for `unique` the dimension.
+
+        Of one feature, or without its key of all.
+        """
+        ...
+
     async def apply(self, catalog: Catalog, *, actor: str, dry_run: bool = False) -> Applied:
         """Make the definitions what a validated catalog declares, in one transaction.
 

@@ -107,7 +107,20 @@ class _Reports:
             unknown = set(request.customers) - set(keys)
             del request.customers[:]
             request.customers.extend(sorted(unknown | set(keys)))
+        await self._aggregate(caller.tenant, request)
         return await self._usage.query(caller.tenant, request)
+
+    async def _aggregate(self, tenant: str, request: report_pb2.QueryUsageRequest) -> None:
+        """Say how meters add up: as the caller wants, else as the catalog has it."""
+        wanted = [part for part in request.aggregations if part.aggregation]
+        named = {part.meter for part in wanted}
+        known = await self._definitions.aggregations(tenant, request.meter)
+        del request.aggregations[:]
+        request.aggregations.extend(wanted)
+        for meter, (way, dimension) in known.items():
+            if meter not in named:
+                number = report_pb2.Aggregation.Value(f"AGGREGATION_{way.upper()}")
+                request.aggregations.add(meter=meter, aggregation=number, dimension=dimension)
 
     async def audit(self, _: Caller, __: report_pb2.AuditRequest) -> Message:
         """Reads every counter with the record it contains last, and has the meter hold them against the ledger."""

@@ -39,7 +39,7 @@ AGGREGATIONS = {
     report_pb2.AGGREGATION_UNIQUE: Aggregation.UNIQUE,
 }
 _WAYS = {way: number for number, way in AGGREGATIONS.items()}
-MAX_AGGREGATIONS = 1_000
+MAX_AGGREGATIONS = 100_000
 
 
 class ReportService(report_pb2_grpc.ReportServiceServicer):

@@ -149,7 +149,7 @@ class QueryUsageRequest(_message.Message):
 
     @_builtins.property
     def aggregations(self) -> _containers.RepeatedCompositeFieldContainer[Global___MeterAggregation]:
-        """Another way than the catalog's for these meters. At most 1,000."""
+        """Another way than the catalog's for these meters."""
 
     def __init__(
         self,

@@ -209,6 +209,22 @@ async def test_a_feature_knows_its_products_releases(definitions: SqlDefinitions
     assert calls.id != seats.id
 
 
+async def test_meters_that_do_not_sum_are_told_by_feature(definitions: SqlDefinitions) -> None:
+    await declare(
+        definitions,
+        "version: 1\ntenant: demo\nfeatures:\n  - {key: gb, meter: max}\n  - {key: n}\n"
+        "  - {key: mau, meter: unique, unique_by: user}\n",
+    )
+    every = {"gb": ("max", ""), "mau": ("unique", "user")}
+    assert await definitions.aggregations("demo") == every
+    assert await definitions.aggregations("demo", "gb") == {"gb": ("max", "")}
+    assert await definitions.aggregations("demo", "n") == {}
+    assert await definitions.aggregations("demo", "\0") == {}
+    assert await definitions.aggregations("other") == {}
+    await declare(definitions, "version: 1\ntenant: demo\nfeatures: [{key: mau, meter: count}]")
+    assert await definitions.aggregations("demo", "mau") == {"mau": ("count", "")}
+
+
 async def test_descendants_are_the_nodes_and_all_below_them(definitions: SqlDefinitions) -> None:
     await declare(definitions)
     assert await definitions.descendants("demo", ["acme"]) == ["acme", "acme-team", "acme-team-ann"]

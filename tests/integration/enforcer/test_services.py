@@ -195,6 +195,27 @@ async def test_reports_and_audits_ask_the_meter(sold: Service) -> None:
     assert [one.used for bucket in compared.buckets for one in bucket.counters] == [4]
 
 
+async def test_reports_say_how_the_catalog_s_meters_add_up(sold: Service) -> None:
+    await sold.apply(
+        "version: 1\nfeatures:\n  - {key: peak, meter: max}\n  - {key: mau, meter: unique, unique_by: user}\n"
+    )
+    await sold.apply("version: 1\nfeatures: [{key: secret, meter: min}]", key="stranger")
+
+    async def ways(**fields: Any) -> list[tuple[str, int, str]]:
+        await sold.door.call(sold.door.reports.QueryUsage, report_pb2.QueryUsageRequest(**fields))
+        _, asked = sold.usage.queries[-1]
+        return sorted((way.meter, way.aggregation, way.dimension) for way in asked.aggregations)
+
+    maximum, unique = report_pb2.AGGREGATION_MAX, report_pb2.AGGREGATION_UNIQUE
+    assert await ways() == [("mau", unique, "user"), ("peak", maximum, "")]
+    assert await ways(meter="peak") == [("peak", maximum, "")]
+    assert await ways(meter="secret") == []
+    other = report_pb2.MeterAggregation(meter="peak", aggregation=report_pb2.AGGREGATION_SUM)
+    assert ("peak", report_pb2.AGGREGATION_SUM, "") in await ways(aggregations=[other])
+    same = report_pb2.MeterAggregation(meter="peak")
+    assert ("peak", maximum, "") in await ways(aggregations=[same])
+
+
 async def test_a_malformed_catalog_is_refused_with_the_places(sold: Service) -> None:
     bad = "version: 1\nfeatures:\n  - {key: one, sort: big}\naccounts:\n  - {key: 'no key'}\n"
     found = await sold.fault(sold.apply(bad, file_name="bad.yaml"))

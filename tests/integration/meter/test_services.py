@@ -164,6 +164,35 @@ async def test_group_by_and_filters_use_dimensions(services: Services) -> None:
     assert (await services.query(group_by=[hostile])).total == 1111
 
 
+async def test_each_meter_of_a_report_adds_up_in_its_own_way(services: Services) -> None:
+    when = "2026-09-21T10:00:00Z"
+    for meter, quantity, user in [("gb", 7, ""), ("gb", 3, ""), ("mau", 1, "ann"), ("sum", 5, "")]:
+        await use(services, when, quantity, m=meter, d={"user": user} if user else {})
+    await use(services, when, 2, m="mau", d={"user": "ann"})
+    body = encode_body(Body("t", "acme", "acme", "gb", "gb"))
+    denied = Effects(RecordType.DENIAL, at("2026-09-21T12:00:00Z"), count=1, quantity=1)
+    await services.stand.outbox.add(0, 1, body, encode_effects(denied))
+    await services.stand.drain(services.stand.current)
+    answer = await services.query(
+        window=report_pb2.WINDOW_HOUR,
+        end=stamp("2026-09-22T00:00:00Z"),
+        aggregations=[
+            WAY(meter="gb", aggregation=report_pb2.AGGREGATION_MIN),
+            WAY(meter="mau", aggregation=report_pb2.AGGREGATION_UNIQUE, dimension="user"),
+        ],
+    )
+    assert [
+        (row.meter, row.value if row.HasField("value") else None, row.quantity, row.aggregation)
+        for row in answer.rows
+    ] == [
+        ("gb", 3, 10, report_pb2.AGGREGATION_MIN),
+        ("mau", 1, 3, report_pb2.AGGREGATION_UNIQUE),
+        ("sum", 5, 5, report_pb2.AGGREGATION_SUM),
+        ("gb", None, 0, report_pb2.AGGREGATION_MIN),
+    ]
+    assert answer.total == 18
+
+
 async def test_commits_count_and_holds_and_seats_do_not(services: Services) -> None:
     outbox = services.stand.outbox
     for kind, quantity in [
@@ -235,6 +264,8 @@ async def refused(call: Any) -> tuple[grpc.StatusCode, str]:
     return caught.value.code(), info.reason
 
 
+WAY: Any = report_pb2.MeterAggregation
+
 INVALID: list[tuple[dict[str, Any], str]] = [
     ({"start": stamp("2026-01-01T00:01:00Z")}, "TIME_OFF_QUARTER_HOUR"),
     ({"end": Timestamp(seconds=900, nanos=1)}, "TIME_OFF_QUARTER_HOUR"),
@@ -253,6 +284,12 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({"filters": [report_pb2.Filter(dimension="a")]}, "FILTER_VALUES_INVALID"),
     ({"window": 99}, "WINDOW_UNKNOWN"),
     ({"page_token": "nonsense"}, "PAGE_TOKEN_INVALID"),
+    ({"aggregations": [WAY(meter="m")]}, "AGGREGATION_INVALID"),
+    ({"aggregations": [WAY(meter="m", aggregation=77)]}, "AGGREGATION_INVALID"),
+    ({"aggregations": [WAY(meter="m", aggregation=6)]}, "AGGREGATION_INVALID"),
+    ({"aggregations": [WAY(meter="m", aggregation=4, dimension="d")]}, "AGGREGATION_INVALID"),
+    ({"aggregations": [WAY(aggregation=4)]}, "NAME_INVALID"),
+    ({"aggregations": [WAY(meter="m", aggregation=4)] * 2}, "AGGREGATION_REPEATED"),
     ({"page_token": "é"}, "PAGE_TOKEN_INVALID"),
     ({"include_descendants": True}, "DESCENDANTS_NOT_EXPANDED"),
     (

@@ -113,6 +113,8 @@ class Application:
                 "unit": feature.unit,
                 "on_outage": feature.on_outage,
             }
+            if feature.unique_by:
+                definition["unique_by"] = feature.unique_by
             old = known.get(feature.key)
             if old == definition:
                 continue

@@ -224,6 +224,22 @@ class SqlDefinitions:
             keys = await connection.scalars(select(below.c.key).distinct())
             return sorted(keys)
 
+    async def aggregations(self, tenant: str, feature: str = "") -> dict[str, tuple[str, str]]:
+        if not _storable(feature):
+            return {}
+        query = select(t.features.c.key, t.features.c.definition).where(
+            t.features.c.tenant == tenant
+        )
+        if feature:
+            query = query.where(t.features.c.key == feature)
+        async with self._transaction() as connection:
+            rows = (await connection.execute(query)).all()
+        return {
+            row.key: (row.definition["meter"], row.definition.get("unique_by", ""))
+            for row in rows
+            if row.definition["meter"] != "sum"
+        }
+
     async def account_epoch(self, tenant: str, account_id: int) -> int | None:
         async with self._transaction() as connection:
             epoch: int | None = await connection.scalar(

@@ -273,7 +273,7 @@ def test_products_features_plans_and_subscriptions() -> None:
     text = """
 version: 1
 products: [{key: p, releases: {"1.0": 2026-07-01}}]
-features: [{key: f, product: p, meter: unique, unit: user, on_outage: fail_open}, {key: g}]
+features: [{key: f, product: p, meter: unique, unique_by: user, unit: user, on_outage: fail_open}, {key: g}]
 plans:
   - key: basic
     items: [{feature: f, model: quota, limit: 1, per: month, anchor: start}]
@@ -286,6 +286,7 @@ accounts:
     assert catalog.products[0].releases == {"1.0": JULY}
     feature = catalog.features[0]
     assert (feature.meter, feature.unit, feature.on_outage) == ("unique", "user", "fail_open")
+    assert feature.unique_by == "user"
     assert (catalog.features[1].meter, catalog.features[1].on_outage) == ("sum", "fail_closed")
     (item,) = catalog.plans[0].items
     assert isinstance(item.terms, QuotaTerms)
@@ -501,6 +502,18 @@ def test_an_issue_says_what_is_wrong_and_what_is_allowed(fields: str, said: str 
         (
             "version: 1\naccounts:\n- {key: a}\n- {key: b, nodes: [{key: a}]}",
             "2: accounts: names 'a' 2 times",
+        ),
+        (
+            "version: 1\nfeatures: [{key: f, meter: unique}]",
+            "2: features[0].unique_by: is required for unique",
+        ),
+        (
+            "version: 1\nfeatures: [{key: f, meter: max, unique_by: user}]",
+            "2: features[0].unique_by: has no meaning for max",
+        ),
+        (
+            f"version: 1\nfeatures: [{{key: f, meter: unique, unique_by: {'ü' * 33}}}]",
+            "2: features[0].unique_by: must be the name of a dimension: at most 64 bytes",
         ),
         (
             "version: 1\nfeatures: [{key: f, meter: average}]",

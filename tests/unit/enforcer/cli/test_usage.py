@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from enforcer.cli import usage as module
+from enforcer.cli.exits import CommandError
 from enforcer.cli.usage import moment
 from meter.v1 import report_pb2
 
@@ -70,3 +71,38 @@ def test_filters_of_one_dimension_are_alternatives() -> None:
         ("region", ["eu", "us"]),
         ("model", ["a"]),
     ]
+
+
+def test_a_way_of_adding_up_is_read_from_the_option() -> None:
+    (way,) = module._aggregations("mau", "unique:user")
+    assert way == report_pb2.MeterAggregation(
+        meter="mau", aggregation=report_pb2.AGGREGATION_UNIQUE, dimension="user"
+    )
+    (way,) = module._aggregations("gb", "latest")
+    assert (way.aggregation, way.dimension) == (report_pb2.AGGREGATION_LATEST, "")
+    assert module._aggregations("gb", "") == []
+
+
+@pytest.mark.parametrize(
+    ("meter", "text", "says"),
+    [
+        ("", "max", "needs --meter"),
+        ("m", "average", "one of sum, count, min, max, latest or unique:DIMENSION"),
+        ("m", "unique", "unique:DIMENSION"),
+        ("m", "max:user", "unique:DIMENSION"),
+    ],
+)
+def test_a_way_that_is_none_is_refused(meter: str, text: str, says: str) -> None:
+    with pytest.raises(CommandError, match=says):
+        module._aggregations(meter, text)
+
+
+def test_the_value_stands_beside_the_sums(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        report_pb2.UsageRow(quantity=9, events=2, value=7, aggregation=report_pb2.AGGREGATION_MAX),
+        report_pb2.UsageRow(denied_events=1, aggregation=report_pb2.AGGREGATION_MIN),
+    ]
+    module._print(rows, 9)
+    shown = capsys.readouterr().out
+    assert " 7  max" in shown
+    assert " -  min" in shown
