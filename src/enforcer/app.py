@@ -49,6 +49,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     async with AsyncExitStack() as stack:
         definitions = SqlDefinitions(settings.database_url, settings.buckets)
         stack.push_async_callback(definitions.close)
+        usage = MeterClient(settings.meter_endpoint, settings.internal_token.get_secret_value())
+        stack.push_async_callback(usage.close)
         counters = RedisCounters(
             RedisOptions(
                 settings.redis_url,
@@ -59,6 +61,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             ),
             definitions,
             observe=metrics.batched,
+            ledger=usage,
         )
         if settings.http_listen:
             _serve_http(settings.http_listen, metrics, counters, stack)
@@ -67,8 +70,6 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             return
         counters.start()
         stack.push_async_callback(counters.close)
-        usage = MeterClient(settings.meter_endpoint, settings.internal_token.get_secret_value())
-        stack.push_async_callback(usage.close)
         programs = Programs(definitions, counters, settings.cached_programs)
         gateway = Gateway(counters, programs, secret, observe=metrics.decision)
         server = GrpcServer(
@@ -98,7 +99,7 @@ def _serve_http(
     listen: str, metrics: Metrics, counters: RedisCounters, stack: AsyncExitStack
 ) -> None:
     def not_ready() -> str:
-        return "" if counters.ready.is_set() else f"counters: {counters.last_error}"
+        return "" if counters.serving else f"counters: {counters.last_error}"
 
     http = HttpServer(listen, metrics, not_ready)
     serving = asyncio.create_task(http.serve())
@@ -129,7 +130,7 @@ async def _lease_secret(definitions: SqlDefinitions, stop: asyncio.Event) -> byt
 async def _tell_health(server: GrpcServer, counters: RedisCounters, metrics: Metrics) -> None:
     told: bool | None = None
     while True:
-        serving = counters.ready.is_set()
+        serving = counters.serving
         if serving is not told:
             await server.ready(serving=serving)
             metrics.ready.set(serving)

@@ -9,10 +9,10 @@ MetergateError
 ├── ForbiddenError             the key's role does not allow it
 ├── UnavailableError           something is away; a retry with the same key is safe
 │   ├── StoreUnavailableError  Redis does not answer
+│   ├── CountersRebuildingError  Redis may lack counters: they are held against the records, or made again
 │   ├── DefinitionsUnavailableError
 │   └── MeterUnavailableError
 ├── OutcomeUnknownError        a check without idempotency key may have run or not
-├── CountersLostError          a bucket's data are missing in Redis
 ├── MisconfiguredError         a setting is wrong: the process does not start
 │   └── StoreMisconfiguredError
 ├── RelayedError               what the meter says is wrong
@@ -31,7 +31,7 @@ __all__ = [
     "REASONS",
     "CatalogInvalidError",
     "Code",
-    "CountersLostError",
+    "CountersRebuildingError",
     "DefinitionsUnavailableError",
     "ForbiddenError",
     "InternalError",
@@ -195,18 +195,20 @@ class OutcomeUnknownError(MetergateError):
         )
 
 
-class CountersLostError(MetergateError):
-    """A bucket's data are missing in Redis: nothing of it is answered from empty counters."""
+class CountersRebuildingError(UnavailableError):
+    """Redis was emptied, restarted or replaced: nothing of the bucket is answered before its counters are proven.
 
-    reason = "COUNTERS_LOST"
-    code = Code.DATA_LOSS
-    http = 503
+    `why` is what it waits for.
+    """
 
-    def __init__(self, bucket: int) -> None:
+    reason = "COUNTERS_REBUILDING"
+
+    def __init__(self, bucket: int, why: str) -> None:
         super().__init__(
-            f"the counters of bucket {bucket} are missing in Redis (flushed or lost); they must be "
-            "restored before this customer is answered",
+            f"the counters of bucket {bucket} are being held against its records after a loss or a "
+            f"restart of Redis: {why}",
             bucket=str(bucket),
+            retry_after_ms="1000",
         )
 
 

@@ -30,6 +30,7 @@ from meter.adapters.sql.marks import SqlMarks
 from meter.audit import Audit
 from meter.errors import MisconfiguredError, UnavailableError
 from meter.metrics import Metrics, RelayMetrics
+from meter.recall import Recall
 from meter.relay import Relay
 from meter.reports import Reports
 from meter.rollup import Options, Rollup
@@ -156,7 +157,8 @@ async def _add_rollup(
     reports = Reports(questions, lambda: rollup.progress.fresh_until_ms, token.encode())
     audit = Audit(rollup.progress, questions, marks, settings.meter_compare_wait_seconds)
     caller = Caller(token)
-    services += [ReportService(reports, caller), LedgerService(audit, caller)]
+    recall = Recall(rollup.progress, questions, settings.meter_compare_wait_seconds)
+    services += [ReportService(reports, caller), LedgerService(audit, recall, caller)]
 
 
 def _serve_metrics(listen: str, metrics: Metrics, stack: AsyncExitStack) -> None:

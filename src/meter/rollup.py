@@ -57,7 +57,7 @@ class Options:
     flush_interval: float = 0.2
     flush_records: int = 50_000
     look_ahead: int = 1_000
-    idle_wait: float = 1.0
+    idle_wait: float = 0.25
 
 
 class Progress:
@@ -67,6 +67,8 @@ class Progress:
         self.marks: dict[int, Position] = {}
         self.held: dict[int, Gap] = {}
         self.fresh_ms: dict[int, int] = {}
+        self.seen: dict[int, Position] = {}
+        self.wanted = asyncio.Event()
         self._changed = asyncio.Condition()
         self._adding = asyncio.Lock()
 
@@ -112,6 +114,29 @@ class Progress:
         self.marks = dict(marks)
         self.held.clear()
         self.fresh_ms = {b: ms for b, ms in self.fresh_ms.items() if b in marks}
+
+    async def caught_up(self, buckets: Sequence[int], at_ms: int, seconds: float) -> None:
+        """Wait until all that was decided in the buckets before `at_ms` is rolled up, or they are held.
+
+        Whatever pause the rollup makes after a failure ends. Raise `RollupBehindError` after `seconds`.
+        """
+        self.wanted.set()
+
+        def behind() -> list[int]:
+            return [
+                bucket
+                for bucket in buckets
+                if bucket not in self.held and self.fresh_ms.get(bucket, -1) < at_ms
+            ]
+
+        try:
+            async with asyncio.timeout(seconds), self._changed:
+                await self._changed.wait_for(lambda: not behind())
+        except TimeoutError:
+            late = ", ".join(map(str, behind()))
+            raise RollupBehindError(
+                f"the log was not read to its end in time: buckets {late}", buckets=late
+            ) from None
 
     async def moved(self) -> None:
         """Wake who waits for a place."""
@@ -198,7 +223,7 @@ class Rollup:
                 _log.warning(
                     "rollup starts again", reason=error.reason, error=error.message, pause=pause
                 )
-                await self._sleep(pause)
+                await self._pause(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
         await self._forget()
 
@@ -237,6 +262,7 @@ class Rollup:
             await self._write(part)
         self._note_freshness(batch)
         self._hold()
+        self.progress.seen = {b: one.read for b, one in self._sequencers.items()}
         await self.progress.moved()
         await self._measure()
         return len(part.records)
@@ -396,6 +422,15 @@ class Rollup:
     def _stage(self, name: str) -> _Timed:
         self._steps(name)
         return _Timed(self._metrics, name)
+
+    async def _pause(self, seconds: float) -> None:
+        """After a failure, unless somebody waits."""
+        self.progress.wanted.clear()
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        wanted = asyncio.ensure_future(self.progress.wanted.wait())
+        await asyncio.wait({stopping, wanted}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        wanted.cancel()
 
     async def _sleep(self, seconds: float) -> None:
         if seconds > 0:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from enforcer.core.commands import Answer, Ask
+    from enforcer.core.model import Customer, Feature
+    from enforcer.core.rebuild import Account
 
 CLOCK_KEY = "test:clock"
 TEST_CLOCK = f"local CLOCK = tonumber(redis.call('GET', '{CLOCK_KEY}'))"
@@ -32,6 +34,18 @@ class _Generations:
 
     async def confirm_opened(self, bucket: int) -> None:
         pass
+
+    async def last_generation(self, bucket: int) -> int:
+        raise AssertionError(bucket)
+
+    async def resolve(self, tenant: str, customer: str) -> Customer | None:
+        raise AssertionError(tenant, customer)
+
+    async def feature(self, tenant: str, key: str) -> Feature | None:
+        raise AssertionError(tenant, key)
+
+    async def accounts(self, bucket: int, after: int, most: int) -> list[Account]:
+        raise AssertionError(bucket, after, most)
 
 
 class RedisTwin:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -31,13 +31,14 @@ _OPTIONS = [
 
 
 class MeterClient:
-    """Implements `enforcer.ports.usage.UsageReports` at `endpoint`, with the deployment's internal token."""
+    """Implements `UsageReports` and `Ledger` of `enforcer.ports` at `endpoint`, with the deployment's internal token."""
 
     def __init__(self, endpoint: str, token: str) -> None:
         self._channel = grpc.aio.insecure_channel(endpoint, options=_OPTIONS)
         self._reports = report_pb2_grpc.ReportServiceStub(self._channel)
         self._ledger = ledger_pb2_grpc.LedgerServiceStub(self._channel)
         self._token = token
+        self._own: Any = {"metadata": (("x-metergate-internal", token),), "timeout": SECONDS}
 
     async def close(self) -> None:
         """End the connection."""
@@ -54,6 +55,15 @@ class MeterClient:
         metadata = (("x-metergate-internal", self._token),)
         call = self._ledger.Compare(request, metadata=metadata, timeout=SECONDS)
         return await _answered(call)
+
+    async def catch_up(self, request: ledger_pb2.CatchUpRequest) -> ledger_pb2.CatchUpResponse:
+        return await _answered(self._ledger.CatchUp(request, **self._own))
+
+    async def sums(self, request: ledger_pb2.SumsRequest) -> ledger_pb2.SumsResponse:
+        return await _answered(self._ledger.Sums(request, **self._own))
+
+    async def recall(self, request: ledger_pb2.RecallRequest) -> ledger_pb2.RecallResponse:
+        return await _answered(self._ledger.Recall(request, **self._own))
 
 
 async def _answered(call: Awaitable[_Answer]) -> _Answer:

@@ -56,7 +56,14 @@ if TYPE_CHECKING:
 
     from enforcer.core.model import Customer, Entitlement, Feature, Period, Price
 
-__all__ = ["MONEY_SCALE", "SEAT_MODES", "compile_program", "price_fraction"]
+__all__ = [
+    "MONEY_SCALE",
+    "SEAT_MODES",
+    "Place",
+    "compile_program",
+    "places_of",
+    "price_fraction",
+]
 
 MONEY_SCALE = 10**6
 """Money in programs is an integer: millionths of the currency, rounded down once over the whole period."""
@@ -132,34 +139,62 @@ class _Slice:
         return span
 
 
+class Place(NamedTuple):
+    """A counter that an entitlement has: the limit's id, how it counts, and what its fields depend on.
+
+    `period` is None for one count for ever; `width` is a ring's ms per slot; `throttled` counts also keep tokens;
+    `rate` is set for limits of speed, which no record tells of.
+    """
+
+    limit: int
+    family: Family
+    period: Period | None = None
+    width: int = 0
+    throttled: bool = False
+    rate: RateTerms | None = None
+
+    @property
+    def slot(self) -> int:
+        """The slot's code."""
+        return self.limit << 3 | self.family
+
+
+def places_of(entitlement: Entitlement) -> list[Place]:
+    """All counters of an entitlement, valid or not."""
+    number = entitlement.id
+    found: list[Place] = []
+    match entitlement.terms:
+        case QuotaTerms(period=period) | PaygTerms(period=period) if period.rolling:
+            found = [Place(number, Family.RING24, period, -(-ROLLING_MS[period.unit] // 24))]
+        case QuotaTerms(period=period) | PaygTerms(period=period):
+            found = [Place(number, Family.COUNT, period)]
+        case TieredTerms(tiers, period):
+            throttled = any(tier.behaviour is TierBehaviour.THROTTLE for tier in tiers)
+            found = [Place(number, Family.COUNT, period, throttled=throttled)]
+        case CreditsTerms(grants, overdraft):
+            found = [Place(grant.id, Family.COUNT) for grant in grants]
+            found += [Place(number, Family.COUNT)] if overdraft else []
+        case RateTerms() as terms if terms.algorithm is RateAlgorithm.SLIDING_WINDOW:
+            found = [Place(number, Family.RING10, width=-(-terms.per_ms // 10), rate=terms)]
+        case RateTerms() as terms:
+            found = [Place(number, Family.BUCKET, rate=terms)]
+        case _:
+            pass
+    return found
+
+
 def _slots(customer: Customer, feature: Feature, level: int) -> tuple[int, ...]:
     """The slots of a node's state. Of all its entitlements, valid or not: the layout depends on the epoch alone."""
-    found: set[int] = set()
-    for entitlement in customer.path[level].entitlements:
-        if entitlement.feature != feature.key:
-            continue
-        terms = entitlement.terms
-        match terms:
-            case QuotaTerms() if terms.period.rolling:
-                found.add(entitlement.id << 3 | Family.RING24)
-            case PaygTerms() if terms.period.rolling:
-                found.add(entitlement.id << 3 | Family.RING24)
-            case QuotaTerms() | PaygTerms() | TieredTerms():
-                found.add(entitlement.id << 3 | Family.COUNT)
-            case CreditsTerms():
-                found.update(grant.id << 3 | Family.COUNT for grant in terms.grants)
-                if terms.overdraft:
-                    found.add(entitlement.id << 3 | Family.COUNT)
-            case RateTerms():
-                family = (
-                    Family.RING10
-                    if terms.algorithm is RateAlgorithm.SLIDING_WINDOW
-                    else Family.BUCKET
-                )
-                found.add(entitlement.id << 3 | family)
-            case _:
-                pass
-    return tuple(sorted(found))
+    return tuple(
+        sorted(
+            {
+                place.slot
+                for entitlement in customer.path[level].entitlements
+                if entitlement.feature == feature.key
+                for place in places_of(entitlement)
+            }
+        )
+    )
 
 
 class _Compiler:

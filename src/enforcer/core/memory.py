@@ -345,6 +345,7 @@ class MemoryCounters:
         name, expires = "", 0
         if ask.reservation:
             kind, name, expires = RecordType.HOLD, ask.reservation, step.now + ask.ttl_ms
+            effects += _notes(ask.program, verdict, effects)
         elif ask.seat is not None:
             kind, name, expires = RecordType.LEASE_START, ask.seat.lease, step.now + ask.seat.ttl_ms
         _, sequence = step.append(
@@ -356,6 +357,7 @@ class MemoryCounters:
                 overage=verdict.overage,
                 reason=verdict.reason,
                 quantity=ask.quantity,
+                extra=expires,
                 entries=effects,
             ),
         )
@@ -428,7 +430,7 @@ class MemoryCounters:
         used = reservation.granted if quantity is None else quantity
         if used > reservation.granted:
             return TooMuch(reservation.granted)
-        generation, sequence = _unhold(step, name, kind, used)
+        generation, sequence = _unhold(step, name, kind, used, whole=quantity is None)
         settled = Settled(used, reservation.granted - used, step.now, generation, sequence)
         step.remember(key, settled)
         return settled
@@ -459,8 +461,10 @@ class MemoryCounters:
             for suffix in found.suffixes:
                 step.bucket.bound[suffix].pop(found.holder, None)
         if found.expires <= step.now:
+            if unbind:
+                _stand_up(step, lease, RecordType.LEASE_EXPIRED, found.expires, unbound=True)
             return None
-        return _stand_up(step, lease, RecordType.LEASE_END, step.now)
+        return _stand_up(step, lease, RecordType.LEASE_END, step.now, unbound=unbind)
 
     def leases(
         self, bucket: int, suffix: str, after: tuple[int, str], most: int
@@ -508,8 +512,8 @@ class MemoryCounters:
         )
 
 
-def _place(counter: Counter) -> tuple[int, int]:
-    return counter.limit, counter.period
+def _place(counter: Counter) -> tuple[int, int, int, int]:
+    return counter.limit, counter.period, counter.used, counter.held
 
 
 def counted(code: int, slot: list[float]) -> list[Counter]:
@@ -580,7 +584,9 @@ def _sit(step: _Step, ask: Ask, expires: int) -> None:
             bucket.bound[suffix].setdefault(seat.holder, step.now)
 
 
-def _stand_up(step: _Step, name: str, kind: RecordType, at: int) -> tuple[int, int]:
+def _stand_up(
+    step: _Step, name: str, kind: RecordType, at: int, *, unbound: bool = False
+) -> tuple[int, int]:
     bucket = step.bucket
     lease = bucket.leases.pop(name)
     for suffix in lease.suffixes:
@@ -589,10 +595,37 @@ def _stand_up(step: _Step, name: str, kind: RecordType, at: int) -> tuple[int, i
         if not bucket.holders[suffix][lease.holder]:
             del bucket.holders[suffix][lease.holder]
     effects = tuple(Effect(limit, 0, 0, -1) for limit in lease.seats)
-    return step.append(lease.body, Effects(kind, at, extra=lease.started, entries=effects))
+    return step.append(
+        lease.body,
+        Effects(kind, at, quantity=int(unbound), extra=lease.started, entries=effects),
+    )
 
 
-def _unhold(step: _Step, name: str, kind: RecordType, used: int) -> tuple[int, int]:
+def _notes(program: Program, verdict: Verdict, effects: tuple[Effect, ...]) -> tuple[Effect, ...]:
+    """What a record must say of holds beyond their amounts, so that they can be made again: see meter.core.records."""
+    notes: list[Effect] = []
+    place = 0
+    for chain, takes in zip(program.chains, verdict.chains, strict=True):
+        for view, amount, _ in takes:
+            if not amount or view.shape in RATES:
+                continue
+            place += 1
+            while effects[place - 1].limit != view.id:  # of the entry before: its second pair
+                place += 1
+            over = chain.supply and view.kind in (Kind.OVERAGE, Kind.OVERDRAFT)
+            if view.shape is Shape.RING24:
+                notes.append(Effect(0, 2 * place + over, int(view.extra[0]), 0))
+            elif view.shape is Shape.MONEY:
+                price = int(view.extra[1]), int(view.extra[2])
+                notes.append(Effect(0, 2 * place + over, *price))
+            elif over:
+                notes.append(Effect(0, 2 * place + over, 0, 1))
+    return tuple(notes)
+
+
+def _unhold(
+    step: _Step, name: str, kind: RecordType, used: int, *, whole: bool = False
+) -> tuple[int, int]:
     bucket = step.bucket
     reservation = bucket.reservations.pop(name)
     effects: list[Effect] = []
@@ -613,6 +646,7 @@ def _unhold(step: _Step, name: str, kind: RecordType, used: int) -> tuple[int, i
             step.now,
             granted=used,
             overage=overage,
+            reason=int(whole),
             quantity=used,
             extra=reservation.granted,
             entries=tuple(effects),

@@ -25,7 +25,7 @@ from enforcer.core.program import (
     Shape,
     View,
 )
-from meter.core.records import Effect
+from meter.core.records import SIDE, Effect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -384,6 +384,7 @@ def apply(verdict: Verdict, levels: list[Slots], now: int, *, hold: bool) -> tup
                 continue
             if not amount:
                 continue
+            before = levels[view.level][view.slot]
             slot = list(working.slot(view))
             levels[view.level][view.slot] = slot
             if view.shape is Shape.BUCKET:
@@ -398,7 +399,22 @@ def apply(verdict: Verdict, levels: list[Slots], now: int, *, hold: bool) -> tup
             if view.shape in RATES:
                 continue
             effects.append(Effect(view.id, period, 0 if hold else amount, amount if hold else 0))
+            effects += _side(view, before, slot)
     return tuple(effects)
+
+
+def _side(view: View, before: list[float], slot: list[float]) -> list[Effect]:
+    """What a count's second pair of numbers changed by: what rolled over, or money."""
+    a: float
+    b: float
+    if view.shape is Shape.ROLL:
+        a, b = (0, 0) if before[PERIOD] == view.start else (slot[A], 0)
+    elif view.shape is Shape.MONEY:
+        kept = before[PERIOD] == view.start
+        a, b = slot[A] - (before[A] if kept else 0), slot[B] - (before[B] if kept else 0)
+    else:
+        return []
+    return [Effect(view.id + SIDE, view.start, int(a), int(b))] if a or b else []
 
 
 def _guard(view: View, slot: list[float], amount: int) -> None:
@@ -459,12 +475,17 @@ def settle(hold: Hold, slot: list[float], use: int, now: int) -> list[Effect]:
     """
     family = Family(hold.slot & 7)
     if family is Family.COUNT:
+        effects = [Effect(hold.id, hold.period, use, -hold.amount)]
         if slot[PERIOD] == hold.period:
             slot[HELD] -= hold.amount
             slot[USED] += use
             if hold.numerator and use:
+                a, b = int(slot[A]), int(slot[B])
                 _spend(slot, use, hold.numerator, hold.denominator)
-        return [Effect(hold.id, hold.period, use, -hold.amount)]
+                side = int(slot[A]) - a, int(slot[B]) - b
+                if any(side):
+                    effects.append(Effect(hold.id + SIDE, hold.period, *side))
+        return effects
     count = RING_SLOTS[family]
     newest = now // hold.width
     if newest > slot[NEWEST]:

@@ -113,13 +113,15 @@ class _Asked:
                 self.mode.value,
                 *self.parameters,
             )
+            # A rebuild after a loss answers retries from the record.
+            body = _with(self.body, p=named_by[16:].hex())
         else:
-            named_by = NO_KEY
+            named_by, body = NO_KEY, self.body
         return Ask(
             program,
             self.quantity,
             self.mode,
-            encode_body(self.body),
+            encode_body(body),
             named_by,
             self.reservation,
             self.ttl_ms,

@@ -27,7 +27,7 @@ class CounterStore(Protocol):
     """Counters, leases, reservations, remembered answers and the outbox of every bucket.
 
     `enforcer.core.memory.MemoryCounters` is the specification. All operations raise `StoreUnavailableError` when the store
-    cannot be reached, `CountersLostError` when a bucket's data are missing, and `OutcomeUnknownError` when a step without an
+    cannot be reached, `CountersRebuildingError` while a bucket is not proven, and `OutcomeUnknownError` when a step without an
     idempotency key may or may not have run.
     """
 

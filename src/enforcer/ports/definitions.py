@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from enforcer.catalog.model import Catalog
     from enforcer.core.model import Customer, Feature
+    from enforcer.core.rebuild import Account
 
 __all__ = ["Applied", "Caller", "Change", "Definitions", "Touched"]
 
@@ -60,6 +61,10 @@ class Definitions(Protocol):
 
     async def feature(self, tenant: str, key: str) -> Feature | None:
         """A feature of the tenant."""
+        ...
+
+    async def accounts(self, bucket: int, after: int, most: int) -> list[Account]:
+        """The accounts of a bucket with a number above `after`, in order, each with its whole tree."""
         ...
 
     async def caller(self, api_key: str) -> Caller | None:

@@ -16,10 +16,14 @@ Effects: a header of `HEADER` doubles, then for each counter that changed an ent
 - `reason`     enforcer.v1.Reason
 - `count`      how many decisions this record stands for: 1, or for merged denials their number
 - `quantity`   what was asked for, over all of `count`
-- `extra`      DENIAL: id of the limit that denied, or 0; LEASE_END, LEASE_EXPIRED: start of the lease in ms; COMMIT,
-               RELEASE and HOLD_EXPIRED: what was held; GENERATION: the previous generation, and in `quantity` the
-               last sequence number there
-- `limit`      the id of the entitlement or grant whose counter changed
+- `extra`      DENIAL: id of the limit that denied, or 0; HOLD, LEASE_START: when it ends in ms; LEASE_END,
+               LEASE_EXPIRED: start of the lease in ms, and `quantity` 1 when the holder's device was unbound; COMMIT,
+               RELEASE and HOLD_EXPIRED: what was held, and `reason` 1 when a commit named no quantity; GENERATION: the
+               previous generation, and in `quantity` the last sequence number there
+- `limit`      the id of the entitlement or grant whose counter changed; id + `SIDE` is the counter's second pair of
+               numbers: money spent and remainder, or what rolled over. 0 is a note and no counter: how the entry
+               number `period // 2` (from 1) is held, `period % 2` tells overage, `used` and `held` are the width of a
+               rolling quota's slot and 0, or numerator and denominator of the price
 - `period`     start of the counter's period in ms; the slot's number for rolling quotas; 0 without periods
 - `used`, `held`  the change, may be negative
 
@@ -42,6 +46,7 @@ import msgspec
 __all__ = [
     "ENTRY",
     "HEADER",
+    "SIDE",
     "VERSION",
     "Body",
     "Effect",
@@ -56,6 +61,8 @@ __all__ = [
 VERSION = 1
 HEADER = 9
 ENTRY = 4
+SIDE = 1 << 32
+"""Added to a limit's id: see the module."""
 
 
 class RecordType(IntEnum):
@@ -74,6 +81,7 @@ class RecordType(IntEnum):
     VOID = 11
     AMEND = 12
     BACKFILL = 13
+    REPAIR = 14
 
 
 class Body(msgspec.Struct, frozen=True, omit_defaults=True, rename={}):
@@ -81,7 +89,8 @@ class Body(msgspec.Struct, frozen=True, omit_defaults=True, rename={}):
 
     `t` tenant, `a` account (key of the tree's root), `c` customer (key of the node), `f` feature, `m` meter,
     `q` quantity asked for, `k` idempotency key, `d` dimensions, `at` time of the event in ms if the client gave one,
-    `id` lease or reservation, `h` holder of a lease. A GENERATION record's body has empty strings. Of corrections: `n`
+    `id` lease or reservation, `h` holder of a lease, `p` fingerprint of the parameters that came
+    with `k`, in hex. A GENERATION record's body has empty strings. Of corrections: `n`
     number in the bucket's list of corrections, `of` generation and sequence of the record that is corrected, `v` which
     version of it this is (1 for the first correction), `by` who corrects, `w` why.
     """
@@ -102,6 +111,7 @@ class Body(msgspec.Struct, frozen=True, omit_defaults=True, rename={}):
     v: int = 0
     by: str = ""
     w: str = ""
+    p: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from meter.core.sequence import Entry, Position, Range
     from meter.ports.marks import Manifest
 
-__all__ = ["Counter", "LedgerReader", "RowCount", "Warehouse", "WindowKey"]
+__all__ = ["Choice", "Counter", "LedgerReader", "RowCount", "Warehouse", "WindowKey"]
 
 
 class WindowKey(NamedTuple):
@@ -101,6 +102,18 @@ class RowCount(NamedTuple):
     last: int
 
 
+class Choice(Enum):
+    """Which records are recalled."""
+
+    ALL = auto()
+    OPEN = auto()
+    """Starts of leases and reservations whose end is not among the records."""
+    KEYED = auto()
+    """Those with an idempotency key, and settlements of reservations."""
+    BOUND = auto()
+    """Of each holder of seats the last start of a lease, and the last end that unbound a device."""
+
+
 class LedgerReader(Protocol):
     """The reading side for audits. Raise `WarehouseUnavailableError` when it cannot be reached."""
 
@@ -114,6 +127,18 @@ class LedgerReader(Protocol):
         self, bucket: int, after: Position, upto: Position
     ) -> Mapping[Counter, tuple[int, int]]:
         """Return (used, held) by counter over the bucket's raw records in (after, upto]."""
+        ...
+
+    async def sums(
+        self, bucket: int, limits: Sequence[int], periods: int
+    ) -> Sequence[tuple[Counter, tuple[int, int]]]:
+        """Return (used, held) of these limits by counter: the newest `periods`, and what has none."""
+        ...
+
+    async def recall(
+        self, bucket: int, after: Position, choice: Choice, since_ms: int, most: int
+    ) -> Sequence[Entry]:
+        """Return the first `most` chosen records behind a place that were decided since a time, in order."""
         ...
 
     async def counts(self, upto: Mapping[int, Position]) -> Sequence[RowCount]:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from meter.audit import BucketCounters
 from meter.core.sequence import START, Position
-from meter.ports.warehouse import Counter
+from meter.errors import InvalidRequestError
+from meter.ports.warehouse import Choice, Counter
 from meter.transport.calls import faults
 from meter.v1 import ledger_pb2, ledger_pb2_grpc, report_pb2
 
@@ -14,16 +15,17 @@ if TYPE_CHECKING:
     import grpc.aio
 
     from meter.audit import Audit, Comparison
+    from meter.recall import Recall
     from meter.transport.calls import Caller
 
 __all__ = ["LedgerService"]
 
 
 class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
-    """`Compare`, over all tenants: for the deployment's own processes."""
+    """Over all tenants: for the deployment's own processes."""
 
-    def __init__(self, audit: Audit, caller: Caller) -> None:
-        self._audit, self._caller = audit, caller
+    def __init__(self, audit: Audit, recall: Recall, caller: Caller) -> None:
+        self._audit, self._recall, self._caller = audit, recall, caller
 
     async def Compare(  # noqa: N802
         self,
@@ -35,6 +37,81 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
             self._caller.check(context)
             return _answer(await self._audit.compare([_state(part) for part in request.buckets]))
         raise AssertionError  # the call was aborted
+
+    async def CatchUp(  # noqa: N802
+        self,
+        request: ledger_pb2.CatchUpRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> ledger_pb2.CatchUpResponse:
+        """See the proto."""
+        async with faults(context):
+            self._caller.check(context)
+            found = await self._recall.catch_up(request.buckets, request.decided_before_ms)
+            return ledger_pb2.CatchUpResponse(
+                reached=[
+                    ledger_pb2.Reached(
+                        bucket=one.bucket,
+                        generation=one.mark.generation,
+                        sequence=one.mark.sequence,
+                        held=one.held,
+                        seen_generation=one.seen.generation,
+                        seen_sequence=one.seen.sequence,
+                    )
+                    for one in found
+                ]
+            )
+        raise AssertionError  # the call was aborted
+
+    async def Sums(  # noqa: N802
+        self, request: ledger_pb2.SumsRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> ledger_pb2.SumsResponse:
+        """See the proto."""
+        async with faults(context):
+            self._caller.check(context)
+            found = await self._recall.sums(request.bucket, request.limits)
+            return ledger_pb2.SumsResponse(
+                counters=[
+                    ledger_pb2.Counter(
+                        limit=counter.limit, period_start=counter.period, used=used, held=held
+                    )
+                    for counter, (used, held) in found
+                ]
+            )
+        raise AssertionError  # the call was aborted
+
+    async def Recall(  # noqa: N802
+        self, request: ledger_pb2.RecallRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> ledger_pb2.RecallResponse:
+        """See the proto."""
+        async with faults(context):
+            self._caller.check(context)
+            choice = _CHOICES.get(request.choice)
+            if choice is None:
+                raise InvalidRequestError("UNKNOWN_CHOICE", f"no choice {request.choice}")
+            after = Position(request.after_generation, request.after_sequence)
+            found = await self._recall.records(
+                request.bucket, after, choice, request.since_ms, request.most
+            )
+            return ledger_pb2.RecallResponse(
+                records=[
+                    ledger_pb2.Record(
+                        generation=one.generation,
+                        sequence=one.sequence,
+                        body=one.body,
+                        effects=one.effects,
+                    )
+                    for one in found
+                ]
+            )
+        raise AssertionError  # the call was aborted
+
+
+_CHOICES = {
+    ledger_pb2.CHOICE_ALL: Choice.ALL,
+    ledger_pb2.CHOICE_OPEN: Choice.OPEN,
+    ledger_pb2.CHOICE_KEYED: Choice.KEYED,
+    ledger_pb2.CHOICE_BOUND: Choice.BOUND,
+}
 
 
 def _state(part: ledger_pb2.BucketCounters) -> BucketCounters:

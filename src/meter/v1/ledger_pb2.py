@@ -25,13 +25,15 @@ _sym_db = _symbol_database.Default()
 from meter.v1 import report_pb2 as meter_dot_v1_dot_report__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15meter/v1/ledger.proto\x12\x08meter.v1\x1a\x15meter/v1/report.proto\";\n\x0e\x43ompareRequest\x12)\n\x07\x62uckets\x18\x01 \x03(\x0b\x32\x18.meter.v1.BucketCounters\"p\n\x0e\x42ucketCounters\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x15\n\rlast_sequence\x18\x03 \x01(\x03\x12#\n\x08\x63ounters\x18\x04 \x03(\x0b\x32\x11.meter.v1.Counter\"J\n\x07\x43ounter\x12\r\n\x05limit\x18\x01 \x01(\x04\x12\x14\n\x0cperiod_start\x18\x02 \x01(\x03\x12\x0c\n\x04used\x18\x03 \x01(\x03\x12\x0c\n\x04held\x18\x04 \x01(\x03\"\xa5\x01\n\x0f\x43ompareResponse\x12\x0f\n\x07records\x18\x01 \x01(\x03\x12#\n\x04gaps\x18\x02 \x03(\x0b\x32\x15.meter.v1.SequenceGap\x12\x0f\n\x07repeats\x18\x03 \x01(\x03\x12\x1e\n\x05\x64rift\x18\x04 \x03(\x0b\x32\x0f.meter.v1.Drift\x12\x10\n\x08\x63ounters\x18\x05 \x01(\x03\x12\x19\n\x11rollup_difference\x18\x06 \x01(\x03\x32O\n\rLedgerService\x12>\n\x07\x43ompare\x12\x18.meter.v1.CompareRequest\x1a\x19.meter.v1.CompareResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15meter/v1/ledger.proto\x12\x08meter.v1\x1a\x15meter/v1/report.proto\";\n\x0e\x43ompareRequest\x12)\n\x07\x62uckets\x18\x01 \x03(\x0b\x32\x18.meter.v1.BucketCounters\"p\n\x0e\x42ucketCounters\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x15\n\rlast_sequence\x18\x03 \x01(\x03\x12#\n\x08\x63ounters\x18\x04 \x03(\x0b\x32\x11.meter.v1.Counter\"J\n\x07\x43ounter\x12\r\n\x05limit\x18\x01 \x01(\x04\x12\x14\n\x0cperiod_start\x18\x02 \x01(\x03\x12\x0c\n\x04used\x18\x03 \x01(\x03\x12\x0c\n\x04held\x18\x04 \x01(\x03\"\xa5\x01\n\x0f\x43ompareResponse\x12\x0f\n\x07records\x18\x01 \x01(\x03\x12#\n\x04gaps\x18\x02 \x03(\x0b\x32\x15.meter.v1.SequenceGap\x12\x0f\n\x07repeats\x18\x03 \x01(\x03\x12\x1e\n\x05\x64rift\x18\x04 \x03(\x0b\x32\x0f.meter.v1.Drift\x12\x10\n\x08\x63ounters\x18\x05 \x01(\x03\x12\x19\n\x11rollup_difference\x18\x06 \x01(\x03\"<\n\x0e\x43\x61tchUpRequest\x12\x0f\n\x07\x62uckets\x18\x01 \x03(\r\x12\x19\n\x11\x64\x65\x63ided_before_ms\x18\x02 \x01(\x03\"5\n\x0f\x43\x61tchUpResponse\x12\"\n\x07reached\x18\x01 \x03(\x0b\x32\x11.meter.v1.Reached\"}\n\x07Reached\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x03\x12\x0c\n\x04held\x18\x04 \x01(\x08\x12\x17\n\x0fseen_generation\x18\x05 \x01(\x04\x12\x15\n\rseen_sequence\x18\x06 \x01(\x03\"-\n\x0bSumsRequest\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\r\x12\x0e\n\x06limits\x18\x02 \x03(\x04\"3\n\x0cSumsResponse\x12#\n\x08\x63ounters\x18\x01 \x03(\x0b\x32\x11.meter.v1.Counter\"\x93\x01\n\rRecallRequest\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\r\x12\x18\n\x10\x61\x66ter_generation\x18\x02 \x01(\x04\x12\x16\n\x0e\x61\x66ter_sequence\x18\x03 \x01(\x03\x12 \n\x06\x63hoice\x18\x04 \x01(\x0e\x32\x10.meter.v1.Choice\x12\x10\n\x08since_ms\x18\x05 \x01(\x03\x12\x0c\n\x04most\x18\x06 \x01(\r\"3\n\x0eRecallResponse\x12!\n\x07records\x18\x01 \x03(\x0b\x32\x10.meter.v1.Record\"M\n\x06Record\x12\x12\n\ngeneration\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\x0f\n\x07\x65\x66\x66\x65\x63ts\x18\x04 \x01(\x0c*e\n\x06\x43hoice\x12\x16\n\x12\x43HOICE_UNSPECIFIED\x10\x00\x12\x0e\n\nCHOICE_ALL\x10\x01\x12\x0f\n\x0b\x43HOICE_OPEN\x10\x02\x12\x10\n\x0c\x43HOICE_KEYED\x10\x03\x12\x10\n\x0c\x43HOICE_BOUND\x10\x04\x32\x83\x02\n\rLedgerService\x12>\n\x07\x43ompare\x12\x18.meter.v1.CompareRequest\x1a\x19.meter.v1.CompareResponse\x12>\n\x07\x43\x61tchUp\x12\x18.meter.v1.CatchUpRequest\x1a\x19.meter.v1.CatchUpResponse\x12\x35\n\x04Sums\x12\x15.meter.v1.SumsRequest\x1a\x16.meter.v1.SumsResponse\x12;\n\x06Recall\x12\x17.meter.v1.RecallRequest\x1a\x18.meter.v1.RecallResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'meter.v1.ledger_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_CHOICE']._serialized_start=1103
+  _globals['_CHOICE']._serialized_end=1204
   _globals['_COMPAREREQUEST']._serialized_start=58
   _globals['_COMPAREREQUEST']._serialized_end=117
   _globals['_BUCKETCOUNTERS']._serialized_start=119
@@ -40,6 +42,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COUNTER']._serialized_end=307
   _globals['_COMPARERESPONSE']._serialized_start=310
   _globals['_COMPARERESPONSE']._serialized_end=475
-  _globals['_LEDGERSERVICE']._serialized_start=477
-  _globals['_LEDGERSERVICE']._serialized_end=556
+  _globals['_CATCHUPREQUEST']._serialized_start=477
+  _globals['_CATCHUPREQUEST']._serialized_end=537
+  _globals['_CATCHUPRESPONSE']._serialized_start=539
+  _globals['_CATCHUPRESPONSE']._serialized_end=592
+  _globals['_REACHED']._serialized_start=594
+  _globals['_REACHED']._serialized_end=719
+  _globals['_SUMSREQUEST']._serialized_start=721
+  _globals['_SUMSREQUEST']._serialized_end=766
+  _globals['_SUMSRESPONSE']._serialized_start=768
+  _globals['_SUMSRESPONSE']._serialized_end=819
+  _globals['_RECALLREQUEST']._serialized_start=822
+  _globals['_RECALLREQUEST']._serialized_end=969
+  _globals['_RECALLRESPONSE']._serialized_start=971
+  _globals['_RECALLRESPONSE']._serialized_end=1022
+  _globals['_RECORD']._serialized_start=1024
+  _globals['_RECORD']._serialized_end=1101
+  _globals['_LEDGERSERVICE']._serialized_start=1207
+  _globals['_LEDGERSERVICE']._serialized_end=1466
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from meter.v1 import report_pb2 as _report_pb2
 import builtins as _builtins
 import sys
@@ -20,6 +21,35 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Choice:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChoiceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Choice.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHOICE_UNSPECIFIED: _Choice.ValueType  # 0
+    CHOICE_ALL: _Choice.ValueType  # 1
+    """All records."""
+    CHOICE_OPEN: _Choice.ValueType  # 2
+    """Starts of leases and reservations whose end is not among the records."""
+    CHOICE_KEYED: _Choice.ValueType  # 3
+    """Those with an idempotency key, and settlements of reservations."""
+    CHOICE_BOUND: _Choice.ValueType  # 4
+    """Of each holder of seats the last start of a lease, and the last end that unbound the holder's device."""
+
+class Choice(_Choice, metaclass=_ChoiceEnumTypeWrapper): ...
+
+CHOICE_UNSPECIFIED: Choice.ValueType  # 0
+CHOICE_ALL: Choice.ValueType  # 1
+"""All records."""
+CHOICE_OPEN: Choice.ValueType  # 2
+"""Starts of leases and reservations whose end is not among the records."""
+CHOICE_KEYED: Choice.ValueType  # 3
+"""Those with an idempotency key, and settlements of reservations."""
+CHOICE_BOUND: Choice.ValueType  # 4
+"""Of each holder of seats the last start of a lease, and the last end that unbound the holder's device."""
+Global___Choice: _TypeAlias = Choice  # noqa: Y015
 
 @_typing.final
 class CompareRequest(_message.Message):
@@ -136,3 +166,218 @@ class CompareResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CompareResponse: _TypeAlias = CompareResponse  # noqa: Y015
+
+@_typing.final
+class CatchUpRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUCKETS_FIELD_NUMBER: _builtins.int
+    DECIDED_BEFORE_MS_FIELD_NUMBER: _builtins.int
+    decided_before_ms: _builtins.int
+    """By the clock of the counters: all that was decided before has to be in."""
+    @_builtins.property
+    def buckets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        buckets: _abc.Iterable[_builtins.int] | None = ...,
+        decided_before_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets", "decided_before_ms", b"decided_before_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CatchUpRequest: _TypeAlias = CatchUpRequest  # noqa: Y015
+
+@_typing.final
+class CatchUpResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REACHED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reached(self) -> _containers.RepeatedCompositeFieldContainer[Global___Reached]: ...
+    def __init__(
+        self,
+        *,
+        reached: _abc.Iterable[Global___Reached] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reached", b"reached"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CatchUpResponse: _TypeAlias = CatchUpResponse  # noqa: Y015
+
+@_typing.final
+class Reached(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUCKET_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    SEEN_GENERATION_FIELD_NUMBER: _builtins.int
+    SEEN_SEQUENCE_FIELD_NUMBER: _builtins.int
+    bucket: _builtins.int
+    generation: _builtins.int
+    """The last record that is rolled up; generation 0 = none."""
+    sequence: _builtins.int
+    held: _builtins.bool
+    """The bucket is held at a gap: the log has records beyond it, which are not rolled up before the gap is accepted."""
+    seen_generation: _builtins.int
+    """The furthest record of the bucket that was ever seen; beyond `generation` and `sequence` only if it is held."""
+    seen_sequence: _builtins.int
+    def __init__(
+        self,
+        *,
+        bucket: _builtins.int = ...,
+        generation: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        held: _builtins.bool = ...,
+        seen_generation: _builtins.int = ...,
+        seen_sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "generation", b"generation", "held", b"held", "seen_generation", b"seen_generation", "seen_sequence", b"seen_sequence", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reached: _TypeAlias = Reached  # noqa: Y015
+
+@_typing.final
+class SumsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUCKET_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    bucket: _builtins.int
+    @_builtins.property
+    def limits(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """At most 10,000."""
+
+    def __init__(
+        self,
+        *,
+        bucket: _builtins.int = ...,
+        limits: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bucket", b"bucket", "limits", b"limits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SumsRequest: _TypeAlias = SumsRequest  # noqa: Y015
+
+@_typing.final
+class SumsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def counters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Counter]:
+        """By limit, newest period first; at most 32 periods of a limit."""
+
+    def __init__(
+        self,
+        *,
+        counters: _abc.Iterable[Global___Counter] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SumsResponse: _TypeAlias = SumsResponse  # noqa: Y015
+
+@_typing.final
+class RecallRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUCKET_FIELD_NUMBER: _builtins.int
+    AFTER_GENERATION_FIELD_NUMBER: _builtins.int
+    AFTER_SEQUENCE_FIELD_NUMBER: _builtins.int
+    CHOICE_FIELD_NUMBER: _builtins.int
+    SINCE_MS_FIELD_NUMBER: _builtins.int
+    MOST_FIELD_NUMBER: _builtins.int
+    bucket: _builtins.int
+    after_generation: _builtins.int
+    """Only records behind this place."""
+    after_sequence: _builtins.int
+    choice: Global___Choice.ValueType
+    since_ms: _builtins.int
+    """Only what was decided at or after this time."""
+    most: _builtins.int
+    """At most 10,000."""
+    def __init__(
+        self,
+        *,
+        bucket: _builtins.int = ...,
+        after_generation: _builtins.int = ...,
+        after_sequence: _builtins.int = ...,
+        choice: Global___Choice.ValueType = ...,
+        since_ms: _builtins.int = ...,
+        most: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_generation", b"after_generation", "after_sequence", b"after_sequence", "bucket", b"bucket", "choice", b"choice", "most", b"most", "since_ms", b"since_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecallRequest: _TypeAlias = RecallRequest  # noqa: Y015
+
+@_typing.final
+class RecallResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___Record]:
+        """Fewer than were asked for: there are no more."""
+
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[Global___Record] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecallResponse: _TypeAlias = RecallResponse  # noqa: Y015
+
+@_typing.final
+class Record(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GENERATION_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    BODY_FIELD_NUMBER: _builtins.int
+    EFFECTS_FIELD_NUMBER: _builtins.int
+    generation: _builtins.int
+    sequence: _builtins.int
+    body: _builtins.bytes
+    effects: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        generation: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        body: _builtins.bytes = ...,
+        effects: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "effects", b"effects", "generation", b"generation", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Record: _TypeAlias = Record  # noqa: Y015

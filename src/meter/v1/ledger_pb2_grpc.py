@@ -39,6 +39,21 @@ class LedgerServiceStub(object):
                 request_serializer=meter_dot_v1_dot_ledger__pb2.CompareRequest.SerializeToString,
                 response_deserializer=meter_dot_v1_dot_ledger__pb2.CompareResponse.FromString,
                 _registered_method=True)
+        self.CatchUp = channel.unary_unary(
+                '/meter.v1.LedgerService/CatchUp',
+                request_serializer=meter_dot_v1_dot_ledger__pb2.CatchUpRequest.SerializeToString,
+                response_deserializer=meter_dot_v1_dot_ledger__pb2.CatchUpResponse.FromString,
+                _registered_method=True)
+        self.Sums = channel.unary_unary(
+                '/meter.v1.LedgerService/Sums',
+                request_serializer=meter_dot_v1_dot_ledger__pb2.SumsRequest.SerializeToString,
+                response_deserializer=meter_dot_v1_dot_ledger__pb2.SumsResponse.FromString,
+                _registered_method=True)
+        self.Recall = channel.unary_unary(
+                '/meter.v1.LedgerService/Recall',
+                request_serializer=meter_dot_v1_dot_ledger__pb2.RecallRequest.SerializeToString,
+                response_deserializer=meter_dot_v1_dot_ledger__pb2.RecallResponse.FromString,
+                _registered_method=True)
 
 
 class LedgerServiceServicer(object):
@@ -52,6 +67,28 @@ class LedgerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CatchUp(self, request, context):
+        """Waits until all that the log has of the buckets, to its end at a time, is rolled up, and says how far that is: what
+        a Redis whose data may be older than that has lost. UNAVAILABLE with ROLLUP_BEHIND when it does not get there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Sums(self, request, context):
+        """What counters of a bucket must show, by limit: the newest periods, and what has no period.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Recall(self, request, context):
+        """Records of a bucket as they were written, in the order of writing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LedgerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -59,6 +96,21 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     servicer.Compare,
                     request_deserializer=meter_dot_v1_dot_ledger__pb2.CompareRequest.FromString,
                     response_serializer=meter_dot_v1_dot_ledger__pb2.CompareResponse.SerializeToString,
+            ),
+            'CatchUp': grpc.unary_unary_rpc_method_handler(
+                    servicer.CatchUp,
+                    request_deserializer=meter_dot_v1_dot_ledger__pb2.CatchUpRequest.FromString,
+                    response_serializer=meter_dot_v1_dot_ledger__pb2.CatchUpResponse.SerializeToString,
+            ),
+            'Sums': grpc.unary_unary_rpc_method_handler(
+                    servicer.Sums,
+                    request_deserializer=meter_dot_v1_dot_ledger__pb2.SumsRequest.FromString,
+                    response_serializer=meter_dot_v1_dot_ledger__pb2.SumsResponse.SerializeToString,
+            ),
+            'Recall': grpc.unary_unary_rpc_method_handler(
+                    servicer.Recall,
+                    request_deserializer=meter_dot_v1_dot_ledger__pb2.RecallRequest.FromString,
+                    response_serializer=meter_dot_v1_dot_ledger__pb2.RecallResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -88,6 +140,87 @@ class LedgerService(object):
             '/meter.v1.LedgerService/Compare',
             meter_dot_v1_dot_ledger__pb2.CompareRequest.SerializeToString,
             meter_dot_v1_dot_ledger__pb2.CompareResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CatchUp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meter.v1.LedgerService/CatchUp',
+            meter_dot_v1_dot_ledger__pb2.CatchUpRequest.SerializeToString,
+            meter_dot_v1_dot_ledger__pb2.CatchUpResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Sums(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meter.v1.LedgerService/Sums',
+            meter_dot_v1_dot_ledger__pb2.SumsRequest.SerializeToString,
+            meter_dot_v1_dot_ledger__pb2.SumsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Recall(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meter.v1.LedgerService/Recall',
+            meter_dot_v1_dot_ledger__pb2.RecallRequest.SerializeToString,
+            meter_dot_v1_dot_ledger__pb2.RecallResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,14 @@ class LedgerServiceStub:
     """Waits until the rollup has reached every bucket's mark, then compares the counters with the sum of the effects of
     all records up to it.
     """
+    CatchUp: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.CatchUpRequest, _ledger_pb2.CatchUpResponse]
+    """Waits until all that the log has of the buckets, to its end at a time, is rolled up, and says how far that is: what
+    a Redis whose data may be older than that has lost. UNAVAILABLE with ROLLUP_BEHIND when it does not get there.
+    """
+    Sums: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.SumsRequest, _ledger_pb2.SumsResponse]
+    """What counters of a bucket must show, by limit: the newest periods, and what has no period."""
+    Recall: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.RecallRequest, _ledger_pb2.RecallResponse]
+    """Records of a bucket as they were written, in the order of writing."""
 
 @_typing.type_check_only
 class LedgerServiceAsyncStub(LedgerServiceStub):
@@ -45,6 +53,14 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     """Waits until the rollup has reached every bucket's mark, then compares the counters with the sum of the effects of
     all records up to it.
     """
+    CatchUp: _aio.UnaryUnaryMultiCallable[_ledger_pb2.CatchUpRequest, _ledger_pb2.CatchUpResponse]  # type: ignore[assignment]
+    """Waits until all that the log has of the buckets, to its end at a time, is rolled up, and says how far that is: what
+    a Redis whose data may be older than that has lost. UNAVAILABLE with ROLLUP_BEHIND when it does not get there.
+    """
+    Sums: _aio.UnaryUnaryMultiCallable[_ledger_pb2.SumsRequest, _ledger_pb2.SumsResponse]  # type: ignore[assignment]
+    """What counters of a bucket must show, by limit: the newest periods, and what has no period."""
+    Recall: _aio.UnaryUnaryMultiCallable[_ledger_pb2.RecallRequest, _ledger_pb2.RecallResponse]  # type: ignore[assignment]
+    """Records of a bucket as they were written, in the order of writing."""
 
 class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -56,5 +72,31 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Waits until the rollup has reached every bucket's mark, then compares the counters with the sum of the effects of
         all records up to it.
         """
+
+    @_abc_1.abstractmethod
+    def CatchUp(
+        self,
+        request: _ledger_pb2.CatchUpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.CatchUpResponse, _abc.Awaitable[_ledger_pb2.CatchUpResponse]]:
+        """Waits until all that the log has of the buckets, to its end at a time, is rolled up, and says how far that is: what
+        a Redis whose data may be older than that has lost. UNAVAILABLE with ROLLUP_BEHIND when it does not get there.
+        """
+
+    @_abc_1.abstractmethod
+    def Sums(
+        self,
+        request: _ledger_pb2.SumsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.SumsResponse, _abc.Awaitable[_ledger_pb2.SumsResponse]]:
+        """What counters of a bucket must show, by limit: the newest periods, and what has no period."""
+
+    @_abc_1.abstractmethod
+    def Recall(
+        self,
+        request: _ledger_pb2.RecallRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.RecallResponse, _abc.Awaitable[_ledger_pb2.RecallResponse]]:
+        """Records of a bucket as they were written, in the order of writing."""
 
 def add_LedgerServiceServicer_to_server(servicer: LedgerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -166,5 +166,5 @@ def bucket_state(bucket: int, reply: list[Any]) -> BucketState:
     counters += [
         Counter(int(seats[at]), 0, 0, int(seats[at + 1])) for at in range(0, len(seats), 2)
     ]
-    ordered = tuple(sorted(counters, key=lambda one: (one.limit, one.period)))
+    ordered = tuple(sorted(counters, key=lambda one: (one.limit, one.period, one.used, one.held)))
     return BucketState(bucket, int(generation), int(last), ordered)

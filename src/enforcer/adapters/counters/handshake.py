@@ -2,29 +2,34 @@
 
 Before any answer, every bucket's sequence gets a new generation if it was opened on another process.
 
-A restarted server may have lost its last writes, and a promoted replica may never have seen them. Were the old sequence
-continued, a number could be given out twice for different records, and the loss could not be seen. The number of the
-new generation comes from the definitions' database, so that not even a server started on an old copy of its data can
-repeat one. Order matters: the scripts whose text names the server are loaded last, and nothing is decided without them.
+A restarted server may have lost its last writes, a promoted replica may never have seen them, and an emptied one has
+nothing. So a bucket that was opened before is closed until the meter has said how far its records go: what Redis lacks
+of them is made good first (`mend`). Until then the scripts refuse it, whoever asks, since its meta names another process.
+
+Were the old sequence continued, a number could be given out twice for different records, and the loss could not be seen.
+The number of the new generation comes from the definitions' database, so that not even a server started on an old copy
+of its data can repeat one. Order matters: proof, then what is missing, then the generation, which opens the bucket.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import structlog
 
 from enforcer.adapters.counters.scripts import script
 from enforcer.errors import StoreMisconfiguredError, StoreUnavailableError
 from meter.core.keys import bucket_tag
+from meter.core.sequence import START, Position
 
 if TYPE_CHECKING:
     from enforcer.adapters.counters.connection import Connection
 
-__all__ = ["Generations", "Handshake", "shake_hands"]
+__all__ = ["Found", "Generations", "Handshake", "look", "open_generation", "shake_hands"]
 
 _log = structlog.get_logger(__name__)
 _POLICY = b"noeviction"
+_NOBODY, _FIRST = "", "new"
 
 
 class Generations(Protocol):
@@ -43,11 +48,19 @@ class Generations(Protocol):
         ...
 
 
-class Handshake:
-    """What the handshake found: SHAs of the loaded scripts, and buckets whose data are missing."""
+class Found(NamedTuple):
+    """A bucket as Redis has it: the process it was opened on (empty: its data are missing), and its last record."""
 
-    def __init__(self, run_id: str, decide: bytes, hold: bytes, lost: frozenset[int]) -> None:
-        self.run_id, self.decide, self.hold, self.lost = run_id, decide, hold, lost
+    run: str
+    generation: int
+    last: Position
+
+
+class Handshake:
+    """SHAs of the loaded scripts, and buckets that are closed, each with what it waits for."""
+
+    def __init__(self, run_id: str, decide: bytes, hold: bytes, closed: dict[int, str]) -> None:
+        self.run_id, self.decide, self.hold, self.closed = run_id, decide, hold, closed
 
 
 async def shake_hands(
@@ -64,44 +77,57 @@ async def shake_hands(
         )
         raise StoreMisconfiguredError(message)
     text = script("open", run_id, clock)
-    lost = [
-        bucket
-        for bucket in buckets
-        if not await _open(connection, text, bucket, run_id, generations)
-    ]
-    decide = await connection.call("SCRIPT", "LOAD", script("decide", run_id, clock))
-    hold = await connection.call("SCRIPT", "LOAD", script("hold", run_id, clock))
-    return Handshake(run_id, decide, hold, frozenset(lost))
-
-
-async def _open(
-    connection: Connection, text: str, bucket: int, run_id: str, generations: Generations
-) -> bool:
-    """Open a generation of the bucket on this server process, unless that was done. False: its data are lost."""
-    tag = bucket_tag(bucket)
-
-    async def call(generation: int, *, create: bool) -> list[Any]:
-        reply = await connection.call(
-            "EVAL", text, 1, f"{tag}m", tag, run_id, generation, int(create)
-        )
-        return list(reply)
-
-    for _ in range(8):
+    closed: dict[int, str] = {}
+    for bucket in buckets:
         # In this order: a bucket that Redis was seen to have before it is looked for, and lacks then, is lost. The other
         # way round one that another enforcer creates in between would be taken for lost.
         was_opened = await generations.was_opened(bucket)
-        found, create = await call(0, create=False), False
-        if found[0] == b"lost":
-            if was_opened:
-                _log.error("the bucket's data are missing in Redis", bucket=bucket)
-                return False
-            found, create = [b"0", b"", b"0", b"-1"], True
-        if found[1] == run_id.encode():
+        found = await look(connection, text, bucket, run_id)
+        if found.run == run_id:
             await _confirm(generations, bucket)
-            return True
-        at_least = max(int(found[0]), int(found[2]))
+        elif found.run or was_opened:
+            closed[bucket] = "the meter was not asked yet"
+        else:
+            await open_generation(connection, text, bucket, run_id, generations, create=_FIRST)
+    decide = await connection.call("SCRIPT", "LOAD", script("decide", run_id, clock))
+    hold = await connection.call("SCRIPT", "LOAD", script("hold", run_id, clock))
+    return Handshake(run_id, decide, hold, closed)
+
+
+async def look(connection: Connection, text: str, bucket: int, run_id: str) -> Found:
+    """What Redis has of the bucket."""
+    tag = bucket_tag(bucket)
+    reply = await connection.call("EVAL", text, 1, f"{tag}m", tag, run_id, 0, _NOBODY, 0, -1)
+    last = Position(int(reply[2]), int(reply[3]))
+    if reply[0] == b"lost":
+        return Found("", 0, last)
+    return Found(reply[1].decode(), int(reply[0]), last)
+
+
+async def open_generation(
+    connection: Connection,
+    text: str,
+    bucket: int,
+    run_id: str,
+    generations: Generations,
+    create: str = _NOBODY,
+    known: Position = START,
+) -> bool:
+    """Open a generation of the bucket on this server process, unless that was done. False: its data are missing.
+
+    `known` is the furthest place that is known to have existed: the generation says so, and whoever follows the sequence
+    finds out what is missing before it.
+    """
+    tag = bucket_tag(bucket)
+    for _ in range(8):
+        found = await look(connection, text, bucket, run_id)
+        at_least = max(found.generation, found.last.generation, known.generation)
         generation = await generations.next_generation(bucket, at_least)
-        opened = await call(generation, create=create)
+        opened = await connection.call(
+            "EVAL", text, 1, f"{tag}m", tag, run_id, generation, create, *known
+        )
+        if opened[0] == b"lost":
+            return False
         if opened[0] != b"used":
             _log.info("generation opened", bucket=bucket, generation=int(opened[0]))
             await _confirm(generations, bucket)

@@ -19,23 +19,34 @@ import structlog
 
 from enforcer.adapters.counters import codec
 from enforcer.adapters.counters.connection import Connection, ConnectionLostError, connect
-from enforcer.adapters.counters.handshake import Generations, Handshake, shake_hands
+from enforcer.adapters.counters.handshake import Handshake, shake_hands
+from enforcer.adapters.counters.mend import Mender
 from enforcer.adapters.counters.scripts import SERVER_CLOCK
-from enforcer.core.commands import EpochStale, HoldGone, KeyReused, TooMuch, idempotency
+from enforcer.core.commands import (
+    Decision,
+    EpochStale,
+    HoldGone,
+    KeyReused,
+    TooMuch,
+    idempotency,
+)
 from enforcer.core.rules import Mode
 from enforcer.errors import (
-    CountersLostError,
+    CountersRebuildingError,
     MetergateError,
     OutcomeUnknownError,
     StoreUnavailableError,
 )
 from meter.core.keys import bucket_tag
 from meter.core.records import RecordType
+from meter.core.sequence import START, Position
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from enforcer.adapters.counters.mend import Truth
     from enforcer.core.commands import Answer, Ask, BucketState, LeaseInfo, Settled
+    from enforcer.ports.ledger import Ledger
 
 __all__ = ["RedisCounters", "RedisOptions"]
 
@@ -71,6 +82,11 @@ class _Waiting:
     since: float
 
     @property
+    def bucket(self) -> int:
+        """Whose counters it needs."""
+        return self.group[0].program.bucket
+
+    @property
     def repeatable(self) -> bool:
         """Whether running it a second time changes nothing more."""
         return all(ask.idempotency or ask.mode in _READS for ask in self.group)
@@ -91,26 +107,33 @@ class _Batch:
 class RedisCounters:
     """Implements `enforcer.ports.counters.CounterStore`. `start` it, then wait for `ready` or just ask.
 
-    `observe(checks, seconds)` is told of every batch.
+    `truth` knows generations and definitions, `ledger` the records: without it buckets that were opened on another
+    server process stay closed. `observe(checks, seconds)` is told of every batch.
     """
 
     def __init__(
         self,
         options: RedisOptions,
-        generations: Generations,
+        truth: Truth,
         observe: Callable[[int, float], None] = lambda _checks, _seconds: None,
+        *,
+        ledger: Ledger | None = None,
     ) -> None:
-        self._options, self._generations, self._observe = options, generations, observe
+        self._options, self._truth, self._observe = options, truth, observe
+        self._ledger = ledger
         self._enforcer = secrets.token_hex(8)
         self._link: Connection | None = None
         self._hands: Handshake | None = None
         self._connections = self._batches = 0
         self._queue: list[_Waiting] = []
+        self._parked: list[_Waiting] = []
+        self._known: dict[int, Position] = {}
         self._doubt: list[_Batch] = []
         self._flying: dict[int, _Batch] = {}
         self._scheduled = False
         self.ready = asyncio.Event()
         self._down = asyncio.Event()
+        self._closing = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.last_error = "not connected yet"
 
@@ -156,7 +179,10 @@ class RedisCounters:
                 delay = min(delay * 2, 1.0)
                 continue
             delay = 0.02
+            opening = asyncio.create_task(self._keep_open(link), name="redis buckets")
             await down.wait()
+            opening.cancel()
+            await asyncio.wait({opening})
             self._drop(link)
             self.last_error = "connection lost"
 
@@ -170,25 +196,101 @@ class RedisCounters:
     async def _greet(self, link: Connection) -> None:
         """Handshake, fence off the connection before this one, and settle what became of its batches."""
         buckets = range(self._options.buckets)
-        hands = await shake_hands(link, buckets, self._generations, self._options.clock)
+        hands = await shake_hands(link, buckets, self._truth, self._options.clock)
         self._connections += 1
         self._hands = hands
-        ran: dict[int, int] = {}
-        for bucket in buckets:
-            reply = await link.call(*self._hold_command(hands, "fence", bucket))
-            ran[bucket] = -1 if reply[0] == b"lost" else int(reply[0])
+        await self._fence(link, hands, dict.fromkeys(set(buckets) - set(hands.closed), True))
         self._link = link
+        self.ready.set()
+        self._schedule()
+
+    async def _fence(self, link: Connection, hands: Handshake, opened: Mapping[int, bool]) -> None:
+        """Refuse what older connections may still have on its way to these buckets, and settle what became of it.
+
+        A bucket that had lost something (False) does not know which batches ran.
+        """
+        ran: dict[int, float] = {}
+        for bucket, intact in opened.items():
+            reply = await link.call(*self._hold_command(hands, "fence", bucket))
+            if reply[0] == b"lost":
+                hands.closed[bucket] = "its data are missing"
+            else:
+                ran[bucket] = int(reply[0]) if intact else float("inf")
         again: list[_Waiting] = []
         for batch in self._doubt:
             for waiting in batch.waiting:
-                if waiting.repeatable or ran[waiting.group[0].program.bucket] < batch.number:
+                last = ran.get(waiting.bucket)
+                if last is None:
+                    continue
+                if waiting.repeatable or last < batch.number:
                     again.append(waiting)
                 else:
                     waiting.fail(OutcomeUnknownError())
-        self._doubt = []
+            batch.waiting = [one for one in batch.waiting if one.bucket not in ran]
+        self._doubt = [batch for batch in self._doubt if batch.waiting]
         self._queue = again + self._queue
-        self.ready.set()
-        self._schedule()
+
+    # -- buckets that are closed until they are proven
+
+    @property
+    def serving(self) -> bool:
+        """Whether there is a connection and at least one bucket can be asked."""
+        hands = self._hands
+        return (
+            self.ready.is_set() and hands is not None and len(hands.closed) < self._options.buckets
+        )
+
+    def _close_bucket(self, bucket: int) -> None:
+        """Redis lacks it, although it was opened on this very process."""
+        assert self._hands is not None
+        if bucket not in self._hands.closed:
+            _log.error("the bucket's data are missing in Redis", bucket=bucket)
+            self._hands.closed[bucket] = "its data are missing"
+        self._closing.set()
+
+    def _rebuilding(self, bucket: int) -> CountersRebuildingError:
+        why = "" if self._hands is None else self._hands.closed.get(bucket, "")
+        return CountersRebuildingError(bucket, why)
+
+    async def _keep_open(self, link: Connection) -> None:
+        """Open what is closed, now and whenever a bucket turns out to be missing. Ends with its connection."""
+        hands = self._hands
+        assert hands is not None
+        options, pause = self._options, 0.05
+        ledger = self._ledger
+        if ledger is None:
+            hands.closed.update(dict.fromkeys(hands.closed, "there is no meter to ask"))
+            return
+        mender = Mender(
+            link,
+            hands.run_id,
+            options.clock,
+            options.window_ms,
+            self._truth,
+            ledger,
+            lambda bucket: self._known.get(bucket, START),
+        )
+        while True:
+            if not hands.closed:
+                self._closing.clear()
+                await self._closing.wait()
+                pause = 0.05
+            try:
+                opened = await mender.mend(hands.closed)
+                await self._fence(link, hands, opened)
+            except (ConnectionLostError, hiredis.HiredisError, MetergateError) as error:
+                hands.closed.update(dict.fromkeys(hands.closed, str(error)))
+                opened = {}
+            for bucket in opened:
+                hands.closed.pop(bucket, None)
+            if opened:
+                pause = 0.05
+                self._queue, self._parked = self._parked + self._queue, []
+                self._schedule()
+            if hands.closed:
+                _log.warning("buckets are closed", buckets=hands.closed, pause=pause)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 1.0)
 
     async def _watch(self) -> None:
         """Give up on a silent server, and on waiting for one that is away."""
@@ -200,13 +302,17 @@ class RedisCounters:
                 self.last_error = "no reply"
                 if self._link is not None:
                     self._drop(self._link)
-            if self.ready.is_set():
-                continue
             limit = now - self._options.patience
-            self._queue = [one for one in self._queue if not self._given_up(one, limit, sent=False)]
+            self._parked = [
+                one for one in self._parked if not self._given_up(one, limit, sent=False)
+            ]
             for batch in self._doubt:
                 batch.waiting = [
                     one for one in batch.waiting if not self._given_up(one, limit, sent=True)
+                ]
+            if not self.ready.is_set():
+                self._queue = [
+                    one for one in self._queue if not self._given_up(one, limit, sent=False)
                 ]
 
     def _given_up(self, waiting: _Waiting, limit: float, *, sent: bool) -> bool:
@@ -214,6 +320,8 @@ class RedisCounters:
             return False
         if sent and not waiting.repeatable:
             waiting.fail(OutcomeUnknownError())
+        elif self.ready.is_set():
+            waiting.fail(self._rebuilding(waiting.bucket))
         else:
             waiting.fail(StoreUnavailableError(self.last_error))
         return True
@@ -268,8 +376,8 @@ class RedisCounters:
             if waiting.future.done():
                 continue
             bucket = waiting.group[0].program.bucket
-            if bucket in hands.lost:
-                waiting.fail(CountersLostError(bucket))
+            if bucket in hands.closed:
+                self._parked.append(waiting)
                 continue
             section = sections.get(bucket)
             if section is None:
@@ -338,16 +446,27 @@ class RedisCounters:
         self._schedule()
 
     def _deliver(self, waiting: _Waiting, replies: list[bytes]) -> None:
-        future = waiting.future
-        if future.done():
-            return
-        bucket = waiting.group[0].program.bucket
+        bucket = waiting.bucket
         try:
-            future.set_result([codec.answer(bucket, reply) for reply in replies])
+            answers = [codec.answer(bucket, reply) for reply in replies]
         except codec.LostError:
-            future.set_exception(CountersLostError(bucket))
+            self._close_bucket(bucket)
+            self._parked.append(waiting)
+            return
         except codec.FencedError:
             self._queue.append(waiting)
+            return
+        last = answers[-1]
+        if isinstance(last, Decision):
+            self._note(bucket, last.generation, last.sequence)
+        if not waiting.future.done():
+            waiting.future.set_result(answers)
+
+    def _note(self, bucket: int, generation: int, sequence: int) -> None:
+        """A place that has been acknowledged: should Redis and the records both lack it, that is a loss to be named."""
+        place = Position(generation, sequence)
+        if place > self._known.get(bucket, START):
+            self._known[bucket] = place
 
     # -- what is held, and a bucket's own affairs
 
@@ -382,6 +501,11 @@ class RedisCounters:
             if link is None or hands is None:
                 await asyncio.sleep(0)
                 continue
+            if bucket in hands.closed:
+                if left <= 0:
+                    raise self._rebuilding(bucket)
+                await asyncio.sleep(0.01)
+                continue
             try:
                 async with asyncio.timeout(self._options.reply_timeout):
                     reply = await link.call(
@@ -399,7 +523,8 @@ class RedisCounters:
                     continue
                 raise StoreUnavailableError(str(error)) from error
             if reply and reply[0] == b"lost":
-                raise CountersLostError(bucket)
+                self._close_bucket(bucket)
+                continue
             if reply and reply[0] == b"fenced":
                 self._drop(link)
                 continue

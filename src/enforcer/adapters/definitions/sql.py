@@ -7,6 +7,7 @@ import hashlib
 import secrets as random
 import sqlite3
 import time
+from collections import defaultdict
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from enforcer.adapters.definitions import tables as t
 from enforcer.adapters.definitions.apply import Application, pending
 from enforcer.catalog.model import EntitlementSpec
 from enforcer.core.model import Customer, Feature, Node
+from enforcer.core.rebuild import Account
 from enforcer.errors import DefinitionsUnavailableError, MisconfiguredError
 from enforcer.ports.definitions import Applied, Caller, Touched
 
@@ -198,6 +200,40 @@ class SqlDefinitions:
                 )
             )
         return Feature(row.id, key, key, releases or {})
+
+    async def accounts(self, bucket: int, after: int, most: int) -> list[Account]:
+        async with self._transaction() as connection:
+            found = (
+                await connection.execute(
+                    select(t.accounts)
+                    .where(t.accounts.c.bucket == bucket, t.accounts.c.id > after)
+                    .order_by(t.accounts.c.id)
+                    .limit(most)
+                )
+            ).all()
+            ids = [row.id for row in found]
+            entitlements: dict[int, list[Any]] = defaultdict(list)
+            for one in await connection.execute(
+                select(t.entitlements)
+                .where(t.entitlements.c.account_id.in_(ids))
+                .order_by(t.entitlements.c.id)
+            ):
+                spec = EntitlementSpec.from_json(one.key, one.feature, one.definition)
+                entitlements[one.node_id].append(spec.numbered(one.id, one.grants))
+            nodes: dict[int, list[Node]] = defaultdict(list)
+            for one in await connection.execute(
+                select(t.nodes).where(t.nodes.c.account_id.in_(ids)).order_by(t.nodes.c.id)
+            ):
+                node = Node(one.id, one.key, one.suspended, tuple(entitlements[one.id]))
+                nodes[one.account_id].append(node)
+            features: dict[str, dict[str, int]] = defaultdict(dict)
+            for one in await connection.execute(
+                select(t.features).where(t.features.c.tenant.in_({row.tenant for row in found}))
+            ):
+                features[one.tenant][one.key] = one.id
+        return [
+            Account(row.id, row.tenant, tuple(nodes[row.id]), features[row.tenant]) for row in found
+        ]
 
     async def caller(self, api_key: str) -> Caller | None:
         digest = hashlib.sha256(api_key.encode(errors="replace")).digest()

@@ -7,21 +7,36 @@ from typing import TYPE_CHECKING
 from meter.adapters.clickhouse.aggregates import AggregateReader
 from meter.adapters.clickhouse.scope import beginning, chosen, key_of, split
 from meter.adapters.clickhouse.slices import upto as _upto
-from meter.adapters.clickhouse.warehouse import USAGE_TYPES, effects_of
+from meter.adapters.clickhouse.warehouse import USAGE_TYPES, effects_of, entry_of
+from meter.core.records import RecordType
 from meter.core.sequence import Range
 from meter.ports.usage import Key, Row
-from meter.ports.warehouse import Counter, RowCount
+from meter.ports.warehouse import Choice, Counter, RowCount
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meter.core.sequence import Position
+    from meter.core.sequence import Entry, Position
     from meter.ports.usage import Scope
 
 __all__ = ["ClickHouseReader"]
 
 CHUNK = 10_000
 """Counters asked for in one query."""
+STARTS = f"{RecordType.HOLD:d}, {RecordType.LEASE_START:d}"
+ENDS = ", ".join(
+    f"{kind:d}"
+    for kind in (
+        RecordType.COMMIT,
+        RecordType.RELEASE,
+        RecordType.HOLD_EXPIRED,
+        RecordType.LEASE_END,
+        RecordType.LEASE_EXPIRED,
+    )
+)
+LEASE_ENDS = f"{RecordType.LEASE_END:d}, {RecordType.LEASE_EXPIRED:d}"
+KEYED = f"{RecordType.USAGE:d}, {STARTS}"
+SETTLED = f"{RecordType.COMMIT:d}, {RecordType.RELEASE:d}"
 
 
 class ClickHouseReader(AggregateReader):
@@ -104,9 +119,53 @@ class ClickHouseReader(AggregateReader):
         rows = await self._reader.rows(
             "SELECT toInt64(e.1) AS limit, toInt64(e.2) AS period, sum(toInt64(e.3)), sum(toInt64(e.4))"  # noqa: S608
             f" FROM ({effects_of(f'({_upto({bucket: upto})}) AND NOT ({_upto({bucket: after})})')})"
-            " GROUP BY limit, period"
+            " WHERE e.1 != 0 GROUP BY limit, period"
         )
         return {Counter(row[0], row[1]): (row[2], row[3]) for row in rows}
+
+    async def sums(
+        self, bucket: int, limits: Sequence[int], periods: int
+    ) -> Sequence[tuple[Counter, tuple[int, int]]]:
+        if not limits:
+            return []
+        newest = (
+            "SELECT limit, period, sum(used), sum(held) FROM ledger WHERE bucket = {bucket:UInt32}"
+            " AND limit IN {limits:Array(Int64)} AND period %s 0 GROUP BY limit, period"
+        )
+        rows = await self._reader.rows(
+            f"SELECT * FROM (({newest % '!='} ORDER BY limit, period DESC LIMIT {periods:d} BY limit)"  # noqa: S608
+            f" UNION ALL ({newest % '='})) AS both ORDER BY limit, period DESC",
+            {"bucket": bucket, "limits": list(limits)},
+        )
+        return [(Counter(row[0], row[1]), (row[2], row[3])) for row in rows]
+
+    async def recall(
+        self, bucket: int, after: Position, choice: Choice, since_ms: int, most: int
+    ) -> Sequence[Entry]:
+        own = f"bucket = {bucket:d} AND NOT ({_upto({bucket: after})})"
+        where = f"{own} AND effects[3] >= {since_ms:d}" if since_ms else own
+        if choice is not Choice.ALL:
+            where += " AND flaw = ''"
+        if choice is Choice.OPEN:
+            where += (
+                f" AND type IN ({STARTS}) AND JSONExtractString(body, 'id') NOT IN (SELECT"  # noqa: S608
+                f" JSONExtractString(body, 'id') FROM raw WHERE {own} AND type IN ({ENDS}))"
+            )
+        elif choice is Choice.KEYED:
+            where += f" AND ((type IN ({KEYED}) AND JSONHas(body, 'k')) OR type IN ({SETTLED}))"
+        elif choice is Choice.BOUND:
+            holder = "JSONExtractString(body, 'h')"
+            where += (
+                f" AND (generation, seq) IN (SELECT max((generation, seq)) FROM raw WHERE {own}"  # noqa: S608
+                f" AND (type = {RecordType.LEASE_START:d} OR (type IN ({LEASE_ENDS})"
+                f" AND effects[8] = 1)) AND {holder} != '' GROUP BY type = {RecordType.LEASE_START:d},"
+                f" who.t, who.c, JSONExtractString(body, 'f'), {holder})"
+            )
+        rows = await self._reader.rows(
+            "SELECT generation, seq, body, effects, rest FROM raw FINAL"  # noqa: S608
+            f" WHERE {where} ORDER BY bucket, generation, seq LIMIT {most:d}"
+        )
+        return [entry_of(*row) for row in rows]
 
     async def counts(self, upto: Mapping[int, Position]) -> Sequence[RowCount]:
         query = (

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 from meter.adapters.clickhouse.aggregates import Aggregates
 from meter.adapters.clickhouse.slices import add_once, covers
 from meter.core.records import RecordType
+from meter.core.sequence import Entry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meter.core.sequence import Entry, Position
+    from meter.core.sequence import Position
     from meter.ports.marks import Manifest
 
-__all__ = ["USAGE_TYPES", "ClickHouseWarehouse", "effects_of"]
+__all__ = ["USAGE_TYPES", "ClickHouseWarehouse", "effects_of", "entry_of"]
 
 USAGE_TYPES = f"{RecordType.USAGE:d}, {RecordType.COMMIT:d}"
 DENIAL = f"{RecordType.DENIAL:d}"
@@ -144,13 +145,27 @@ class ClickHouseWarehouse(Aggregates):
                 SELECT bucket, toInt64(e.1) AS limit, toInt64(e.2) AS period,
                     sum(toInt64(e.3)) AS used, sum(toInt64(e.4)) AS held,
                     toUInt64({manifest.number:d}) AS manifest
-                FROM ({effects_of(covers(manifest.ranges))}) GROUP BY bucket, limit, period
+                FROM ({effects_of(covers(manifest.ranges))}) WHERE e.1 != 0
+                GROUP BY bucket, limit, period
                 UNION ALL
                 SELECT toUInt32(arrayJoin({buckets})), toInt64(0), toInt64(0), toInt64(0), toInt64(0),
                     toUInt64({manifest.number:d})
             ) ORDER BY ALL
             """,  # noqa: S608
         )
+
+
+def entry_of(
+    generation: int, seq: int, body: str | bytes, effects: Sequence[float], rest: str | bytes
+) -> Entry:
+    """A row of raw as it lay in the log."""
+    packed = struct.pack(f"<{len(effects)}d", *effects) if effects else _bytes(rest)
+    return Entry(generation, seq, _bytes(body), packed)
+
+
+def _bytes(text: str | bytes) -> bytes:
+    """What is no UTF-8 comes as the hexadecimal digits that the driver makes of it."""
+    return text.encode() if isinstance(text, str) else text
 
 
 def effects_of(condition: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 import redis.asyncio
 
 from enforcer.adapters.counters.redis import RedisCounters, RedisOptions
-from enforcer.core.commands import NO_KEY, Ask, Decision, SeatAsk, idempotency
+from enforcer.core.commands import NO_KEY, Ask, Decision, EpochStale, SeatAsk, idempotency
 from enforcer.core.compile import compile_program
 from enforcer.core.model import (
     ConcurrentTerms,
@@ -27,15 +27,17 @@ from enforcer.core.model import (
     RateTerms,
 )
 from enforcer.core.program import Reason
+from enforcer.core.rebuild import Account
 from enforcer.core.rules import Mode
 from enforcer.errors import (
-    CountersLostError,
+    CountersRebuildingError,
     OutcomeUnknownError,
     StoreMisconfiguredError,
     StoreUnavailableError,
 )
 from meter.core.keys import bucket_tag, outbox
 from meter.core.records import RecordType, decode_effects
+from tests.fixtures.records import Records
 from tests.fixtures.valkey import ValkeyProcess
 
 if TYPE_CHECKING:
@@ -50,7 +52,17 @@ BODY = b'{"t":"demo","a":"acme","c":"acme","f":"api.calls","m":"api.calls","q":1
 
 
 class Generations:
-    """What the definitions' database remembers; shared by every store of a test."""
+    """What the definitions' database knows; shared by every store of a test. `node` has the entitlements."""
+
+    node = Node(
+        1,
+        "acme",
+        False,
+        (
+            Entitlement(7, "e", "api.calls", QuotaTerms(1000, Period(PeriodUnit.YEAR))),
+            Entitlement(8, "s", "seats", ConcurrentTerms(2)),
+        ),
+    )
 
     def __init__(self) -> None:
         self.given: dict[int, int] = {}
@@ -66,6 +78,23 @@ class Generations:
     async def confirm_opened(self, bucket: int) -> None:
         self.opened.add(bucket)
 
+    async def last_generation(self, bucket: int) -> int:
+        return self.given.get(bucket, 0)
+
+    async def resolve(self, tenant: str, customer: str) -> Customer | None:
+        assert (tenant, customer) == ("demo", "acme")
+        return Customer("demo", 1, "acme", 0, 1, (self.node,))
+
+    async def feature(self, tenant: str, key: str) -> Feature | None:
+        assert tenant == "demo"
+        return {"api.calls": FEATURE, "seats": SEATS}[key]
+
+    async def accounts(self, bucket: int, after: int, most: int) -> list[Account]:
+        assert most > 0
+        if bucket or after:
+            return []
+        return [Account(1, "demo", (self.node,), {"api.calls": 1, "seats": 2})]
+
 
 def program(limit: int = 1000, *, hard: bool = True, feature: Feature = FEATURE) -> Program:
     terms = (
@@ -79,23 +108,37 @@ def program(limit: int = 1000, *, hard: bool = True, feature: Feature = FEATURE)
         "acme",
         0,
         1,
-        (Node(1, "acme", False, (Entitlement(7, "e", feature.key, terms),)),),
+        (
+            Node(
+                1,
+                "acme",
+                False,
+                (Entitlement(8 if feature is SEATS else 7, "e", feature.key, terms),),
+            ),
+        ),
     )
     return compile_program(customer, feature, int(time.time() * 1000))[0]
 
 
 def ask(quantity: int = 1, key: str = "", limit: int = 1000, mode: Mode = Mode.ENFORCE) -> Ask:
     name = idempotency(1, 1, key, quantity) if key else NO_KEY
-    return Ask(program(limit), quantity, mode, BODY, name)
+    body = BODY
+    if key:
+        body = BODY[:-1] + b',"k":"%s","p":"%s"}' % (key.encode(), name[16:].hex().encode())
+    return Ask(program(limit), quantity, mode, body, name)
 
 
 @asynccontextmanager
 async def store(
-    server: ValkeyProcess, generations: Generations, **options: float
+    server: ValkeyProcess,
+    generations: Generations,
+    ledger: Records | None = None,
+    **options: float,
 ) -> AsyncIterator[RedisCounters]:
     counters = RedisCounters(
         RedisOptions(server.url, 1, **options),  # type: ignore[arg-type]
         generations,
+        ledger=ledger or Records(server.url),
     )
     counters.start()
     try:
@@ -168,7 +211,7 @@ async def test_a_restarted_server_gets_a_new_generation_and_keeps_its_counts(
     assert (first.generation, second.generation) == (1, 2)
     assert second.sequence == 1
     assert state.counters[0].used == 10
-    opened = await records(server)
+    opened = await records_of(server)
     assert [effects.type for effects in opened] == [
         RecordType.GENERATION,
         RecordType.USAGE,
@@ -178,7 +221,7 @@ async def test_a_restarted_server_gets_a_new_generation_and_keeps_its_counts(
     assert (opened[2].extra, opened[2].quantity) == (1, 1)
 
 
-async def records(server: ValkeyProcess) -> list:  # type: ignore[type-arg]
+async def records_of(server: ValkeyProcess) -> list:  # type: ignore[type-arg]
     client = redis.asyncio.Redis.from_url(server.url)
     entries: Any = await client.xrange(outbox(0))
     found = [decode_effects(fields[b"e"]) for _, fields in entries]
@@ -292,29 +335,71 @@ async def test_a_first_start_cut_short_before_opening_has_lost_nothing(
         assert (await decided(counters, ask())).granted == 1
 
 
-async def test_lost_data_are_an_error_and_never_an_empty_counter(server: ValkeyProcess) -> None:
-    generations = Generations()
-    async with store(server, generations) as counters:
-        await decided(counters, ask())
+async def test_an_emptied_server_is_answered_from_again_when_its_counters_are_rebuilt(
+    server: ValkeyProcess,
+) -> None:
+    records = Records(server.url)
+    async with store(server, Generations(), records, patience=20) as counters:
+        await decided(counters, ask(300, key="first"))
+        await decided(counters, ask(5))
+        records.read()
         client = redis.asyncio.Redis.from_url(server.url)
         await client.flushall()
-        with pytest.raises(CountersLostError):
+        await client.aclose()
+        after = await counters.decide([ask(1)])
+        assert after == [EpochStale(0)]
+        await counters.project(0, 1, 1)
+        again = await decided(counters, ask(300, key="first"))
+        assert (again.replayed, again.granted, again.generation, again.sequence) == (
+            True,
+            300,
+            1,
+            1,
+        )
+        last = await decided(counters, ask(695))
+        none = await decided(counters, ask(1))
+        state = await counters.counters(0)
+    assert (last.granted, none.granted, last.generation) == (695, 0, 2)
+    assert [(one.limit, one.used, one.held) for one in state.counters] == [(7, 1000, 0)]
+    (opened, *_) = await records_of(server)
+    assert (opened.type, opened.extra, opened.quantity) == (RecordType.GENERATION, 1, 2)
+
+
+async def test_nothing_is_answered_while_the_meter_is_away(server: ValkeyProcess) -> None:
+    generations, records = Generations(), Records(server.url)
+    async with store(server, generations, records) as counters:
+        await decided(counters, ask())
+        records.read()
+        records.away = True
+        client = redis.asyncio.Redis.from_url(server.url)
+        await client.flushall()
+        await client.aclose()
+        with pytest.raises(CountersRebuildingError, match="the meter does not answer"):
             await counters.decide([ask()])
-        with pytest.raises(CountersLostError):
+        with pytest.raises(CountersRebuildingError):
             await counters.tick(0)
+        assert not counters.serving
         server.stop()
         server.start()
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             try:
                 await counters.decide([ask()])
+            except CountersRebuildingError:
+                break
             except StoreUnavailableError:
                 continue
-            except CountersLostError:
-                break
         else:
             pytest.fail("the loss was forgotten with the restart")
-        await client.aclose()
+        records.away = False
+        async with asyncio.timeout(20):
+            while "buckets closed":
+                try:
+                    await counters.tick(0)
+                except CountersRebuildingError:
+                    continue
+                break
+        assert (await counters.counters(0)).counters[0].used == 1
 
 
 async def test_a_server_that_may_evict_is_refused(server: ValkeyProcess) -> None:
@@ -362,7 +447,9 @@ async def test_a_batch_that_was_given_up_cannot_run_later(server: ValkeyProcess)
         again = await decided(counters, ask(10, key="k"))
         assert again.granted == 10
         used = (await counters.counters(0)).counters[0].used
-        ledger = sum(entry.used for effects in await records(server) for entry in effects.entries)
+        ledger = sum(
+            entry.used for effects in await records_of(server) for entry in effects.entries
+        )
         assert used == ledger
         assert used in (11, 111)
 

@@ -7,8 +7,8 @@ from importlib.resources import files
 
 from enforcer.core.memory import REAPED_AT_ONCE
 from enforcer.core.program import DENIED, FIELDS, RING_SLOTS, SHADOW, VERSION, Family, Reason, Shape
+from meter.core.records import SIDE, Body, RecordType, encode_body
 from meter.core.records import VERSION as RECORD_VERSION
-from meter.core.records import Body, RecordType, encode_body
 
 __all__ = ["SERVER_CLOCK", "script"]
 
@@ -30,6 +30,7 @@ _NAMES: dict[str, object] = {
     "ALLOWED": Reason.ALLOWED.value,
     "BATCH_DENIED": Reason.BATCH_DENIED.value,
     "REAPED": REAPED_AT_ONCE,
+    "SIDE": SIDE,
     "NOBODY": f"'{encode_body(Body(t='', a='', c='', f='', m='')).decode()}'",
     **{kind.name: kind.value for kind in RecordType},
 }
@@ -40,14 +41,12 @@ def _text(name: str) -> str:
 
 
 def script(name: str, run_id: str, clock: str = SERVER_CLOCK) -> str:
-    """The text of `decide`, `hold` or `open` for the server process `run_id`.
+    """The text of `decide`, `hold`, `open` or `mend` for the server process `run_id`.
 
     The run id is part of the text and so of its SHA: only the very process that the script was loaded on knows it. A
     restarted server, a promoted replica or another server answers NOSCRIPT, and the handshake comes first.
     """
-    parts = [f"-- for {run_id}\n"] if name != "open" else []
-    if name != "open":
-        parts.append(_text("common.lua"))
+    parts = [_text("common.lua")] if name in ("decide", "hold") else []
     parts.append(_text(f"{name}.lua"))
-    names = {**_NAMES, "CLOCK": clock}
+    names = {**_NAMES, "CLOCK": clock, "RUN": run_id}
     return re.sub(r"@([A-Z_]+)@", lambda match: str(names[match[1]]), "".join(parts))

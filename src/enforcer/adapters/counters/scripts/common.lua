@@ -29,7 +29,7 @@ local RING_COUNT = {@RING_SLOTS@}
 local COUNT_F, BUCKET_F, RING10_F, RING24_F = @FAMILIES@
 
 -- Meta of a bucket: version, generation, last time, second of the pending denials (0: none), then the run id of the
--- server that the generation was opened on.
+-- server that the generation was opened on. On another one the bucket is closed: its data may be older than its records.
 local prefix, outbox, now, meta, generation, id_pattern
 
 -- Answers by 16 bytes of key: the parameters' fingerprint, then the answer; nothing behind it marks a denial.
@@ -50,7 +50,7 @@ end
 local function enter(bucket_prefix)
   prefix, outbox = bucket_prefix, bucket_prefix .. 'o'
   local raw = call('GET', prefix .. 'm')
-  if not raw then return false end
+  if not raw or sub(raw, 33) ~= '@RUN@' then return false end
   local version, gen, last, denials = unpack_('<dddd', raw)
   meta = {last = last, denials = denials, run = sub(raw, 33), dirty = false}
   generation = gen

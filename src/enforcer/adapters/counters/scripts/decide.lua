@@ -331,7 +331,8 @@ local function apply(check, drawn, holds)
   local program, hold = check.program, holds and true or false
   local kind = @USAGE@
   if hold then kind = @HOLD@ elseif check.op == SEAT then kind = @LEASE_START@ end
-  local effects = {@RECORD_VERSION@, kind, now, check.granted, check.overage, check.reason, 1, check.quantity, 0}
+  local expires, notes = check.op == CHECK and 0 or now + check.ttl, hold and {}
+  local effects = {@RECORD_VERSION@, kind, now, check.granted, check.overage, check.reason, 1, check.quantity, expires}
   for c = 1, #drawn do
     local chain, takes = program.chains[c], drawn[c]
     local kept = holds and {}
@@ -346,6 +347,7 @@ local function apply(check, drawn, holds)
         local state = state_of(program, view[3])
         touched[suffix] = state
         local period, ring = view[8], shape == RING10 or shape == RING24
+        local side_a, side_b = 0, 0
         if shape == BUCKET then
           local left = tokens(state[p + 1], state[p + 2], view[10], view[7]) - amount
           set(state, p + 1, max(left, -view[7]))
@@ -362,6 +364,11 @@ local function apply(check, drawn, holds)
           end
         else
           local used, held, a, b = rolled(view, state)
+          if shape == MONEY then
+            side_a, side_b = -a, -b
+          elseif shape == ROLL and state[p + 1] ~= view[8] then
+            side_a = a
+          end
           if state[p + 1] ~= view[8] then
             set(state, p + 1, view[8])
             set(state, p + 2, view[10])
@@ -384,6 +391,7 @@ local function apply(check, drawn, holds)
           set(state, p + 4, held)
           set(state, p + 5, a)
           set(state, p + 6, b)
+          if shape == MONEY then side_a, side_b = side_a + a, side_b + b end
         end
         if shape ~= BUCKET and shape ~= RING10 then
           local n = #effects
@@ -391,16 +399,28 @@ local function apply(check, drawn, holds)
           effects[n + 3], effects[n + 4] = hold and 0 or amount, hold and amount or 0
           if hold then
             local kind = kind_of(view)
+            local over = chain.supply and (kind == OVERAGE_K or kind == OVERDRAFT_K)
             kept[#kept + 1] = {
-              suffix, state[p], id, chain.supply and (kind == OVERAGE_K or kind == OVERDRAFT_K),
-              view[8], amount, ring and view[10] or 0,
+              suffix, state[p], id, over, view[8], amount, ring and view[10] or 0,
               shape == MONEY and view[11] or 0, shape == MONEY and view[12] or 1,
             }
+            if ring or over or shape == MONEY then
+              local m = #notes
+              notes[m + 1], notes[m + 2] = 0, 2 * ((n - 9) / 4 + 1) + (over and 1 or 0)
+              notes[m + 3] = ring and view[10] or shape == MONEY and view[11] or 0
+              notes[m + 4] = ring and 0 or shape == MONEY and view[12] or 1
+            end
+          end
+          if side_a ~= 0 or side_b ~= 0 then
+            effects[n + 5], effects[n + 6], effects[n + 7], effects[n + 8] = id + @SIDE@, period, side_a, side_b
           end
         end
       end
     end
     if holds and #kept > 0 then holds[#holds + 1] = kept end
+  end
+  if notes then
+    for k = 1, #notes do effects[#effects + 1] = notes[k] end
   end
   return effects
 end

@@ -52,13 +52,13 @@ local function store_lease(id, l)
   end
 end
 
-local function stand_up(id, l, kind, at)
+local function stand_up(id, l, kind, at, unbound)
   local entries = {}
   for _, limit in ipairs(l.seats) do
     local n = #entries
     entries[n + 1], entries[n + 2], entries[n + 3], entries[n + 4] = limit, 0, 0, -1
   end
-  local sequence = append(l.body, effects_of(kind, at, 0, 0, 0, 0, l.started, entries))
+  local sequence = append(l.body, effects_of(kind, at, 0, 0, 0, unbound and 1 or 0, l.started, entries))
   call('HDEL', prefix .. 'l', id)
   call('ZREM', prefix .. 'q', 'L' .. id)
   for _, suffix in ipairs(l.suffixes) do
@@ -72,7 +72,7 @@ local function stand_up(id, l, kind, at)
 end
 
 -- Turns `used` of a reservation into usage and gives back the rest, in the periods and grants that held it.
-local function unhold(id, raw, kind, used)
+local function unhold(id, raw, kind, used, whole)
   local r = cmsgpack.unpack(raw)
   local granted, body, chains = r[2], r[3], r[4]
   local entries, overage, states = {}, 0, {}
@@ -97,17 +97,19 @@ local function unhold(id, raw, kind, used)
       local p = 3
       while state[p] ~= code do p = p + 1 + WIDTH[state[p] % 8] end
       if code % 8 == COUNT_F then
+        effect(limit, period, use, -amount)
         if state[p + 1] == period then
           state[p + 4] = state[p + 4] - amount
           state[p + 3] = state[p + 3] + use
           if h[8] > 0 and use > 0 then
-            local money = state[p + 6] + use * h[8]
+            local before, money = state[p + 6], state[p + 6] + use * h[8]
             local rest = math.fmod(money, h[9])
+            local spent = (money - rest) / h[9]
             state[p + 6] = rest
-            state[p + 5] = state[p + 5] + (money - rest) / h[9]
+            state[p + 5] = state[p + 5] + spent
+            if spent ~= 0 or rest ~= before then effect(limit + @SIDE@, period, spent, rest - before) end
           end
         end
-        effect(limit, period, use, -amount)
       else
         turn(state, p, code % 8, floor(now / width))
         state[p + 2] = state[p + 2] - amount
@@ -120,7 +122,7 @@ local function unhold(id, raw, kind, used)
       end
     end
   end
-  local sequence = append(body, effects_of(kind, now, used, overage, 0, used, granted, entries))
+  local sequence = append(body, effects_of(kind, now, used, overage, whole and 1 or 0, used, granted, entries))
   for suffix, state in pairs(states) do
     call('SET', prefix .. 's:' .. suffix, pack(doubles(state.n), unpack(state, 1, state.n)))
   end
@@ -144,7 +146,7 @@ function operations.settle(id, kind, quantity, key)
   if r[1] <= now then return {'gone'} end
   local used = quantity == '' and r[2] or tonumber(quantity)
   if used > r[2] then return {'much', number(r[2])} end
-  local sequence, granted = unhold(id, raw, tonumber(kind), used)
+  local sequence, granted = unhold(id, raw, tonumber(kind), used, quantity == '')
   local reply = packed({used, granted - used, now, generation, sequence})
   remember(name, sub(key, 17) .. reply)
   return {reply, '0'}
@@ -166,8 +168,11 @@ operations['end'] = function(id, unbind)
   if unbind == '1' then
     for _, suffix in ipairs(l.suffixes) do call('HDEL', prefix .. 'n:' .. suffix, l.holder) end
   end
-  if l.expires <= now then return {'gone'} end
-  return {number(generation), number(stand_up(id, l, @LEASE_END@, now))}
+  if l.expires <= now then
+    if unbind == '1' then stand_up(id, l, @LEASE_EXPIRED@, l.expires, true) end
+    return {'gone'}
+  end
+  return {number(generation), number(stand_up(id, l, @LEASE_END@, now, unbind == '1'))}
 end
 
 function operations.list(suffix, expiry, id, most)

@@ -1,12 +1,15 @@
 -- Opens a bucket's generation: the handshake with a server that this script was not loaded on before. See
 -- enforcer.adapters.counters.handshake for the order that makes it safe.
 -- KEYS  [1] the bucket's meta
--- ARGV  bucket prefix, run id of the server, new generation or 0 to look only, 1 if the bucket may be created
+-- ARGV  bucket prefix, run id of the server, new generation or 0 to look only, who may create the bucket: '' nobody,
+--       'new' if it is a first start, or the token of the rebuild that is complete; the furthest place that is known:
+--       generation, sequence
 -- Returns generation and run id it was opened on, last generation and sequence in the outbox, or 'lost' where the meta
--- is missing and may not be created.
+-- is missing and may not be created, or 'used' where the generation is too small.
 @CLOCK@
 local call, format, pack, unpack_ = redis.call, string.format, struct.pack, struct.unpack
-local prefix, run, wanted, create = ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4] == '1'
+local prefix, run, wanted = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local create, known_generation, known_sequence = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
 local raw = call('GET', prefix .. 'm')
 local last_generation, last_sequence = 0, -1
 if call('EXISTS', prefix .. 'o') == 1 then
@@ -22,8 +25,8 @@ local version, generation, last_now, denials, opened_on = @VERSION@, 0, 0, 0, ''
 if raw then
   version, generation, last_now, denials = unpack_('<dddd', raw)
   opened_on = string.sub(raw, 33)
-elseif not create then
-  return {'lost'}
+elseif create == '' or (call('HGET', prefix .. 'w', 'token') or 'new') ~= create then
+  return {'lost', '', format('%.0f', last_generation), format('%.0f', last_sequence)}
 end
 local function found()
   return {format('%.0f', generation), opened_on, format('%.0f', last_generation), format('%.0f', last_sequence)}
@@ -32,8 +35,10 @@ if wanted == 0 or (raw and opened_on == run) then return found() end
 if wanted <= generation or wanted <= last_generation then return {'used'} end
 
 local now = math.max(CLOCK, last_now)
-local previous, last = generation, -1
-if last_generation == previous then last = last_sequence end
+local previous, last = last_generation, last_sequence
+if known_generation > previous or (known_generation == previous and known_sequence > last) then
+  previous, last = known_generation, known_sequence
+end
 call('XADD', prefix .. 'o', format('%.0f-*', wanted), 'b', @NOBODY@, 'e', pack('<ddddddddd', @RECORD_VERSION@, @GENERATION@,
   now, 0, 0, 0, 1, last, previous))
 
@@ -61,4 +66,5 @@ if away > 0 then
 end
 generation, opened_on = wanted, run
 call('SET', prefix .. 'm', pack('<dddd', version, generation, now, denials) .. run)
+call('DEL', prefix .. 'w')
 return found()
