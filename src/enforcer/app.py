@@ -27,8 +27,11 @@ from enforcer.transport.callers import Callers
 from enforcer.transport.grpcio import GrpcServer
 from enforcer.transport.http import HttpServer
 from enforcer.transport.services import methods
+from meter.adapters.sql.marks import SqlMarks
+from meter.errors import MeterError
 
 if TYPE_CHECKING:
+    from enforcer.adapters.counters.mend import Marks
     from enforcer.ports.counters import CounterStore
     from enforcer.settings import Settings
 
@@ -62,6 +65,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             definitions,
             observe=metrics.batched,
             ledger=usage,
+            marks=_marks(settings, stack),
         )
         if settings.http_listen:
             _serve_http(settings.http_listen, metrics, counters, stack)
@@ -93,6 +97,17 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
+
+
+def _marks(settings: Settings, stack: AsyncExitStack) -> Marks | None:
+    if not settings.meter_database_url:
+        return None
+    try:
+        marks = SqlMarks(settings.meter_database_url)
+    except MeterError as error:
+        raise MisconfiguredError(error.message) from error
+    stack.push_async_callback(marks.close)
+    return marks
 
 
 def _serve_http(

@@ -30,6 +30,9 @@ class Settings(BaseSettings):
     """How many buckets the deployment has. Fixed for its life; equal on every process."""
     meter_endpoint: str = "127.0.0.1:7411"
     """Where the meter answers: `host:port` or `unix:/path`."""
+    meter_database_url: str = ""
+    """The meter's marks, if it reads the outboxes themselves: while it is away, they prove that a restarted Redis lacks
+    nothing of what was rolled up. Empty, or with Kafka: such a restart waits for the meter."""
     internal_token: SecretStr
     """Shared by enforcer and meter, at least 16 characters."""
     replay_window: timedelta = Field(
@@ -57,6 +60,11 @@ class Settings(BaseSettings):
         if not value.startswith(("sqlite+aiosqlite:///", "postgresql+asyncpg://")):
             raise ValueError("must begin with sqlite+aiosqlite:/// or postgresql+asyncpg://")
         return value
+
+    @field_validator("meter_database_url")
+    @classmethod
+    def _marks(cls, value: str) -> str:
+        return cls._database(value) if value else value
 
     @field_validator("internal_token")
     @classmethod

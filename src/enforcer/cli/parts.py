@@ -135,11 +135,19 @@ class Plan:
             Part(
                 f"enforcer-{worker}",
                 (sys.executable, "-m", "enforcer.app"),
-                _environment(self._settings()),
+                _environment(self._settings() | self._marks()),
                 ready,
             )
             for worker in range(1, self.workers + 1)
         ]
+
+    def _marks(self) -> dict[str, str]:
+        """What proves to an enforcer without a meter that a restarted Valkey has all that was rolled up."""
+        if self.kafka:
+            return {}
+        return {
+            "METERGATE_METER_DATABASE_URL": f"sqlite+aiosqlite:///{self.folder.path / 'meter.db'}"
+        }
 
     def _settings(self) -> dict[str, str]:
         return {

@@ -30,10 +30,11 @@ from enforcer.errors import MetergateError
 from meter.core.keys import bucket_tag, outbox
 from meter.core.records import SIDE, RecordType, decode_body, decode_effects
 from meter.core.sequence import START, Entry, Position
+from meter.errors import MeterError
 from meter.v1 import ledger_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 
     from enforcer.adapters.counters.connection import Connection
     from enforcer.core.model import Customer, Feature
@@ -60,8 +61,15 @@ if TYPE_CHECKING:
             """Accounts of a bucket with their trees."""
             ...
 
+    class Marks(Protocol):
+        """How far the rollup has come: part of `meter.ports.marks.Marks`."""
 
-__all__ = ["Mender", "Truth"]
+        async def load(self, buckets: Iterable[int]) -> Mapping[int, Position]:
+            """Each bucket's mark. Raise `MeterError` when they cannot be reached."""
+            ...
+
+
+__all__ = ["Marks", "Mender", "Process", "Truth"]
 
 _log = structlog.get_logger(__name__)
 ACCOUNTS, RECORDS, WRITES = 100, 2_000, 256
@@ -82,6 +90,14 @@ class _Waits(Exception):  # noqa: N818 - no error
     """The bucket cannot be opened now; the message says what it waits for."""
 
 
+class Process(NamedTuple):
+    """The server process, its clock for scripts, and how long answers are remembered at least."""
+
+    run_id: str
+    clock: str
+    window_ms: int
+
+
 class _Read(NamedTuple):
     """A record that could be read."""
 
@@ -96,15 +112,15 @@ class Mender:
     def __init__(
         self,
         connection: Connection,
-        run_id: str,
-        clock: str,
-        window_ms: int,
+        process: Process,
         truth: Truth,
         ledger: Ledger,
         known: Callable[[int], Position],
+        marks: Marks | None = None,
     ) -> None:
-        self._connection, self._run_id, self._window_ms = connection, run_id, window_ms
-        self._truth, self._ledger, self._known = truth, ledger, known
+        run_id, clock = process.run_id, process.clock
+        self._connection, self._run_id, self._window_ms = connection, run_id, process.window_ms
+        self._truth, self._ledger, self._known, self._marks = truth, ledger, known, marks
         self._open = script("open", run_id, clock)
         self._mend = script("mend", run_id, clock)
         self._now = f"{clock} return string.format('%.0f', CLOCK)"
@@ -125,7 +141,7 @@ class Mender:
             )
         except MetergateError as error:
             closed.update(dict.fromkeys(closed, error.message))
-            return opened
+            return await self._by_marks(closed) if self._marks is not None else opened
         for one in reached.reached:
             try:
                 intact = await self._bucket(one)
@@ -135,6 +151,29 @@ class Mender:
                 closed[one.bucket] = "another enforcer is at work on it"
             else:
                 opened[one.bucket] = intact
+        return opened
+
+    async def _by_marks(self, closed: dict[int, str]) -> dict[int, bool]:
+        """Open what the meter's own marks show to be complete.
+
+        They do not tell of records that a meter had stored and not yet claimed when it died: should Redis lack those as
+        well, the meter claims them when it is back, and the audit names the difference.
+        """
+        assert self._marks is not None
+        opened: dict[int, bool] = {}
+        try:
+            marks = await self._marks.load(closed)
+        except MeterError as error:
+            _log.warning("no marks", error=error.message)
+            return opened
+        for bucket, mark in marks.items():
+            found = await look(self._connection, self._open, bucket, self._run_id)
+            if not found.run or found.last < max(mark, self._known(bucket)):
+                continue
+            if found.run == self._run_id or await open_generation(
+                self._connection, self._open, bucket, self._run_id, self._truth
+            ):
+                opened[bucket] = True
         return opened
 
     async def now(self) -> int:

@@ -20,7 +20,7 @@ import structlog
 from enforcer.adapters.counters import codec
 from enforcer.adapters.counters.connection import Connection, ConnectionLostError, connect
 from enforcer.adapters.counters.handshake import Handshake, shake_hands
-from enforcer.adapters.counters.mend import Mender
+from enforcer.adapters.counters.mend import Mender, Process
 from enforcer.adapters.counters.scripts import SERVER_CLOCK
 from enforcer.core.commands import (
     Decision,
@@ -44,7 +44,7 @@ from meter.core.sequence import START, Position
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from enforcer.adapters.counters.mend import Truth
+    from enforcer.adapters.counters.mend import Marks, Truth
     from enforcer.core.commands import Answer, Ask, BucketState, LeaseInfo, Settled
     from enforcer.ports.ledger import Ledger
 
@@ -108,7 +108,7 @@ class RedisCounters:
     """Implements `enforcer.ports.counters.CounterStore`. `start` it, then wait for `ready` or just ask.
 
     `truth` knows generations and definitions, `ledger` the records: without it buckets that were opened on another
-    server process stay closed. `observe(checks, seconds)` is told of every batch.
+    server process stay closed. `marks` tell how far the records are rolled up while the ledger is away. `observe(checks, seconds)` is told of every batch.
     """
 
     def __init__(
@@ -118,9 +118,10 @@ class RedisCounters:
         observe: Callable[[int, float], None] = lambda _checks, _seconds: None,
         *,
         ledger: Ledger | None = None,
+        marks: Marks | None = None,
     ) -> None:
         self._options, self._truth, self._observe = options, truth, observe
-        self._ledger = ledger
+        self._ledger, self._marks = ledger, marks
         self._enforcer = secrets.token_hex(8)
         self._link: Connection | None = None
         self._hands: Handshake | None = None
@@ -263,12 +264,11 @@ class RedisCounters:
             return
         mender = Mender(
             link,
-            hands.run_id,
-            options.clock,
-            options.window_ms,
+            Process(hands.run_id, options.clock, options.window_ms),
             self._truth,
             ledger,
             lambda bucket: self._known.get(bucket, START),
+            self._marks,
         )
         while True:
             if not hands.closed:
