@@ -28,9 +28,12 @@ from enforcer.transport.grpcio import GrpcServer
 from enforcer.transport.http import HttpServer
 from enforcer.transport.services import methods
 from meter.adapters.sql.marks import SqlMarks
+from meter.crash import crash_points
 from meter.errors import MeterError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from enforcer.adapters.counters.mend import Marks
     from enforcer.ports.counters import CounterStore
     from enforcer.settings import Settings
@@ -49,6 +52,7 @@ UNFINISHED_SECONDS = 5.0
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Run until `stop`. Raise `MisconfiguredError` when the settings do not work out."""
     metrics = Metrics()
+    steps = _steps()
     async with AsyncExitStack() as stack:
         definitions = SqlDefinitions(settings.database_url, settings.buckets)
         stack.push_async_callback(definitions.close)
@@ -66,6 +70,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             observe=metrics.batched,
             ledger=usage,
             marks=_marks(settings, stack),
+            steps=steps,
         )
         if settings.http_listen:
             _serve_http(settings.http_listen, metrics, counters, stack)
@@ -77,7 +82,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         programs = Programs(definitions, counters, settings.cached_programs)
         gateway = Gateway(counters, programs, secret, observe=metrics.decision)
         server = GrpcServer(
-            methods(gateway, definitions, counters, usage, settings.buckets),
+            methods(gateway, definitions, counters, usage, settings.buckets, steps),
             Callers(definitions),
             metrics,
         )
@@ -97,6 +102,13 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
+
+
+def _steps() -> Callable[[str], None]:
+    try:
+        return crash_points("enforcer")
+    except MeterError as error:
+        raise MisconfiguredError(error.message) from error
 
 
 def _marks(settings: Settings, stack: AsyncExitStack) -> Marks | None:

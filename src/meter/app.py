@@ -28,6 +28,7 @@ from meter.adapters.kafka.publisher import KafkaPublisher
 from meter.adapters.log.outbox import OutboxLog
 from meter.adapters.sql.marks import SqlMarks
 from meter.audit import Audit
+from meter.crash import crash_points
 from meter.errors import MisconfiguredError, UnavailableError
 from meter.metrics import Metrics, RelayMetrics
 from meter.recall import Recall
@@ -110,7 +111,8 @@ async def _add_relay(
     stack.push_async_callback(source.close)
     publisher = KafkaPublisher(KafkaOptions.of(settings))
     stack.push_async_callback(publisher.close)
-    running.append(Relay(source, publisher, RelayMetrics(metrics.registry)))
+    relay_metrics = RelayMetrics(metrics.registry)
+    running.append(Relay(source, publisher, relay_metrics, steps=crash_points("relay")))
 
 
 def _add_log(settings: Settings, stack: AsyncExitStack, metrics: Metrics) -> LogSource:
@@ -150,7 +152,8 @@ async def _add_rollup(
         flush_records=settings.meter_flush_records,
         look_ahead=settings.meter_look_ahead,
     )
-    rollup = Rollup(source, marks, ClickHouseWarehouse(writer), metrics, options)
+    steps = crash_points("rollup")
+    rollup = Rollup(source, marks, ClickHouseWarehouse(writer), metrics, options, steps)
     running.append(rollup)
     token = settings.internal_token.get_secret_value()
     questions = ClickHouseReader(reader)

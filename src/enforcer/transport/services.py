@@ -47,8 +47,10 @@ class Method:
 class _Catalog:
     """`enforcer.v1.CatalogService`."""
 
-    def __init__(self, definitions: Definitions, counters: CounterStore) -> None:
-        self._definitions, self._counters = definitions, counters
+    def __init__(
+        self, definitions: Definitions, counters: CounterStore, steps: Callable[[str], None]
+    ) -> None:
+        self._definitions, self._counters, self._steps = definitions, counters, steps
 
     async def apply(self, caller: Caller, request: catalog_pb2.ApplyRequest) -> Message:
         """Answers when the next check on every enforcer is decided by the change."""
@@ -76,7 +78,9 @@ class _Catalog:
         )
         if not request.dry_run:
             for account_id, bucket, epoch in applied.touched:
+                self._steps("project")
                 await self._counters.project(bucket, account_id, epoch)
+            self._steps("projected")
             await self._definitions.projected(applied.touched)
         return catalog_pb2.ApplyResponse(
             changes=[
@@ -155,9 +159,10 @@ def methods(
     counters: CounterStore,
     usage: UsageReports,
     buckets: int,
+    steps: Callable[[str], None] = lambda _: None,
 ) -> list[Method]:
-    """All of them."""
-    catalog = _Catalog(definitions, counters)
+    """All of them. `steps` is called with the name of each step of a change before it begins."""
+    catalog = _Catalog(definitions, counters, steps)
     reports = _Reports(definitions, counters, usage, buckets)
 
     def by_tenant(answer: Callable[[str, Any], Awaitable[Message]]) -> Callable[..., Any]:

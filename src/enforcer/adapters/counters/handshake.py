@@ -23,9 +23,13 @@ from meter.core.keys import bucket_tag
 from meter.core.sequence import START, Position
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from enforcer.adapters.counters.connection import Connection
 
-__all__ = ["Found", "Generations", "Handshake", "look", "open_generation", "shake_hands"]
+    Steps = Callable[[str], None]
+
+__all__ = ["Found", "Generations", "Handshake", "Site", "look", "open_generation", "shake_hands"]
 
 _log = structlog.get_logger(__name__)
 _POLICY = b"noeviction"
@@ -56,6 +60,19 @@ class Found(NamedTuple):
     last: Position
 
 
+class Site(NamedTuple):
+    """Where generations are opened: a server process and its script, and who gives out numbers.
+
+    `steps` is called with the name of each step before it begins.
+    """
+
+    connection: Connection
+    text: str
+    run_id: str
+    generations: Generations
+    steps: Steps
+
+
 class Handshake:
     """SHAs of the loaded scripts, and buckets that are closed, each with what it waits for."""
 
@@ -64,9 +81,16 @@ class Handshake:
 
 
 async def shake_hands(
-    connection: Connection, buckets: range, generations: Generations, clock: str
+    connection: Connection,
+    buckets: range,
+    generations: Generations,
+    clock: str,
+    steps: Steps = lambda _: None,
 ) -> Handshake:
-    """See the module. Raise `StoreMisconfiguredError` if the server may evict keys."""
+    """See the module. Raise `StoreMisconfiguredError` if the server may evict keys.
+
+    `steps` is called with the name of each step before it begins.
+    """
     info = bytes(await connection.call("INFO", "server")).decode()
     run_id = next(line for line in info.splitlines() if line.startswith("run_id:"))[7:].strip()
     policy = await connection.call("CONFIG", "GET", "maxmemory-policy")
@@ -77,6 +101,7 @@ async def shake_hands(
         )
         raise StoreMisconfiguredError(message)
     text = script("open", run_id, clock)
+    site = Site(connection, text, run_id, generations, steps)
     closed: dict[int, str] = {}
     for bucket in buckets:
         # In this order: a bucket that Redis was seen to have before it is looked for, and lacks then, is lost. The other
@@ -88,7 +113,8 @@ async def shake_hands(
         elif found.run or was_opened:
             closed[bucket] = "the meter was not asked yet"
         else:
-            await open_generation(connection, text, bucket, run_id, generations, create=_FIRST)
+            await open_generation(site, bucket, create=_FIRST)
+    steps("load")
     decide = await connection.call("SCRIPT", "LOAD", script("decide", run_id, clock))
     hold = await connection.call("SCRIPT", "LOAD", script("hold", run_id, clock))
     return Handshake(run_id, decide, hold, closed)
@@ -105,24 +131,21 @@ async def look(connection: Connection, text: str, bucket: int, run_id: str) -> F
 
 
 async def open_generation(
-    connection: Connection,
-    text: str,
-    bucket: int,
-    run_id: str,
-    generations: Generations,
-    create: str = _NOBODY,
-    known: Position = START,
+    site: Site, bucket: int, create: str = _NOBODY, known: Position = START
 ) -> bool:
     """Open a generation of the bucket on this server process, unless that was done. False: its data are missing.
 
     `known` is the furthest place that is known to have existed: the generation says so, and whoever follows the sequence
     finds out what is missing before it.
     """
+    connection, text, run_id, generations, steps = site
     tag = bucket_tag(bucket)
     for _ in range(8):
         found = await look(connection, text, bucket, run_id)
         at_least = max(found.generation, found.last.generation, known.generation)
+        steps("allocate")
         generation = await generations.next_generation(bucket, at_least)
+        steps("open")
         opened = await connection.call(
             "EVAL", text, 1, f"{tag}m", tag, run_id, generation, create, *known
         )
@@ -130,6 +153,7 @@ async def open_generation(
             return False
         if opened[0] != b"used":
             _log.info("generation opened", bucket=bucket, generation=int(opened[0]))
+            steps("confirm")
             await _confirm(generations, bucket)
             return True
     message = f"no generation could be opened for bucket {bucket}"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import msgspec
 import structlog
 
-from enforcer.adapters.counters.handshake import Generations, look, open_generation
+from enforcer.adapters.counters.handshake import Generations, Site, look, open_generation
 from enforcer.adapters.counters.scripts import script
 from enforcer.core import rebuild
 from enforcer.core.compile import SEAT_MODES, places_of
@@ -117,11 +117,14 @@ class Mender:
         ledger: Ledger,
         known: Callable[[int], Position],
         marks: Marks | None = None,
+        steps: Callable[[str], None] = lambda _: None,
     ) -> None:
         run_id, clock = process.run_id, process.clock
+        self._steps = steps
         self._connection, self._run_id, self._window_ms = connection, run_id, process.window_ms
         self._truth, self._ledger, self._known, self._marks = truth, ledger, known, marks
         self._open = script("open", run_id, clock)
+        self._site = Site(connection, self._open, run_id, truth, steps)
         self._mend = script("mend", run_id, clock)
         self._now = f"{clock} return string.format('%.0f', CLOCK)"
         self._customers: dict[tuple[str, str], Customer | None] = {}
@@ -135,6 +138,7 @@ class Mender:
         self._customers.clear()
         self._features.clear()
         opened: dict[int, bool] = {}
+        self._steps("catch_up")
         try:
             reached = await self._ledger.catch_up(
                 ledger_pb2.CatchUpRequest(buckets=closed, decided_before_ms=await self.now())
@@ -170,9 +174,7 @@ class Mender:
             found = await look(self._connection, self._open, bucket, self._run_id)
             if not found.run or found.last < max(mark, self._known(bucket)):
                 continue
-            if found.run == self._run_id or await open_generation(
-                self._connection, self._open, bucket, self._run_id, self._truth
-            ):
+            if found.run == self._run_id or await open_generation(self._site, bucket):
                 opened[bucket] = True
         return opened
 
@@ -202,9 +204,7 @@ class Mender:
             else:
                 await self._rebuild(bucket, mark, known)
                 return False
-        if not await open_generation(
-            self._connection, self._open, bucket, self._run_id, self._truth, known=known
-        ):
+        if not await open_generation(self._site, bucket, known=known):
             raise _Elsewhere
         return intact
 
@@ -216,6 +216,7 @@ class Mender:
         words: list[Any] = []
         for command in commands:
             words += (len(command), *command)
+        self._steps("mend")
         reply = await self._connection.call("EVAL", self._mend, 1, f"{tag}m", tag, *guard, *words)
         if reply != b"done":
             raise _Elsewhere
@@ -240,9 +241,7 @@ class Mender:
         if not known.generation:
             # Something was there: at the least the opening of the generation that nobody has.
             known = Position(await self._truth.last_generation(bucket), 0)
-        if not await open_generation(
-            self._connection, self._open, bucket, self._run_id, self._truth, token, known
-        ):
+        if not await open_generation(self._site, bucket, token, known):
             raise _Elsewhere
         _log.warning(
             "counters are rebuilt", bucket=bucket, known_to=str(known), rolled_to=str(mark)

@@ -119,9 +119,10 @@ class RedisCounters:
         *,
         ledger: Ledger | None = None,
         marks: Marks | None = None,
+        steps: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._options, self._truth, self._observe = options, truth, observe
-        self._ledger, self._marks = ledger, marks
+        self._ledger, self._marks, self._steps = ledger, marks, steps
         self._enforcer = secrets.token_hex(8)
         self._link: Connection | None = None
         self._hands: Handshake | None = None
@@ -197,7 +198,7 @@ class RedisCounters:
     async def _greet(self, link: Connection) -> None:
         """Handshake, fence off the connection before this one, and settle what became of its batches."""
         buckets = range(self._options.buckets)
-        hands = await shake_hands(link, buckets, self._truth, self._options.clock)
+        hands = await shake_hands(link, buckets, self._truth, self._options.clock, self._steps)
         self._connections += 1
         self._hands = hands
         await self._fence(link, hands, dict.fromkeys(set(buckets) - set(hands.closed), True))
@@ -210,6 +211,7 @@ class RedisCounters:
 
         A bucket that had lost something (False) does not know which batches ran.
         """
+        self._steps("fence")
         ran: dict[int, float] = {}
         for bucket, intact in opened.items():
             reply = await link.call(*self._hold_command(hands, "fence", bucket))
@@ -269,6 +271,7 @@ class RedisCounters:
             ledger,
             lambda bucket: self._known.get(bucket, START),
             self._marks,
+            self._steps,
         )
         while True:
             if not hands.closed:
@@ -401,6 +404,7 @@ class RedisCounters:
         arguments: list[Any] = []
         for section in sections.values():
             arguments += section.arguments()
+        self._steps("send")
         link.send(
             lambda reply: self._answered(link, batch, reply),
             "EVALSHA",
@@ -419,6 +423,7 @@ class RedisCounters:
     def _answered(self, link: Connection, batch: _Batch, reply: Any) -> None:
         self._flying.pop(batch.number, None)
         if isinstance(reply, list):
+            self._steps("answer")
             self._observe(len(reply), time.monotonic() - batch.sent)
             at = 0
             for place in batch.order:
