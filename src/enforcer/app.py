@@ -18,9 +18,19 @@ import structlog
 from enforcer import settings as settings_module
 from enforcer.adapters.counters.redis import RedisCounters, RedisOptions
 from enforcer.adapters.definitions.sql import SqlDefinitions
+from enforcer.adapters.journal.files import FileJournal
 from enforcer.adapters.meter import MeterClient
-from enforcer.errors import DefinitionsUnavailableError, MetergateError, MisconfiguredError
+from enforcer.core.breaker import BreakerOptions
+from enforcer.core.emergency import Shares
+from enforcer.errors import (
+    DefinitionsUnavailableError,
+    JournalUnavailableError,
+    MetergateError,
+    MisconfiguredError,
+)
 from enforcer.gateway import Gateway
+from enforcer.gateway.counting import Counting
+from enforcer.gateway.emergency import Emergency
 from enforcer.gateway.programs import Programs
 from enforcer.metrics import Metrics
 from enforcer.transport.callers import Callers
@@ -47,6 +57,9 @@ MISCONFIGURED = 78
 TICK_SECONDS = 1.0
 UNFINISHED_SECONDS = 5.0
 """A change that was stored but not projected counts after this long at the latest."""
+COUNTING_SECONDS = 0.5
+"""Between two looks at the journals."""
+LONGEST_COUNTING_PAUSE = 10.0
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
@@ -65,12 +78,19 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 window_ms=int(settings.replay_window.total_seconds() * 1000),
                 patience=settings.store_patience_seconds,
                 reply_timeout=settings.store_reply_seconds,
+                fail_open_wait=settings.fail_open_wait_seconds if settings.journal_dir else None,
+                breaker=BreakerOptions(
+                    settings.breaker_window_seconds,
+                    settings.breaker_least_calls,
+                    settings.breaker_failure_percent / 100,
+                ),
             ),
             definitions,
             observe=metrics.batched,
             ledger=usage,
             marks=_marks(settings, stack),
             steps=steps,
+            on_breaker=lambda state: metrics.breaker(state.name, state.value),
         )
         if settings.http_listen:
             _serve_http(settings.http_listen, metrics, counters, stack)
@@ -80,7 +100,20 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         counters.start()
         stack.push_async_callback(counters.close)
         programs = Programs(definitions, counters, settings.cached_programs)
-        gateway = Gateway(counters, programs, secret, observe=metrics.decision)
+        journal = None
+        if settings.journal_dir is not None:
+            journal = FileJournal(
+                settings.journal_dir, settings.most_enforcers, settings.journal_most_bytes, steps
+            )
+            stack.push_async_callback(journal.close)
+        emergency = Emergency(
+            journal, Shares(settings.most_enforcers), programs.now_ms, metrics.emergency
+        )
+        gateway = Gateway(counters, programs, secret, observe=metrics.decision, emergency=emergency)
+        counting = None
+        if journal is not None:
+            counting = Counting(journal, counters, programs, emergency, metrics.counted)
+            await _weigh(counting)
         server = GrpcServer(
             methods(gateway, definitions, counters, usage, settings.buckets, steps),
             Callers(definitions),
@@ -94,6 +127,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             asyncio.create_task(_tick(counters, settings.buckets, metrics)),
             asyncio.create_task(_finish_changes(definitions, counters)),
         ]
+        if counting is not None:
+            background.append(asyncio.create_task(_count(counting, counters, metrics)))
         # What was made so far stays for the life of the process: no need to look at it again and again.
         gc.collect()
         gc.freeze()
@@ -125,10 +160,7 @@ def _marks(settings: Settings, stack: AsyncExitStack) -> Marks | None:
 def _serve_http(
     listen: str, metrics: Metrics, counters: RedisCounters, stack: AsyncExitStack
 ) -> None:
-    def not_ready() -> str:
-        return "" if counters.serving else f"counters: {counters.last_error}"
-
-    http = HttpServer(listen, metrics, not_ready)
+    http = HttpServer(listen, metrics, counters.readiness)
     serving = asyncio.create_task(http.serve())
 
     async def end() -> None:
@@ -155,14 +187,14 @@ async def _lease_secret(definitions: SqlDefinitions, stop: asyncio.Event) -> byt
 
 
 async def _tell_health(server: GrpcServer, counters: RedisCounters, metrics: Metrics) -> None:
-    told: bool | None = None
+    told = ""
     while True:
-        serving = counters.serving
-        if serving is not told:
+        serving, why = counters.readiness()
+        metrics.ready.set(counters.serving)
+        if why != told:
             await server.ready(serving=serving)
-            metrics.ready.set(serving)
-            _log.info("ready" if serving else "not ready", store=counters.last_error)
-            told = serving
+            _log.info("readiness", serving=serving, state=why)
+            told = why
         await asyncio.sleep(0.1)
 
 
@@ -180,6 +212,29 @@ async def _finish_changes(definitions: SqlDefinitions, counters: RedisCounters) 
         except MetergateError as error:
             _log.warning("changes are waiting", reason=error.reason)
         await asyncio.sleep(UNFINISHED_SECONDS)
+
+
+async def _weigh(counting: Counting) -> None:
+    try:
+        await counting.weigh()
+    except JournalUnavailableError as error:
+        _log.error("features fail closed: no journal", error=error.message)
+
+
+async def _count(counting: Counting, counters: RedisCounters, metrics: Metrics) -> None:
+    """Count what was allowed while the counters were away, here or by an enforcer that is gone."""
+    pause = COUNTING_SECONDS
+    while True:
+        await asyncio.sleep(pause)
+        if not counters.serving:
+            continue
+        try:
+            await counting.count()
+            pause = COUNTING_SECONDS
+        except MetergateError as error:
+            metrics.counting_errors.inc()
+            _log.warning("journals are waiting", reason=error.reason, error=error.message)
+            pause = min(pause * 2, LONGEST_COUNTING_PAUSE)
 
 
 async def _tick(counters: CounterStore, buckets: int, metrics: Metrics) -> None:

@@ -11,6 +11,7 @@ MetergateError
 │   ├── StoreUnavailableError  Redis does not answer
 │   ├── CountersRebuildingError  Redis may lack counters: they are held against the records, or made again
 │   ├── DefinitionsUnavailableError
+│   ├── JournalUnavailableError  an emergency use could not be made durable
 │   └── MeterUnavailableError
 ├── OutcomeUnknownError        a check without idempotency key may have run or not
 ├── MisconfiguredError         a setting is wrong: the process does not start
@@ -36,6 +37,7 @@ __all__ = [
     "ForbiddenError",
     "InternalError",
     "InvalidRequestError",
+    "JournalUnavailableError",
     "MeterUnavailableError",
     "MetergateError",
     "MisconfiguredError",
@@ -164,9 +166,13 @@ class UnavailableError(MetergateError):
 
 
 class StoreUnavailableError(UnavailableError):
-    """Redis does not answer, or refuses to."""
+    """Redis does not answer, or refuses to. `sent`: where the check went all the same, and may have run."""
 
     reason = "STORE_UNAVAILABLE"
+
+    def __init__(self, message: str, sent: object = None) -> None:
+        super().__init__(message)
+        self.sent = sent
 
 
 class DefinitionsUnavailableError(UnavailableError):
@@ -181,6 +187,19 @@ class MeterUnavailableError(UnavailableError):
     reason = "METER_UNAVAILABLE"
 
 
+class JournalUnavailableError(UnavailableError):
+    """An emergency use could not be made durable, and is not allowed. `certain`: it is not in the journal.
+
+    Where neither that is certain nor a key tells retries, clients see `OUTCOME_UNKNOWN` instead.
+    """
+
+    reason = "JOURNAL_UNAVAILABLE"
+
+    def __init__(self, message: str, *, certain: bool = True) -> None:
+        super().__init__(message)
+        self.certain = certain
+
+
 class OutcomeUnknownError(MetergateError):
     """The connection broke after the check may have run, and it had no idempotency key to ask by."""
 
@@ -188,7 +207,8 @@ class OutcomeUnknownError(MetergateError):
     code = Code.UNAVAILABLE
     http = 503
 
-    def __init__(self) -> None:
+    def __init__(self, sent: object = None) -> None:
+        self.sent = sent
         super().__init__(
             "the connection to the counters broke: the check may have consumed or not; send an "
             "idempotency_key to make retries safe"
@@ -198,12 +218,13 @@ class OutcomeUnknownError(MetergateError):
 class CountersRebuildingError(UnavailableError):
     """Redis was emptied, restarted or replaced: nothing of the bucket is answered before its counters are proven.
 
-    `why` is what it waits for.
+    `why` is what it waits for. `sent`: as with `StoreUnavailableError`.
     """
 
     reason = "COUNTERS_REBUILDING"
 
-    def __init__(self, bucket: int, why: str) -> None:
+    def __init__(self, bucket: int, why: str, sent: object = None) -> None:
+        self.sent = sent
         super().__init__(
             f"the counters of bucket {bucket} are being held against its records after a loss or a "
             f"restart of Redis: {why}",

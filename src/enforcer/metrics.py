@@ -61,9 +61,42 @@ class Metrics:
         self.tick_errors = Counter(
             "enforcer_tick_errors", "Ticks that failed; they are tried again.", registry=registry
         )
+        self._emergencies = Counter(
+            "enforcer_emergency_checks",
+            "Checks that came while the counters were away, by outcome.",
+            ("outcome",),
+            registry=registry,
+        )
+        self._counted = Counter(
+            "enforcer_emergency_counted",
+            "Uses that were allowed without counters and are counted now.",
+            registry=registry,
+        )
+        self._over_use = Counter(
+            "enforcer_emergency_over_use_units",
+            "Units allowed without counters that went past a limit when they were counted.",
+            registry=registry,
+        )
+        self.counting_errors = Counter(
+            "enforcer_emergency_counting_errors",
+            "Times that the counting of journals had to stop; it is begun again.",
+            registry=registry,
+        )
+        self._breaker = Gauge(
+            "enforcer_breaker_state",
+            "Whether calls to Redis pass: 0 they do, 1 a probe has succeeded, 2 they are held back.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._transitions = Counter(
+            "enforcer_breaker_transitions",
+            "Changes of the breaker by the state that it turned to.",
+            ("state",),
+            registry=registry,
+        )
         self.ready = Gauge(
             "enforcer_ready",
-            "1 while this worker has a Redis connection with opened generations.",
+            "1 while this worker has a Redis connection with opened generations, and calls pass.",
             registry=registry,
             multiprocess_mode="livemin",
         )
@@ -93,6 +126,20 @@ class Metrics:
         """One script call."""
         self.batch.observe(checks)
         self.script.observe(seconds)
+
+    def emergency(self, outcome: str) -> None:
+        """One check without counters."""
+        self._emergencies.labels(outcome).inc()
+
+    def counted(self, uses: int, overage: int) -> None:
+        """Uses of a journal."""
+        self._counted.inc(uses)
+        self._over_use.inc(overage)
+
+    def breaker(self, state: str, number: int) -> None:
+        """The breaker has turned."""
+        self._breaker.set(number)
+        self._transitions.labels(state).inc()
 
     def text(self) -> bytes:
         """The exposition, of all workers if they share a folder."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -43,6 +44,21 @@ class Settings(BaseSettings):
     """How long a call waits for Redis to come back before it answers UNAVAILABLE."""
     store_reply_seconds: float = Field(default=2.0, gt=0, le=60)
     """After so long without a reply the connection to Redis is given up."""
+    fail_open_wait_seconds: float = Field(default=0.25, gt=0, le=60)
+    """After so long without an answer from Redis a check of a feature that fails open is decided without it."""
+    journal_dir: Path | None = None
+    """Where uses of features that fail open are journaled while Redis is away: a folder on a disk, which the enforcers of
+    one machine share. Without it every feature fails closed."""
+    journal_most_bytes: int = Field(default=1 << 30, ge=1 << 16)
+    """How much the uncounted uses of one enforcer may fill; beyond it features fail closed."""
+    most_enforcers: int = Field(default=1, ge=1, le=10_000)
+    """How many enforcers the deployment may have: each may allow this part of a feature's emergency amount."""
+    breaker_window_seconds: float = Field(default=1.0, gt=0, le=60)
+    """Calls to Redis are held back when many of the last so many seconds failed …"""
+    breaker_least_calls: int = Field(default=5, ge=1)
+    """… and there were at least so many …"""
+    breaker_failure_percent: int = Field(default=50, ge=1, le=100)
+    """… of which at least so many in a hundred failed."""
     cached_programs: int = Field(default=100_000, ge=100, le=10_000_000)
     """How many customers' terms for a feature stay compiled."""
     log_level: str = "info"

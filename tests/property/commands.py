@@ -12,7 +12,16 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from enforcer.core.commands import NO_KEY, Ask, Decision, SeatAsk, SliceStale, idempotency
+from enforcer.core.commands import (
+    NO_KEY,
+    Ask,
+    Decision,
+    Journaled,
+    OutOfTurn,
+    SeatAsk,
+    SliceStale,
+    idempotency,
+)
 from enforcer.core.compile import compile_program
 from enforcer.core.model import MAX_QUANTITY, SeatMode
 from enforcer.core.program import Kind
@@ -75,6 +84,7 @@ class Commands(RuleBasedStateMachine):
         self.customers: list[Customer] = []
         self.holds: list[tuple[int, str]] = []
         self.leases: list[tuple[Customer, str]] = []
+        self.journals: Counter[tuple[int, str]] = Counter()
 
     def say(self, operation: str, *arguments: Any, **named: Any) -> Any:
         raise NotImplementedError
@@ -159,6 +169,32 @@ class Commands(RuleBasedStateMachine):
                 )
             if isinstance(answer, SliceStale):
                 self.now = max(self.now, answer.now)
+
+    @rule(seed=SEEDS)
+    def count_emergency_uses(self, seed: int) -> None:
+        """What was allowed while the store was away: in turn mostly, now and then again, or with one left out."""
+        dice = self.dice(seed)
+        customer, groups = dice.choice(self.customers), []
+        for _ in range(dice.randint(1, 3)):
+            place = customer.bucket, f"j{dice.randint(0, 1)}"
+            number = max(1, self.journals[place] + dice.choice([1, 1, 1, 1, 0, 2]))
+            (ask, *_) = self.group(dice, customer)
+            after = number - 1 if dice.random() < 0.9 else 0
+            mode, journaled = Mode.RECORD_ONLY, Journaled(place[1], number, after)
+            groups.append([replace(ask, mode=mode, reservation="", ttl_ms=0, journaled=journaled)])
+            if after <= self.journals[place]:
+                self.journals[place] = max(number, self.journals[place])
+        for (ask,), (answer,) in zip(groups, self.say("decide_all", groups), strict=True):
+            self.seen[type(answer).__name__] += 1
+            assert ask.journaled is not None
+            place = customer.bucket, ask.journaled.journal
+            if isinstance(answer, Decision):
+                self.seen["counted"] += answer.granted > 0
+                self.seen["counted before"] += answer.granted == 0
+            elif isinstance(answer, OutOfTurn):
+                self.journals[place] = answer.mark
+            else:
+                self.journals[place] = min(self.journals[place], ask.journaled.number - 1)
 
     @rule(seed=SEEDS)
     def take_a_seat(self, seed: int) -> None:

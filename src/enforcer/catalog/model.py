@@ -87,6 +87,7 @@ class FeatureSpec:
     """`meter` is how its usage adds up; `on_outage` what happens while counters are away.
 
     `unique_by` is the dimension whose values a `unique` meter counts.
+    `emergency`: what a customer may use of it meanwhile, over all enforcers together; 0 unless it fails open.
     """
 
     key: str
@@ -95,6 +96,7 @@ class FeatureSpec:
     unit: str = ""
     on_outage: str = "fail_closed"
     unique_by: str = ""
+    emergency: int = 0
     where: Where = field(default=Where(0, ""), compare=False)
 
 

@@ -24,6 +24,7 @@ from enforcer.core.model import ConcurrentTerms, CreditsTerms, LicenseType, Vali
 
 __all__ = ["AGGREGATIONS", "MOST_LEVELS", "parse"]
 
+FAIL_OPEN = "fail_open"
 AGGREGATIONS = ["sum", "count", "min", "max", "latest", "unique"]
 LONGEST_NAME = 64
 """Bytes of a dimension's name, as checks may have them."""
@@ -82,15 +83,26 @@ def _unique_by(at: Reader, meter: str) -> str:
     return name
 
 
+def _emergency(at: Reader, on_outage: str) -> int:
+    """The amount belongs to `fail_open` and to nothing else."""
+    if on_outage == FAIL_OPEN:
+        return at.integer("emergency", least=1)
+    if at.has("emergency"):
+        at.issue("emergency", "is for on_outage: fail_open; remove one or change the other")
+    return 0
+
+
 def _feature(at: Reader) -> FeatureSpec:
     meter = at.choice("meter", AGGREGATIONS, "sum")
+    on_outage = at.choice("on_outage", ["fail_closed", FAIL_OPEN], "fail_closed")
     feature = FeatureSpec(
         at.key("key"),
         at.key("product", ""),
         meter,
         at.text("unit", ""),
-        at.choice("on_outage", ["fail_closed", "fail_open"], "fail_closed"),
+        on_outage,
         _unique_by(at, meter),
+        _emergency(at, on_outage),
         Where(at.line_of("product"), f"{at.path}.product"),
     )
     at.finish()

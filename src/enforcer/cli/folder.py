@@ -52,6 +52,7 @@ class DataFolder:
         self.children = path / "children.json"
         self.seeded = path / "seeded"
         self.valkey = path / "valkey"
+        self.journal = path / "journal"
         self.definitions = path / "definitions.db"
         self.kafka = path / "kafka.json"
 

@@ -158,6 +158,8 @@ class Plan:
             "METERGATE_METER_LISTEN": self.meter_endpoint,
             "METERGATE_METER_ENDPOINT": self.meter_endpoint,
             "METERGATE_DATA_DIR": str(self.folder.path),
+            "METERGATE_JOURNAL_DIR": str(self.folder.journal),
+            "METERGATE_MOST_ENFORCERS": str(self.workers),
             "METERGATE_BUCKETS": BUCKETS,
             "METERGATE_INTERNAL_TOKEN": self.token,
             **(self.kafka.settings if self.kafka else {}),

@@ -26,9 +26,12 @@ __all__ = [
     "EpochStale",
     "Failed",
     "HoldGone",
+    "Journaled",
     "KeyReused",
     "LeaseInfo",
+    "OutOfTurn",
     "SeatAsk",
+    "Sent",
     "Settled",
     "SliceStale",
     "TooMuch",
@@ -64,11 +67,40 @@ class SeatAsk:
 
 
 @dataclass(frozen=True, slots=True)
+class Sent:
+    """Where an ask went whose answer never came: it may have run there or not.
+
+    `slot`: where the outcomes of `batch` are kept on this connection; `place`: the ask's among them, from 1.
+    """
+
+    enforcer: str
+    connection: int
+    slot: int
+    batch: int
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class Journaled:
+    """The place of an emergency use: `number` in its journal among those of its bucket, dense from 1.
+
+    It is counted when the journal is counted up to `after` at least, and not up to itself.
+    """
+
+    journal: str
+    number: int
+    after: int
+    sent: Sent | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """One check.
 
     `idempotency` is `NO_KEY` or what `idempotency()` gives. `body` becomes the record's. With `reservation` the amount
-    is held under that id for `ttl_ms`; with `seat` a seat is taken (quantity 1).
+    is held under that id for `ttl_ms`; with `seat` a seat is taken (quantity 1). With `journaled` it was allowed while
+    the store was away: in RECORD_ONLY and alone in its group, it counts what its own check has not counted already,
+    once, and in its journal's order.
     """
 
     program: Program
@@ -79,6 +111,7 @@ class Ask:
     reservation: str = ""
     ttl_ms: int = 0
     seat: SeatAsk | None = None
+    journaled: Journaled | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +119,7 @@ class Decision:
     """The answer to an `Ask`. `sequence` is -1 when no record was left. `now` is the store's time in ms.
 
     `id` and `expires`: the reservation or lease and its end, when one was made (a replayed answer names the original).
+    `degraded`: decided without the store, by the feature's failure policy.
     """
 
     reason: Reason
@@ -100,6 +134,7 @@ class Decision:
     id: str = ""
     expires: int = 0
     replayed: bool = False
+    degraded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +163,14 @@ class Failed:
     what: str
 
 
-Answer = Decision | EpochStale | SliceStale | KeyReused | Failed
+@dataclass(frozen=True, slots=True)
+class OutOfTurn:
+    """The journal is counted up to `mark`: the use is counted already, or others come before it. Nothing was done."""
+
+    mark: int
+
+
+Answer = Decision | EpochStale | SliceStale | KeyReused | Failed | OutOfTurn
 
 
 @dataclass(frozen=True, slots=True)

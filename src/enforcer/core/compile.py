@@ -650,6 +650,7 @@ def compile_program(
         ),
         labels=compiler.labels,
         meter=feature.meter,
+        emergency=feature.emergency,
         config=_config(valid) if verdict is Reason.ALLOWED else "",
         grace=verdict is Reason.ALLOWED and bool(ended) and all(ended),
         countable=any(

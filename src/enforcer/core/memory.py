@@ -21,6 +21,7 @@ from enforcer.core.commands import (
     HoldGone,
     KeyReused,
     LeaseInfo,
+    OutOfTurn,
     Settled,
     SliceStale,
     TooMuch,
@@ -117,6 +118,7 @@ class _Bucket:
     )
     bound: dict[str, dict[str, int]] = field(default_factory=lambda: defaultdict(dict))
     reservations: dict[str, _Reservation] = field(default_factory=dict)
+    marks: dict[str, int] = field(default_factory=dict)
 
     def due(self, now: int) -> list[str]:
         """Members of the due index up to `now`, in the order of expiry."""
@@ -253,6 +255,8 @@ class MemoryCounters:
     def decide(self, group: Sequence[Ask]) -> list[Answer]:
         step = self._step(group[0].program.bucket)
         step.flush_denials()
+        if group[0].journaled is not None:
+            return [self._count(step, group[0])]
         answers: list[Answer | None] = [None] * len(group)
         known: set[int] = set()
         for place, ask in enumerate(group):
@@ -277,6 +281,44 @@ class MemoryCounters:
             if not ask.program.start <= step.now < (ask.program.end or step.now + 1):
                 return _whole(group, place, SliceStale(step.now))
         return self._evaluate(step, group, answers, known)
+
+    def _count(self, step: _Step, ask: Ask) -> Answer:
+        """Count what was allowed while the store was away. See `Ask`."""
+        place, program = ask.journaled, ask.program
+        assert place is not None
+        marks = step.bucket.marks
+        mark = marks.get(place.journal, 0)
+        if not place.after <= mark < place.number:
+            return OutOfTurn(mark)
+        stored = step.bucket.epochs.get(program.account_id, 0)
+        if stored != program.epoch:
+            return EpochStale(stored)
+        if not program.start <= step.now < (program.end or step.now + 1):
+            return SliceStale(step.now)
+        if program.verdict is not Reason.ALLOWED:
+            return Failed(program.verdict.name)
+        # What batches left behind on their way is the wire's affair: here only keys tell what was counted before.
+        before, key = 0, b""
+        if ask.idempotency:
+            finger, known = step.remembered(ask.idempotency) or (ask.idempotency[16:], None)
+            if finger == ask.idempotency[16:]:
+                if isinstance(known, Decision):
+                    before = known.granted
+                else:
+                    key = ask.idempotency
+        rest = max(0, ask.quantity - before)
+        if not rest:
+            effects = Effects(RecordType.EMERGENCY, step.now, quantity=ask.quantity)
+            _, sequence = step.append(ask.body, effects)
+            marks[place.journal] = place.number
+            verdict = Verdict(Reason.ALLOWED, 0, 0, shadow=False, chains=(), denied=())
+            return replace(self._decision(step, verdict, ()), sequence=sequence)
+        (answer,) = self._evaluate(
+            step, [replace(ask, quantity=rest, idempotency=key)], [None], set()
+        )
+        if isinstance(answer, Decision):
+            marks[place.journal] = place.number
+        return answer
 
     def _evaluate(
         self, step: _Step, group: Sequence[Ask], answers: list[Answer | None], known: set[int]

@@ -272,12 +272,16 @@ class Entitlement:
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """`id` is the feature's number in keys. `releases`: product version → release time in ms, for maintenance."""
+    """`id` is the feature's number in keys. `releases`: product version → release time in ms, for maintenance.
+
+    `emergency`: what a customer may use of it while counters are away, over all enforcers; 0: it fails closed.
+    """
 
     id: int
     key: str
     meter: str
     releases: dict[str, int] = field(default_factory=dict)
+    emergency: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,7 @@ class Reason(IntEnum):
     NO_SEATS = 13
     CAP_REACHED = 14
     BATCH_DENIED = 15
+    EMERGENCY_EXHAUSTED = 16
 
 
 class Kind(IntEnum):
@@ -202,7 +203,8 @@ class Program:
 
     `verdict` is `Reason.ALLOWED`, or why everything is denied in this slice. `[start, end)` is the slice in ms (`end`
     0: never). `countable`: the feature has quantities. `lease_ttl_ms` is 0 unless the feature has seats.
-    `denial_body` is the body of the record of a denial. `labels` by code without flags.
+    `denial_body` is the body of the record of a denial. `labels` by code without flags. `emergency` is what may be used
+    while the counters are away, over all enforcers; 0: nothing, the feature fails closed.
     """
 
     tenant: str
@@ -221,6 +223,7 @@ class Program:
     denial_body: bytes
     labels: dict[int, Label]
     meter: str = ""
+    emergency: int = 0
     config: str = ""
     grace: bool = False
     countable: bool = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import TYPE_CHECKING
@@ -33,6 +34,7 @@ from enforcer.errors import (
     NotPossibleError,
     StoreUnavailableError,
 )
+from enforcer.gateway.emergency import AWAY
 from enforcer.gateway.programs import Name, Programs, gave_up
 from enforcer.gateway.replies import check_response, has_seats, limits_of, record_id, set_ms
 from enforcer.gateway.requests import (
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 
     from enforcer.core.commands import Answer, LeaseInfo
     from enforcer.core.program import Program
+    from enforcer.gateway.emergency import Emergency
     from enforcer.ports.counters import CounterStore
 
 __all__ = ["Gateway"]
@@ -132,7 +135,8 @@ class _Asked:
 class Gateway:
     """Every operation takes the caller's tenant and a message, and gives a message or raises a `MetergateError`.
 
-    `observe(mode, reason)` is told of every decision. `secret` signs the tokens of leases and reservations.
+    `observe(mode, reason)` is told of every decision. `secret` signs the tokens of leases and reservations. `emergency`
+    answers checks while the counters are away; without it every feature fails closed.
     """
 
     def __init__(
@@ -141,8 +145,10 @@ class Gateway:
         programs: Programs,
         secret: bytes,
         observe: Callable[[str, str], None] = lambda _mode, _reason: None,
+        emergency: Emergency | None = None,
     ) -> None:
         self._counters, self._programs, self._secret = counters, programs, secret
+        self._emergency = emergency
         self._observe = observe
 
     # -- checks
@@ -150,8 +156,27 @@ class Gateway:
     async def check(self, tenant: str, request: pb.CheckRequest) -> pb.CheckResponse:
         """`EnforcerService.Check`."""
         asked = self._asked(tenant, request)
-        program, decision = await self._decide_one(asked)
+        try:
+            program, decision = await self._decide_one(asked)
+        except AWAY as error:
+            program, decision = await self._without_store(asked, error)
         return check_response(program, decision, asked.quantity)
+
+    async def _without_store(
+        self, asked: _Asked, error: MetergateError
+    ) -> tuple[Program, Decision]:
+        """What the feature's failure policy says to a check that the store could not decide; or raise `error`."""
+        if self._emergency is None:
+            raise error
+        program = await self._programs.current(asked.name)
+        if has_seats(program):
+            raise error
+        if not asked.body.m:
+            asked.body = _completed(asked.body, program)
+        ask, version = asked.ask(program), asked.name.version
+        decision = await self._emergency.decide(program, ask, version, error)
+        self._observe(asked.mode.name, decision.reason.name)
+        return program, decision
 
     async def check_batch(
         self, tenant: str, request: pb.CheckBatchRequest
@@ -171,6 +196,10 @@ class Gateway:
             except MetergateError as error:
                 asked.append(error)
         outcomes = await self._decide_each(asked)
+        # Side by side: what is journaled at the same time is synced once.
+        outcomes = await asyncio.gather(
+            *(self._opened(one, outcome) for one, outcome in zip(asked, outcomes, strict=True))
+        )
         response = pb.CheckBatchResponse()
         for outcome in outcomes:
             if isinstance(outcome, MetergateError):
@@ -178,6 +207,19 @@ class Gateway:
             else:
                 response.items.append(pb.CheckBatchItem(response=check_response(*outcome)))
         return response
+
+    async def _opened(
+        self,
+        asked: _Asked | MetergateError,
+        outcome: tuple[Program, Decision, int] | MetergateError,
+    ) -> tuple[Program, Decision, int] | MetergateError:
+        """An item of an independent batch, with what its failure policy says if the store said nothing."""
+        if isinstance(asked, MetergateError) or not isinstance(outcome, AWAY):
+            return outcome
+        try:
+            return *(await self._without_store(asked, outcome)), asked.quantity
+        except MetergateError as error:
+            return error
 
     async def _atomic(self, tenant: str, request: pb.CheckBatchRequest) -> pb.CheckBatchResponse:
         group = []

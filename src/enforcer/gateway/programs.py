@@ -46,7 +46,7 @@ class Programs:
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._definitions, self._counters = definitions, counters
-        self._size, self._now_ms = size, now_ms
+        self._size, self.now_ms = size, now_ms
         self._programs: dict[Name, Program] = {}
         self._customers: dict[tuple[str, str], Customer] = {}
         self._features: dict[tuple[str, str], tuple[int, Feature]] = {}
@@ -55,11 +55,11 @@ class Programs:
 
     async def get(self, name: Name) -> Program:
         """The program, from the cache or made now. Raise what is wrong with the name."""
-        return self._programs.get(name) or await self._make(name, self._now_ms())
+        return self._programs.get(name) or await self._make(name, self.now_ms())
 
     async def current(self, name: Name) -> Program:
         """The program of this moment by the local clock, for operations that the store does not hold against a slice."""
-        program, now = await self.get(name), self._now_ms()
+        program, now = await self.get(name), self.now_ms()
         if program.start <= now < (program.end or now + 1):
             return program
         return await self._make(name, now)
@@ -73,11 +73,11 @@ class Programs:
             customer.epoch,
         ):
             return await self.current(name)
-        return await self._make(name, self._now_ms())
+        return await self._make(name, self.now_ms())
 
     async def any_version(self, name: Name, *, reread: bool = False) -> Program:
         """A program for what does not depend on the product version that asks."""
-        program, now = self._programs.get(name), self._now_ms()
+        program, now = self._programs.get(name), self.now_ms()
         if program is not None and not reread and program.start <= now < (program.end or now + 1):
             return program
         customer = None if reread else self._customers.get(name[:2])
@@ -97,7 +97,7 @@ class Programs:
             await self._make(name, stale.now)
         elif program is None or stale.stored > program.epoch:
             await self._load(name.tenant, name.customer)
-            await self._make(name, self._now_ms())
+            await self._make(name, self.now_ms())
         else:
             await self._counters.project(program.bucket, program.account_id, program.epoch)
 

@@ -73,6 +73,7 @@ def check_response(program: Program, decision: Decision, quantity: int) -> pb.Ch
         limits=limits_of(program, decision.entries),
         overage=decision.overage,
         shadow=decision.shadow,
+        degraded=decision.degraded,
         grace=program.grace,
         replayed=decision.replayed,
         config_value=program.config,

@@ -33,9 +33,11 @@ class _Server(uvicorn.Server):
 
 
 class HttpServer:
-    """Serves at `listen`, a port that workers may share. `not_ready` says what is missing, or nothing."""
+    """Serves at `listen`, a port that workers may share. `readiness` says whether to send calls, and why."""
 
-    def __init__(self, listen: str, metrics: Metrics, not_ready: Callable[[], str]) -> None:
+    def __init__(
+        self, listen: str, metrics: Metrics, readiness: Callable[[], tuple[bool, str]]
+    ) -> None:
         async def show_metrics(_: Request) -> Response:
             return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
@@ -43,8 +45,8 @@ class HttpServer:
             return PlainTextResponse("ok\n")
 
         async def ready(_: Request) -> Response:
-            missing = not_ready()
-            return PlainTextResponse(f"{missing or 'ready'}\n", status_code=503 if missing else 200)
+            fine, why = readiness()
+            return PlainTextResponse(f"{why}\n", status_code=200 if fine else 503)
 
         app = Starlette(
             routes=[

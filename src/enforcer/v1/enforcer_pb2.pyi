@@ -101,6 +101,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """A quota of an ancestor, or one marked as a cap, is used up."""
     REASON_BATCH_DENIED: _Reason.ValueType  # 15
     """Another item of the same atomic batch was denied."""
+    REASON_EMERGENCY_EXHAUSTED: _Reason.ValueType  # 16
+    """The counters are away, and what the feature's failure policy allows meanwhile is used up (`degraded` is set)."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why a check was decided so. Where several limits deny, the first of them in the order of `limits`."""
@@ -136,6 +138,8 @@ REASON_CAP_REACHED: Reason.ValueType  # 14
 """A quota of an ancestor, or one marked as a cap, is used up."""
 REASON_BATCH_DENIED: Reason.ValueType  # 15
 """Another item of the same atomic batch was denied."""
+REASON_EMERGENCY_EXHAUSTED: Reason.ValueType  # 16
+"""The counters are away, and what the feature's failure policy allows meanwhile is used up (`degraded` is set)."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 class _LimitKind:

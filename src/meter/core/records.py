@@ -20,6 +20,7 @@ Effects: a header of `HEADER` doubles, then for each counter that changed an ent
                LEASE_EXPIRED: start of the lease in ms, and `quantity` 1 when the holder's device was unbound; COMMIT,
                RELEASE and HOLD_EXPIRED: what was held, and `reason` 1 when a commit named no quantity; GENERATION: the
                previous generation, and in `quantity` the last sequence number there
+- an EMERGENCY record says that a use in an enforcer's journal had been counted by its check before: it holds the place
 - `limit`      the id of the entitlement or grant whose counter changed; id + `SIDE` is the counter's second pair of
                numbers: money spent and remainder, or what rolled over. 0 is a note and no counter: how the entry
                number `period // 2` (from 1) is held, `period % 2` tells overage, `used` and `held` are the width of a
@@ -82,6 +83,7 @@ class RecordType(IntEnum):
     AMEND = 12
     BACKFILL = 13
     REPAIR = 14
+    EMERGENCY = 15
 
 
 class Body(msgspec.Struct, frozen=True, omit_defaults=True, rename={}):
@@ -93,6 +95,8 @@ class Body(msgspec.Struct, frozen=True, omit_defaults=True, rename={}):
     with `k`, in hex. A GENERATION record's body has empty strings. Of corrections: `n`
     number in the bucket's list of corrections, `of` generation and sequence of the record that is corrected, `v` which
     version of it this is (1 for the first correction), `by` who corrects, `w` why.
+    `j`, `jn`: the journal of a use that was allowed while the counters were away, and its number there among
+    those of its bucket, dense from 1; `at` is when it was allowed.
     """
 
     t: str
@@ -112,6 +116,8 @@ class Body(msgspec.Struct, frozen=True, omit_defaults=True, rename={}):
     by: str = ""
     w: str = ""
     p: str = ""
+    j: str = ""
+    jn: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,6 +112,8 @@ class Choice(Enum):
     """Those with an idempotency key, and settlements of reservations."""
     BOUND = auto()
     """Of each holder of seats the last start of a lease, and the last end that unbound a device."""
+    JOURNALED = auto()
+    """The last of each journal of uses that were allowed while the counters were away."""
 
 
 class LedgerReader(Protocol):

@@ -111,6 +111,7 @@ _CHOICES = {
     ledger_pb2.CHOICE_OPEN: Choice.OPEN,
     ledger_pb2.CHOICE_KEYED: Choice.KEYED,
     ledger_pb2.CHOICE_BOUND: Choice.BOUND,
+    ledger_pb2.CHOICE_JOURNALED: Choice.JOURNALED,
 }
 
 

@@ -37,6 +37,8 @@ class _ChoiceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Choice.ValueTy
     """Those with an idempotency key, and settlements of reservations."""
     CHOICE_BOUND: _Choice.ValueType  # 4
     """Of each holder of seats the last start of a lease, and the last end that unbound the holder's device."""
+    CHOICE_JOURNALED: _Choice.ValueType  # 5
+    """The last of each journal of uses that were allowed while the counters were away."""
 
 class Choice(_Choice, metaclass=_ChoiceEnumTypeWrapper): ...
 
@@ -49,6 +51,8 @@ CHOICE_KEYED: Choice.ValueType  # 3
 """Those with an idempotency key, and settlements of reservations."""
 CHOICE_BOUND: Choice.ValueType  # 4
 """Of each holder of seats the last start of a lease, and the last end that unbound the holder's device."""
+CHOICE_JOURNALED: Choice.ValueType  # 5
+"""The last of each journal of uses that were allowed while the counters were away."""
 Global___Choice: _TypeAlias = Choice  # noqa: Y015
 
 @_typing.final

@@ -20,7 +20,7 @@ version: 1
 tenant: demo
 prune: false
 products: [{key: p, releases: {"1.0": 2025-01-01}}]
-features: [{key: f, product: p, meter: sum, unit: u, on_outage: fail_open}]
+features: [{key: f, product: p, meter: sum, unit: u, on_outage: fail_open, emergency: 7}]
 plans:
   - key: basic
     items:

@@ -14,6 +14,7 @@ from enforcer.core.commands import (
     Failed,
     KeyReused,
     LeaseInfo,
+    OutOfTurn,
     Settled,
     SliceStale,
 )
@@ -25,7 +26,7 @@ from meter.core.keys import bucket_tag
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from enforcer.core.commands import Ask
+    from enforcer.core.commands import Ask, Journaled
     from enforcer.core.program import Program
 
 __all__ = ["FencedError", "LostError", "Section", "answer", "bucket_state", "lease", "settled"]
@@ -34,8 +35,8 @@ _HEAD = struct.Struct("<HBBBdd").pack
 _STATUS = struct.Struct("<d").unpack_from
 _DECISION = struct.Struct("<10d").unpack_from
 _ENTRIES = [struct.Struct(f"<{7 * count}d").unpack_from for count in range(512)]
-_CHECK, _RESERVE, _SEAT = 0, 1, 2
-_DECIDED, _EPOCH, _SLICE, _REUSED, _FAILED, _FENCED, _LOST, _REPLAYED = range(8)
+_CHECK, _RESERVE, _SEAT, _JOURNALED = 0, 1, 2, 3
+_DECIDED, _EPOCH, _SLICE, _REUSED, _FAILED, _FENCED, _LOST, _REPLAYED, _TURN = range(9)
 _REASONS = {reason.value: reason for reason in Reason}
 
 
@@ -55,7 +56,9 @@ class Section:
         self._programs: dict[int, int] = {}
         self._definitions: list[Any] = []
         self._checks: list[Any] = []
-        self._count = 0
+        self.count = 0
+        self.keep = 0
+        """Where the script is to keep what it granted; 0: nowhere."""
 
     def add(self, group: Sequence[Ask]) -> None:
         """Append a group's checks."""
@@ -68,6 +71,8 @@ class Section:
                 op, ttl = _SEAT, ask.seat.ttl_ms
             elif ask.reservation:
                 op, ttl = _RESERVE, ask.ttl_ms
+            elif ask.journaled is not None:
+                op, ttl = _JOURNALED, 0
             else:
                 op, ttl = _CHECK, 0
             self._checks += (
@@ -77,9 +82,11 @@ class Section:
             )
             if ask.seat is not None:
                 self._checks += (ask.seat.lease, ask.seat.holder)
+            elif ask.journaled is not None:
+                self._checks += (ask.journaled.journal, _place(ask.journaled))
             elif op:
                 self._checks += (ask.reservation, "")
-        self._count += len(group)
+        self.count += len(group)
 
     def _add_program(self, program: Program) -> int:
         number = self._programs[id(program)] = len(self._programs)
@@ -94,7 +101,16 @@ class Section:
 
     def arguments(self) -> list[Any]:
         """Everything of this bucket, in the order that the script reads it."""
-        return [self.tag, len(self._programs), self._count, *self._definitions, *self._checks]
+        head = self.tag, len(self._programs), self.count, self.keep
+        return [*head, *self._definitions, *self._checks]
+
+
+def _place(place: Journaled) -> bytes:
+    sent = place.sent
+    if sent is None:
+        return struct.pack("<2d", place.number, place.after)
+    where = sent.connection, sent.slot, sent.batch, sent.place
+    return struct.pack("<6d", place.number, place.after, *where) + sent.enforcer.encode()
 
 
 def answer(bucket: int, reply: bytes) -> Answer:
@@ -128,6 +144,8 @@ def _undecided(status: int, reply: bytes) -> Answer:
         return EpochStale(int(_STATUS(reply, 8)[0]))
     if status == _SLICE:
         return SliceStale(int(_STATUS(reply, 8)[0]))
+    if status == _TURN:
+        return OutOfTurn(int(_STATUS(reply, 8)[0]))
     if status == _REUSED:
         return KeyReused()
     if status == _FENCED:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, cast
 
@@ -37,6 +38,7 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[Callable[[Reply], None]] = deque()
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
+        self._heard = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are asyncio's in all but their class.
@@ -45,6 +47,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         reader, waiting = self._reader, self._waiting
         reader.feed(data)
+        self._heard = time.monotonic()
         while (reply := reader.gets()) is not False:
             waiting.popleft()(reply)
 
@@ -61,6 +64,8 @@ class Connection(asyncio.Protocol):
         if self._transport is None:
             on_reply(ConnectionLostError("closed"))
             return
+        if not self._waiting:
+            self._heard = time.monotonic()
         self._waiting.append(on_reply)
         self._transport.write(hiredis.pack_command(command))
 
@@ -77,6 +82,10 @@ class Connection(asyncio.Protocol):
         if isinstance(reply, Exception):
             raise reply
         return reply
+
+    def silence(self, now: float) -> float:
+        """For how long replies have been waited for in vain, in seconds."""
+        return now - self._heard if self._waiting else 0.0
 
     def close(self) -> None:
         """End it at once: whoever waits is told that it is lost."""

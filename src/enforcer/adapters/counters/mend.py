@@ -234,6 +234,7 @@ class Mender:
             self._counts(bucket, now),
             self._open_starts(bucket, now),
             self._bindings(bucket),
+            self._journals(bucket),
             self._answers(bucket, now),
         ]:
             async for some in _chunks(commands):
@@ -305,6 +306,12 @@ class Mender:
             for command in await self._bind(tag, record):
                 yield command
 
+    async def _journals(self, bucket: int) -> AsyncIterator[Command]:
+        """How far each journal of emergency uses was counted."""
+        tag = bucket_tag(bucket)
+        async for record in self._recall(bucket, START, ledger_pb2.CHOICE_JOURNALED):
+            yield _counted(tag, record)
+
     async def _answers(self, bucket: int, now: int) -> AsyncIterator[Command]:
         tag = bucket_tag(bucket)
         since = (now // self._window_ms - 1) * self._window_ms
@@ -366,6 +373,8 @@ class Mender:
                 commands += _ended_hold(tag, record.body.id)
             if kind in _LEASE_ENDS:
                 commands += await self._stood_up(tag, record)
+            if record.body.j:
+                commands.append(_counted(tag, record))
             if kind is RecordType.DENIAL:
                 commands.append(("DEL", f"{tag}d"))
             commands += await self._bind(tag, record)
@@ -562,6 +571,10 @@ def lease_commands(tag: str, lease: rebuild.Lease) -> list[Command]:
             found.append(("ZADD", own, lease.expires, lease.id))
             found.append(("HOLDER", own, f"{tag}h:{suffix}", lease.holder))
     return found
+
+
+def _counted(tag: str, record: _Read) -> Command:
+    return "HSET", f"{tag}j", record.body.j, record.body.jn
 
 
 def _ended_hold(tag: str, reservation: str) -> list[Command]:

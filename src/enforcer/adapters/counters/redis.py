@@ -22,11 +22,13 @@ from enforcer.adapters.counters.connection import Connection, ConnectionLostErro
 from enforcer.adapters.counters.handshake import Handshake, shake_hands
 from enforcer.adapters.counters.mend import Mender, Process
 from enforcer.adapters.counters.scripts import SERVER_CLOCK
+from enforcer.core.breaker import Breaker, BreakerOptions
 from enforcer.core.commands import (
     Decision,
     EpochStale,
     HoldGone,
     KeyReused,
+    Sent,
     TooMuch,
     idempotency,
 )
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from enforcer.adapters.counters.mend import Marks, Truth
+    from enforcer.core.breaker import BreakerState
     from enforcer.core.commands import Answer, Ask, BucketState, LeaseInfo, Settled
     from enforcer.ports.ledger import Ledger
 
@@ -52,6 +55,10 @@ __all__ = ["RedisCounters", "RedisOptions"]
 
 _log = structlog.get_logger(__name__)
 _READS = (Mode.CHECK_ONLY, Mode.PEEK)
+SLOTS = 64
+"""Places of a connection where outcomes of batches are kept; one whose answer came too late keeps its place."""
+LONGEST_PAUSE = 0.25
+"""Between two attempts to connect, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,7 @@ class RedisOptions:
 
     `window_ms`: answers are remembered at least so long. `in_flight`: batches on their way at once. `batch`: checks in
     one of them. `reply_timeout`: a silent server is given up. `patience`: how long a call waits for a connection.
+    `fail_open_wait`: a check that has a failure policy to fall back on waits no longer than that; None: none has.
     """
 
     url: str
@@ -71,15 +79,18 @@ class RedisOptions:
     reply_timeout: float = 2.0
     patience: float = 1.0
     clock: str = SERVER_CLOCK
+    fail_open_wait: float | None = None
+    breaker: BreakerOptions = field(default_factory=BreakerOptions)
 
 
 @dataclass(slots=True)
 class _Waiting:
-    """A group of checks and who waits for it."""
+    """A group of checks and who waits for it. `sent`: where it went last, unless it is known not to have run there."""
 
     group: Sequence[Ask]
     future: asyncio.Future[list[Answer]]
     since: float
+    sent: Sent | None = None
 
     @property
     def bucket(self) -> int:
@@ -89,7 +100,27 @@ class _Waiting:
     @property
     def repeatable(self) -> bool:
         """Whether running it a second time changes nothing more."""
-        return all(ask.idempotency or ask.mode in _READS for ask in self.group)
+        return all(
+            ask.idempotency or ask.journaled is not None or ask.mode in _READS for ask in self.group
+        )
+
+    @property
+    def hasty(self) -> bool:
+        """Whether the feature's failure policy answers it when the store does not."""
+        ask = self.group[0]
+        return bool(
+            ask.program.emergency
+            and len(self.group) == 1
+            and ask.journaled is None
+            and not ask.reservation
+            and ask.seat is None
+            and ask.mode is not Mode.PEEK
+        )
+
+    @property
+    def traced(self) -> bool:
+        """Whether only the batch that it travels in can tell afterwards what it did."""
+        return self.hasty and not self.repeatable
 
     def fail(self, error: Exception) -> None:
         if not self.future.done():
@@ -102,6 +133,8 @@ class _Batch:
     sent: float
     waiting: list[_Waiting]
     order: list[int] = field(default_factory=list)
+    slot: int = 0
+    withdrawn: bool = False
 
 
 class RedisCounters:
@@ -120,8 +153,14 @@ class RedisCounters:
         ledger: Ledger | None = None,
         marks: Marks | None = None,
         steps: Callable[[str], None] = lambda _: None,
+        on_breaker: Callable[[BreakerState], None] = lambda _state: None,
     ) -> None:
         self._options, self._truth, self._observe = options, truth, observe
+        self.breaker = Breaker(options.breaker, on_breaker)
+        self._probing = False
+        self._slots: list[int] = []
+        self._parked_since: dict[int, float] = {}
+        self._greeting: Connection | None = None
         self._ledger, self._marks, self._steps = ledger, marks, steps
         self._enforcer = secrets.token_hex(8)
         self._link: Connection | None = None
@@ -138,6 +177,7 @@ class RedisCounters:
         self._closing = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.last_error = "not connected yet"
+        self._met = False
 
     # -- life
 
@@ -164,6 +204,7 @@ class RedisCounters:
             link: Connection | None = None
             try:
                 link = await connect(self._options.url, down.set, self._options.connect_timeout)
+                self._greeting = link
                 async with asyncio.timeout(30):
                     await self._greet(link)
             except (
@@ -178,8 +219,10 @@ class RedisCounters:
                 if link is not None:
                     link.close()
                 await asyncio.sleep(delay)
-                delay = min(delay * 2, 1.0)
+                delay = min(delay * 2, LONGEST_PAUSE)
                 continue
+            finally:
+                self._greeting = None
             delay = 0.02
             opening = asyncio.create_task(self._keep_open(link), name="redis buckets")
             await down.wait()
@@ -203,6 +246,8 @@ class RedisCounters:
         self._hands = hands
         await self._fence(link, hands, dict.fromkeys(set(buckets) - set(hands.closed), True))
         self._link = link
+        self._slots = list(range(1, SLOTS + 1))
+        self._probing = False
         self.ready.set()
         self._schedule()
 
@@ -225,10 +270,13 @@ class RedisCounters:
                 last = ran.get(waiting.bucket)
                 if last is None:
                     continue
-                if waiting.repeatable or last < batch.number:
+                if last < batch.number:
+                    waiting.sent = None
+                    again.append(waiting)
+                elif waiting.repeatable:
                     again.append(waiting)
                 else:
-                    waiting.fail(OutcomeUnknownError())
+                    waiting.fail(OutcomeUnknownError(waiting.sent))
             batch.waiting = [one for one in batch.waiting if one.bucket not in ran]
         self._doubt = [batch for batch in self._doubt if batch.waiting]
         self._queue = again + self._queue
@@ -237,11 +285,27 @@ class RedisCounters:
 
     @property
     def serving(self) -> bool:
-        """Whether there is a connection and at least one bucket can be asked."""
+        """Whether there is a connection, calls pass, and at least one bucket can be asked."""
+        return self._connected and self.breaker.closed
+
+    @property
+    def _connected(self) -> bool:
         hands = self._hands
         return (
             self.ready.is_set() and hands is not None and len(hands.closed) < self._options.buckets
         )
+
+    def readiness(self) -> tuple[bool, str]:
+        """Whether calls should be sent to this enforcer, and why.
+
+        Not before it has met the store. Later an outage of the store is no reason to be taken out of service: what fails
+        open is answered here, the rest gets a clear fault, and other enforcers are no better off.
+        """
+        if self.serving:
+            return True, "ready"
+        if self._options.fail_open_wait is None or not self._met:
+            return self._connected, f"counters: {self.last_error}"
+        return True, f"degraded: failure policies decide, counters: {self.last_error}"
 
     def _close_bucket(self, bucket: int) -> None:
         """Redis lacks it, although it was opened on this very process."""
@@ -251,9 +315,19 @@ class RedisCounters:
             self._hands.closed[bucket] = "its data are missing"
         self._closing.set()
 
-    def _rebuilding(self, bucket: int) -> CountersRebuildingError:
+    def _rebuilding(self, bucket: int, sent: Sent | None = None) -> CountersRebuildingError:
         why = "" if self._hands is None else self._hands.closed.get(bucket, "")
-        return CountersRebuildingError(bucket, why)
+        return CountersRebuildingError(bucket, why, sent)
+
+    def _park(self, waiting: _Waiting) -> None:
+        """It waits for its bucket to be opened; one with a policy does not when that has lasted already."""
+        now = time.monotonic()
+        since = self._parked_since.setdefault(waiting.bucket, now)
+        wait = self._options.fail_open_wait
+        if wait is not None and waiting.hasty and now - since > wait:
+            waiting.fail(self._rebuilding(waiting.bucket, waiting.sent))
+        else:
+            self._parked.append(waiting)
 
     async def _keep_open(self, link: Connection) -> None:
         """Open what is closed, now and whenever a bucket turns out to be missing. Ends with its connection."""
@@ -286,6 +360,7 @@ class RedisCounters:
                 opened = {}
             for bucket in opened:
                 hands.closed.pop(bucket, None)
+                self._parked_since.pop(bucket, None)
             if opened:
                 pause = 0.05
                 self._queue, self._parked = self._parked + self._queue, []
@@ -305,33 +380,90 @@ class RedisCounters:
                 self.last_error = "no reply"
                 if self._link is not None:
                     self._drop(self._link)
-            limit = now - self._options.patience
-            self._parked = [
-                one for one in self._parked if not self._given_up(one, limit, sent=False)
-            ]
+            link = self._link or self._greeting
+            if link is not None and link.silence(now) > self._options.reply_timeout:
+                self.last_error = "no reply"
+                self._drop(link)
+            self._met = self._met or self._connected
+            self._probe(now)
+            for flying in list(self._flying.values()):
+                self._withdraw(flying, now)
+            self._parked = [one for one in self._parked if not self._given_up(one, now, sent=False)]
             for batch in self._doubt:
                 batch.waiting = [
-                    one for one in batch.waiting if not self._given_up(one, limit, sent=True)
+                    one for one in batch.waiting if not self._given_up(one, now, sent=True)
                 ]
-            if not self.ready.is_set():
-                self._queue = [
-                    one for one in self._queue if not self._given_up(one, limit, sent=False)
-                ]
+            # While there is a connection only those wait no longer that have a policy.
+            self._queue = [
+                one
+                for one in self._queue
+                if not (
+                    (not self.ready.is_set() or self._opens(one))
+                    and self._given_up(one, now, sent=False)
+                )
+            ]
 
-    def _given_up(self, waiting: _Waiting, limit: float, *, sent: bool) -> bool:
-        if waiting.since > limit:
+    def _opens(self, waiting: _Waiting) -> bool:
+        return self._options.fail_open_wait is not None and waiting.hasty
+
+    def _withdraw(self, batch: _Batch, now: float) -> None:
+        """Give up those checks of a batch on its way that need not wait for it."""
+        wait = self._options.fail_open_wait
+        if wait is None or now - batch.sent <= wait:
+            return
+        for waiting in batch.waiting:
+            if not waiting.future.done() and waiting.hasty:
+                batch.withdrawn = True
+                self._given_up(waiting, now, sent=True)
+
+    def _given_up(self, waiting: _Waiting, now: float, *, sent: bool) -> bool:
+        """Whether nobody waits for it any more."""
+        if waiting.future.done():
+            return True
+        wait = self._options.fail_open_wait
+        if wait is None or not waiting.hasty:
+            wait = self._options.patience
+        if now - waiting.since <= wait:
             return False
         if sent and not waiting.repeatable:
-            waiting.fail(OutcomeUnknownError())
-        elif self.ready.is_set():
-            waiting.fail(self._rebuilding(waiting.bucket))
+            waiting.fail(OutcomeUnknownError(waiting.sent))
+        elif self.ready.is_set() and not sent and waiting.bucket in self._parked_since:
+            # The server answers: that is no failure of its.
+            waiting.fail(self._rebuilding(waiting.bucket, waiting.sent))
+            return True
         else:
-            waiting.fail(StoreUnavailableError(self.last_error))
+            waiting.fail(StoreUnavailableError(self.last_error, waiting.sent))
+        self.breaker.failed(now)
         return True
+
+    def _probe(self, now: float) -> None:
+        """Find out whether calls may pass again."""
+        link = self._link
+        if self.breaker.closed or self._probing or link is None or not self.ready.is_set():
+            return
+        limit = min(self._options.reply_timeout, self._options.fail_open_wait or 1.0)
+
+        def answered(reply: Any) -> None:
+            self._probing = False
+            in_time = time.monotonic() - now <= limit
+            if not self.breaker.closed:
+                self.breaker.probed(success=in_time and not isinstance(reply, Exception))
+
+        self._probing = True
+        link.send(answered, "PING")
+
+    def _pass(self) -> None:
+        """Raise unless calls may pass."""
+        if not self.breaker.closed:
+            raise self._held_back()
+
+    def _held_back(self) -> StoreUnavailableError:
+        return StoreUnavailableError(f"{self.last_error}; calls are held back for now")
 
     # -- checks
 
     async def decide(self, group: Sequence[Ask]) -> list[Answer]:
+        self._pass()
         future = asyncio.get_running_loop().create_future()
         waiting = _Waiting(group, future, time.monotonic())
         self._queue.append(waiting)
@@ -341,6 +473,8 @@ class RedisCounters:
     async def decide_all(
         self, groups: Sequence[Sequence[Ask]]
     ) -> list[list[Answer] | MetergateError]:
+        if not self.breaker.closed:
+            return [self._held_back() for _ in groups]
         loop, now = asyncio.get_running_loop(), time.monotonic()
         waiting = [_Waiting(group, loop.create_future(), now) for group in groups]
         self._queue += waiting
@@ -370,6 +504,7 @@ class RedisCounters:
             return
         sections: dict[int, codec.Section] = {}
         order: dict[int, list[int]] = {}
+        slot, number = self._slots[-1], self._batches + 1
         taken: list[_Waiting] = []
         checks = 0
         for waiting in self._queue:
@@ -380,13 +515,16 @@ class RedisCounters:
                 continue
             bucket = waiting.group[0].program.bucket
             if bucket in hands.closed:
-                self._parked.append(waiting)
+                self._park(waiting)
                 continue
             section = sections.get(bucket)
             if section is None:
                 section = sections[bucket] = codec.Section(bucket)
                 order[bucket] = []
             section.add(waiting.group)
+            if waiting.hasty:
+                waiting.sent = Sent(self._enforcer, self._connections, slot, number, section.count)
+                section.keep |= slot * waiting.traced
             order[bucket].append(len(taken) - 1)
             checks += len(waiting.group)
         del self._queue[: len(taken)]
@@ -399,7 +537,10 @@ class RedisCounters:
             time.monotonic(),
             taken,
             [place for places in order.values() for place in places],
+            slot if any(section.keep for section in sections.values()) else 0,
         )
+        if batch.slot:
+            self._slots.pop()
         self._flying[batch.number] = batch
         arguments: list[Any] = []
         for section in sections.values():
@@ -424,7 +565,17 @@ class RedisCounters:
         self._flying.pop(batch.number, None)
         if isinstance(reply, list):
             self._steps("answer")
-            self._observe(len(reply), time.monotonic() - batch.sent)
+            now = time.monotonic()
+            self._observe(len(reply), now - batch.sent)
+            if batch.withdrawn:
+                # What the batch granted stays where the counting of the journal looks for it.
+                self.last_error = "slow replies"
+                if len(self._slots) <= self._options.in_flight:
+                    self._drop(link)  # the next connection has places of its own
+            else:
+                self.breaker.succeeded(now, len(batch.order))
+                if batch.slot and link is self._link:
+                    self._slots.append(batch.slot)
             at = 0
             for place in batch.order:
                 waiting = batch.waiting[place]
@@ -441,11 +592,13 @@ class RedisCounters:
         text = str(reply)
         if text.startswith("NOSCRIPT"):
             # Another process answers than the one that hands were shaken with: nothing ran.
+            for waiting in open_:
+                waiting.sent = None
             self._queue = open_ + self._queue
             self._drop(link)
             return
         for waiting in open_:
-            waiting.fail(StoreUnavailableError(text))
+            waiting.fail(StoreUnavailableError(text, waiting.sent))
         if text.startswith(("LOADING", "READONLY", "MASTERDOWN")):
             self._drop(link)
         self._schedule()
@@ -455,10 +608,12 @@ class RedisCounters:
         try:
             answers = [codec.answer(bucket, reply) for reply in replies]
         except codec.LostError:
+            waiting.sent = None
             self._close_bucket(bucket)
-            self._parked.append(waiting)
+            self._park(waiting)
             return
         except codec.FencedError:
+            waiting.sent = None
             self._queue.append(waiting)
             return
         last = answers[-1]
@@ -494,6 +649,7 @@ class RedisCounters:
 
     async def _hold(self, operation: str, bucket: int, *arguments: Any) -> list[Any]:
         """One operation of `hold.lua`. They may all be repeated, so a lost connection only costs time."""
+        self._pass()
         deadline = time.monotonic() + self._options.patience
         while True:
             left = deadline - time.monotonic()
@@ -501,6 +657,7 @@ class RedisCounters:
                 async with asyncio.timeout(max(left, 0)):
                     await self.ready.wait()
             except TimeoutError:
+                self.breaker.failed(time.monotonic())
                 raise StoreUnavailableError(self.last_error) from None
             link, hands = self._link, self._hands
             if link is None or hands is None:
@@ -517,6 +674,7 @@ class RedisCounters:
                         *self._hold_command(hands, operation, bucket, *arguments)
                     )
             except TimeoutError:
+                self.breaker.failed(time.monotonic())
                 self._drop(link)
                 raise StoreUnavailableError("no reply") from None
             except ConnectionLostError:

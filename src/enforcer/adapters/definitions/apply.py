@@ -112,6 +112,7 @@ class Application:
                 "meter": feature.meter,
                 "unit": feature.unit,
                 "on_outage": feature.on_outage,
+                "emergency": feature.emergency,
             }
             if feature.unique_by:
                 definition["unique_by"] = feature.unique_by

@@ -199,7 +199,7 @@ class SqlDefinitions:
                     t.products.c.tenant == tenant, t.products.c.key == product
                 )
             )
-        return Feature(row.id, key, key, releases or {})
+        return Feature(row.id, key, key, releases or {}, row.definition.get("emergency", 0))
 
     async def accounts(self, bucket: int, after: int, most: int) -> list[Account]:
         async with self._transaction() as connection:

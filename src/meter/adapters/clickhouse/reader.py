@@ -36,6 +36,7 @@ ENDS = ", ".join(
 )
 LEASE_ENDS = f"{RecordType.LEASE_END:d}, {RecordType.LEASE_EXPIRED:d}"
 KEYED = f"{RecordType.USAGE:d}, {STARTS}"
+COUNTED = f"{RecordType.USAGE:d}, {RecordType.EMERGENCY:d}"
 SETTLED = f"{RecordType.COMMIT:d}, {RecordType.RELEASE:d}"
 
 
@@ -160,6 +161,12 @@ class ClickHouseReader(AggregateReader):
                 f" AND (type = {RecordType.LEASE_START:d} OR (type IN ({LEASE_ENDS})"
                 f" AND effects[8] = 1)) AND {holder} != '' GROUP BY type = {RecordType.LEASE_START:d},"
                 f" who.t, who.c, JSONExtractString(body, 'f'), {holder})"
+            )
+        elif choice is Choice.JOURNALED:
+            where += (
+                f" AND (generation, seq) IN (SELECT max((generation, seq)) FROM raw WHERE {own}"  # noqa: S608
+                f" AND type IN ({COUNTED}) AND JSONHas(body, 'j')"
+                " GROUP BY JSONExtractString(body, 'j'))"
             )
         rows = await self._reader.rows(
             "SELECT generation, seq, body, effects, rest FROM raw FINAL"  # noqa: S608

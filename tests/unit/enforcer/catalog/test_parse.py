@@ -273,7 +273,7 @@ def test_products_features_plans_and_subscriptions() -> None:
     text = """
 version: 1
 products: [{key: p, releases: {"1.0": 2026-07-01}}]
-features: [{key: f, product: p, meter: unique, unique_by: user, unit: user, on_outage: fail_open}, {key: g}]
+features: [{key: f, product: p, meter: unique, unique_by: user, unit: user, on_outage: fail_open, emergency: 100}, {key: g}]
 plans:
   - key: basic
     items: [{feature: f, model: quota, limit: 1, per: month, anchor: start}]
@@ -287,6 +287,7 @@ accounts:
     feature = catalog.features[0]
     assert (feature.meter, feature.unit, feature.on_outage) == ("unique", "user", "fail_open")
     assert feature.unique_by == "user"
+    assert (feature.emergency, catalog.features[1].emergency) == (100, 0)
     assert (catalog.features[1].meter, catalog.features[1].on_outage) == ("sum", "fail_closed")
     (item,) = catalog.plans[0].items
     assert isinstance(item.terms, QuotaTerms)
@@ -514,6 +515,18 @@ def test_an_issue_says_what_is_wrong_and_what_is_allowed(fields: str, said: str 
         (
             f"version: 1\nfeatures: [{{key: f, meter: unique, unique_by: {'ü' * 33}}}]",
             "2: features[0].unique_by: must be the name of a dimension: at most 64 bytes",
+        ),
+        (
+            "version: 1\nfeatures: [{key: f, on_outage: fail_open}]",
+            "2: features[0].emergency: is required",
+        ),
+        (
+            "version: 1\nfeatures: [{key: f, on_outage: fail_open, emergency: 0}]",
+            "2: features[0].emergency: is 0, must be from 1 to 9007199254740991",
+        ),
+        (
+            "version: 1\nfeatures: [{key: f, emergency: 5}]",
+            "2: features[0].emergency: is for on_outage: fail_open; remove one or change the other",
         ),
         (
             "version: 1\nfeatures: [{key: f, meter: average}]",

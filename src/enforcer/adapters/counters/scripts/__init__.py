@@ -27,6 +27,7 @@ _NAMES: dict[str, object] = {
     "SHAPES": ", ".join(str(shape.value) for shape in Shape),
     "DENIED": DENIED,
     "SHADOW": SHADOW,
+    "REASONS": ", ".join(f"[{reason.value}] = '{reason.name}'" for reason in Reason),
     "ALLOWED": Reason.ALLOWED.value,
     "BATCH_DENIED": Reason.BATCH_DENIED.value,
     "REAPED": REAPED_AT_ONCE,

@@ -1,26 +1,29 @@
 -- Decides checks, any number of buckets and groups in one call; each check is one atomic step with its record.
 -- KEYS  [1] the first bucket's meta, for routing. Keys of a bucket are built from its prefix: m meta (read, written),
 --       o outbox (appended), f fences, e:<account> epochs (read), s:<level> states (read, written), k set of levels
---       with a state, r:<window> answers, d pending denials, v reservations, l leases, q due index, i h u n <level> seats
+--       with a state, r:<window> answers, d pending denials, v reservations, l leases, q due index, i h u n <level> seats,
+--       j marks of journals, g:<enforcer>:<connection> what batches granted whose answers may be asked for (written)
 -- ARGV  enforcer, connection, batch, answer window in ms, number of buckets; for each bucket
---         prefix, number of programs, number of checks; for each program
+--         prefix, number of programs, number of checks, slot to keep what was granted in or 0; for each program
 --           account, suffix, body of its denials, packed program, the suffix of each of its levels
 --         for each check
 --           packed head (program from 0, mode, op, 1 if the next check is of the same group, quantity, ttl),
 --           16 bytes name and 8 bytes fingerprint of the idempotency key or nothing, body, and for ops other than
---           CHECK: id, holder
+--           CHECK: id, holder; for JOURNALED these are the journal, and packed: number in it, the mark that it comes
+--           after, then if the check may have run before: connection, slot, batch, place, and behind them the enforcer
 -- Returns for each check doubles: status, then
 --   0 decided, 7 decided before: reason, granted, overage, shadow, now, generation, sequence, expiry, number of
 --     entries, seven doubles an entry; behind them the id
 --   1 epoch is stale: the stored one    2 slice is stale: now    3 key reused    4 failed: text behind it
---   5 fenced    6 bucket lost
-local OUT = {DECIDED = 0, EPOCH = 1, SLICE = 2, REUSED = 3, FAILED = 4, FENCED = 5, LOST = 6, REPLAYED = 7}
-local CHECK, RESERVE, SEAT = 0, 1, 2
+--   5 fenced    6 bucket lost    8 out of turn: the journal's mark
+local OUT = {DECIDED = 0, EPOCH = 1, SLICE = 2, REUSED = 3, FAILED = 4, FENCED = 5, LOST = 6, REPLAYED = 7, TURN = 8}
+local CHECK, RESERVE, SEAT, JOURNALED = 0, 1, 2, 3
 local ENFORCE, CHECK_ONLY, BEST_EFFORT, RECORD_ONLY, PEEK = 1, 2, 3, 4, 5
 local COUNT, ROLL, MONEY, THROTTLE, BUCKET, RING10, RING24, SEATS = @SHAPES@
 local EXTRA = {1, 5, 4, 3, 1, 1, 1, 2}
 local QUOTA_K, OVERAGE_K, CREDITS_K, OVERDRAFT_K = 1, 2, 3, 4
 local FLOATING, NAMED, NODE_LOCKED = 1, 2, 3
+local REASONS = {@REASONS@}
 
 local at = 5
 local function next_argument() at = at + 1 return ARGV[at] end
@@ -331,7 +334,7 @@ local function apply(check, drawn, holds)
   local program, hold = check.program, holds and true or false
   local kind = @USAGE@
   if hold then kind = @HOLD@ elseif check.op == SEAT then kind = @LEASE_START@ end
-  local expires, notes = check.op == CHECK and 0 or now + check.ttl, hold and {}
+  local expires, notes = (check.op == RESERVE or check.op == SEAT) and now + check.ttl or 0, hold and {}
   local effects = {@RECORD_VERSION@, kind, now, check.granted, check.overage, check.reason, 1, check.quantity, expires}
   for c = 1, #drawn do
     local chain, takes = program.chains[c], drawn[c]
@@ -543,12 +546,63 @@ local function whole(group, place, reply)
   return out
 end
 
+-- What the check of a journaled use had counted itself: found by its key, or by the batch that it travelled in.
+local function counted_before(check)
+  if check.idempotency ~= '' then
+    local name = sub(check.idempotency, 1, 16)
+    local found = remembered(name)
+    if found and sub(found, 1, 8) ~= sub(check.idempotency, 17) then return 0 end
+    if found and #found > 8 then return (unpack_('<d', found, 17)) end
+    check.name = name
+  elseif #check.holder > 16 then
+    local _, _, old, slot, number, place, at_ = unpack_('<dddddd', check.holder)
+    local who = sub(check.holder, at_)
+    if who ~= enforcer then
+      -- Its enforcer is gone; what it sent last may still arrive, but may not run any more.
+      local raw = call('HGET', prefix .. 'f', who)
+      local newest, ran = -1, -1
+      if raw then newest, ran = unpack_('<dd', raw) end
+      if newest <= old then call('HSET', prefix .. 'f', who, pack('<ddd', old + 1, ran, now)) end
+    end
+    local raw = call('HGET', prefix .. 'g:' .. who .. format(':%.0f', old), format('%.0f', slot))
+    if raw then
+      local granted = values_of(raw)
+      if granted[1] == number then return granted[1 + place] or 0 end
+    end
+  end
+  return 0
+end
+
+-- Prepares the check of a use that was allowed while the server was away. Returns its reply if there is no more to do.
+local function journaled(check)
+  local program = check.program
+  local mark = tonumber(call('HGET', prefix .. 'j', check.id) or 0)
+  local number, after = unpack_('<dd', check.holder)
+  check.number = number
+  if mark < after or mark >= number then return pack('<dd', OUT.TURN, mark) end
+  local stored = tonumber(call('GET', prefix .. 'e:' .. program.account) or 0)
+  if stored ~= program.epoch then return pack('<dd', OUT.EPOCH, stored) end
+  if now < program.start or (program.stop ~= 0 and now >= program.stop) then return pack('<dd', OUT.SLICE, now) end
+  if program.forced ~= 0 then return pack('<d', OUT.FAILED) .. REASONS[program.forced] end
+  local asked = check.quantity
+  check.quantity = max(0, asked - counted_before(check))
+  if check.quantity > 0 then return end
+  local added = pcall_('XADD', outbox, id_pattern, 'b', check.body, 'e', effects_of(@EMERGENCY@, now, 0, 0, 0, asked, 0, {}))
+  if type(added) == 'table' then return pack('<d', OUT.FAILED) .. (added.err or 'no record could be written') end
+  call('HSET', prefix .. 'j', check.id, format('%.0f', check.number))
+  return packed({OUT.DECIDED, @ALLOWED@, 0, 0, 0, now, generation, tonumber(match(added, '%-(%d+)$')), 0, 0})
+end
+
 -- Decides a group: all of its checks or none. Returns their replies.
 local function decide(group)
+  if group[1].op == JOURNALED then
+    local reply = journaled(group[1])
+    if reply then return {reply} end
+  end
   local replies, known = {}, {}
   for k = 1, #group do
     local check = group[k]
-    if check.idempotency ~= '' and check.mode ~= CHECK_ONLY and check.mode ~= PEEK then
+    if check.idempotency ~= '' and check.mode ~= CHECK_ONLY and check.mode ~= PEEK and check.op ~= JOURNALED then
       check.name = sub(check.idempotency, 1, 16)
       local found = remembered(check.name)
       if found then
@@ -624,7 +678,7 @@ local function decide(group)
     local k = granted[n]
     local check = group[k]
     local expires, id = 0, ''
-    if check.op ~= CHECK then expires, id = now + check.ttl, check.id end
+    if check.op == RESERVE or check.op == SEAT then expires, id = now + check.ttl, check.id end
     local added = pcall_('XADD', outbox, id_pattern, 'b', check.body, 'e', packed(check.effects))
     if type(added) == 'table' then
       if n == 1 then
@@ -639,6 +693,8 @@ local function decide(group)
     elseif check.op == SEAT then
       sit(check)
       check.shown = answer(check, check.drawn)
+    elseif check.op == JOURNALED then
+      call('HSET', prefix .. 'j', check.id, format('%.0f', check.number))
     end
     local shown = check.shown
     shown[8], shown[9] = tonumber(match(added, '%-(%d+)$')), expires
@@ -654,7 +710,7 @@ end
 local out = {}
 for _ = 1, tonumber(ARGV[5]) do
   local there = enter(next_argument())
-  local programs, checks = tonumber(next_argument()), tonumber(next_argument())
+  local programs, checks, keep, first = tonumber(next_argument()), tonumber(next_argument()), next_argument(), #out
   local closed = there and fenced()
   local known, list, group = {}, {}, {}
   for n = 1, programs do known[n] = read_program() end
@@ -667,7 +723,7 @@ for _ = 1, tonumber(ARGV[5]) do
     local check = {
       program = known[program + 1], mode = mode, op = op, quantity = quantity, ttl = ttl, idempotency = idempotency,
       body = body, id = '', holder = '', name = false, reason = 0, granted = 0, overage = 0, shadow = false,
-      denied = false, drawn = false, effects = false, shown = false, holds = false,
+      denied = false, drawn = false, effects = false, shown = false, holds = false, number = 0,
     }
     if op ~= CHECK then check.id, check.holder = next_argument(), next_argument() end
     if not there then
@@ -703,6 +759,15 @@ for _ = 1, tonumber(ARGV[5]) do
       call('HSET', prefix .. 'd', name, pack('<dd', count, quantity) .. pending[3])
       meta.denials = floor(now / 1000)
       meta.dirty = true
+    end
+    if keep ~= '0' then
+      local granted, key = {batch}, prefix .. 'g:' .. enforcer .. format(':%.0f', connection)
+      for k = first + 1, #out do
+        local status, _, much = unpack_('<ddd', out[k] .. rep('\0', 16))
+        granted[1 + k - first] = (status == OUT.DECIDED or status == OUT.REPLAYED) and much or 0
+      end
+      call('HSET', key, keep, packed(granted))
+      call('PEXPIRE', key, format('%.0f', 3 * window_ms))
     end
     mark_batch()
     leave()
