@@ -20,6 +20,7 @@ from meter import settings as settings_module
 from meter.adapters.clickhouse.client import ClickHouse
 from meter.adapters.clickhouse.migrate import migrate
 from meter.adapters.clickhouse.reader import ClickHouseReader
+from meter.adapters.clickhouse.series import ClickHouseSeries
 from meter.adapters.clickhouse.warehouse import ClickHouseWarehouse
 from meter.adapters.kafka.client import KafkaOptions, prepare_topics
 from meter.adapters.kafka.dead_letters import DeadLetters
@@ -35,6 +36,7 @@ from meter.recall import Recall
 from meter.relay import Relay
 from meter.reports import Reports
 from meter.rollup import Options, Rollup
+from meter.series import Series
 from meter.transport.calls import Caller
 from meter.transport.ledger_service import LedgerService
 from meter.transport.report_service import ReportService
@@ -161,7 +163,10 @@ async def _add_rollup(
     audit = Audit(rollup.progress, questions, marks, settings.meter_compare_wait_seconds)
     caller = Caller(token)
     recall = Recall(rollup.progress, questions, settings.meter_compare_wait_seconds)
-    services += [ReportService(reports, caller), LedgerService(audit, recall, caller)]
+    series = Series(
+        ClickHouseSeries(reader), lambda: rollup.progress.fresh_until_ms, token.encode()
+    )
+    services += [ReportService(reports, series, caller), LedgerService(audit, recall, caller)]
 
 
 def _serve_metrics(listen: str, metrics: Metrics, stack: AsyncExitStack) -> None:

@@ -8,7 +8,7 @@ __all__ = ["Metrics", "RelayMetrics"]
 
 STAGES = (
     *("read", "store", "claim", "review", "usage", "ledger", "aggregates", "recompute"),
-    *("applied", "commit"),
+    *("seats", "denials", "applied", "commit"),
 )
 
 

@@ -2,53 +2,45 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
 import time
-from bisect import bisect_right
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from meter.core.aggregations import Aggregation, MeterAggregation
-from meter.core.windows import QUARTER, Window, boundaries, zone
-from meter.errors import InvalidRequestError, ReportOverflowError
-from meter.ports.usage import Key  # noqa: TC001  # msgspec reads annotations
+from meter.core.windows import QUARTER, Window
+from meter.errors import InvalidRequestError
+from meter.ports.usage import Key
+from meter.questions import (
+    DEFAULT_PAGE,
+    MAX_NAME,
+    Pages,
+    Question,
+    check,
+    check_sums,
+    starts_of,
+    window_end,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from meter.ports.usage import Row, Scope, UsageReader, Values
+    from meter.ports.usage import Row, UsageReader, Values
 
 __all__ = ["Page", "Reports", "UsageLine", "UsageQuery"]
 
-MAX_PAGE, DEFAULT_PAGE = 10_000, 1_000
-MAX_GROUPS = 4
-MAX_FILTERS = 16
-MAX_VALUES = 1_000
-MAX_CUSTOMERS = 100_000
 MAX_WINDOWS = 100_000
-MAX_NAME = 1_024
-"""Bytes of a name or value."""
-END_OF_TIME = 2**32 - QUARTER
-INT64 = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class UsageQuery:
-    """A question as asked. Times in seconds since 1970; None: from the first record, until now."""
+class UsageQuery(Question):
+    """About usage; `aggregations` are those of the meters that do not sum."""
 
-    scope: Scope
-    window: Window = Window.WHOLE
-    zone: str = ""
-    start: int | None = None
-    end: int | None = None
-    page_size: int = 0
-    page_token: str = ""
     aggregations: tuple[MeterAggregation, ...] = ()
-    """Of the meters that do not sum."""
+
+    @property
+    def more(self) -> tuple[object, ...]:
+        """See `Question`."""
+        return self.aggregations
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +67,6 @@ class Page:
     fresh_until_ms: int | None
 
 
-class _Token(msgspec.Struct, array_like=True):
-    """Where a page ended, in which range. Bound to the query by its digest."""
-
-    query: str
-    start: int
-    end: int
-    key: Key
-
-
 class Reports:
     """Answers for one tenant at a time; the tenant comes from the caller's identity, never from a query.
 
@@ -98,7 +81,7 @@ class Reports:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._reader, self._fresh_until, self._now = reader, fresh_until, now
-        self._secret = hashlib.sha256(b"page tokens\0" + secret).digest()
+        self._pages = Pages(secret, Key)
 
     async def query(self, query: UsageQuery) -> Page:
         """Answer one page.
@@ -106,10 +89,11 @@ class Reports:
         Raise `InvalidRequestError` with the reason of what is wrong, `ReportOverflowError` when a sum
         exceeds 2^63 - 1, `WarehouseUnavailableError` when there is no answer now.
         """
-        _check(query)
+        check(query)
+        _check_aggregations(query.aggregations)
         fresh = self._fresh_until()
         size = query.page_size or DEFAULT_PAGE
-        token = self._open(query) if query.page_token else None
+        token = self._pages.open(query)
         start = token.start if token else query.start
         end = token.end if token else query.end
         if start is None:
@@ -118,14 +102,16 @@ class Reports:
             end = int(self._now())
         if start is None or start >= end:
             return Page([], "", 0, fresh)
-        starts = _starts(query, start, end)
+        starts = None
+        if query.window is not Window.QUARTER_HOUR:
+            starts = starts_of(query, start, end, MAX_WINDOWS)
         after = token.key if token else None
         rows, total = await self._reader.rows(query.scope, start, end, starts, after, size + 1)
-        _check_sums(rows, total)
+        check_sums((total, *(number for row in rows for number in row[1:])))
         following = ""
         if len(rows) > size:
             rows = rows[:size]
-            following = self._seal(_Token(_digest(query), start, end, rows[-1].key))
+            following = self._pages.seal(query, start, end, rows[-1].key)
         lines = await self._aggregated(query, start, end, starts, rows)
         return Page(lines, following, total, fresh)
 
@@ -152,29 +138,6 @@ class Reports:
             lines.append(UsageLine(row.key.start, ends, row, way, value))
         return lines
 
-    def _seal(self, token: _Token) -> str:
-        data = msgspec.msgpack.encode(token)
-        return base64.urlsafe_b64encode(self._mac(data) + data).decode()
-
-    def _open(self, query: UsageQuery) -> _Token:
-        try:
-            sealed = base64.urlsafe_b64decode(query.page_token.encode())
-        except ValueError:
-            sealed = b""
-        data = sealed[16:]
-        if not hmac.compare_digest(sealed[:16], self._mac(data)):
-            raise InvalidRequestError("PAGE_TOKEN_INVALID", "page_token is none of ours")
-        token = msgspec.msgpack.decode(data, type=_Token)
-        if token.query != _digest(query):
-            raise InvalidRequestError(
-                "PAGE_TOKEN_INVALID",
-                "page_token belongs to another query: only page_size may differ",
-            )
-        return token
-
-    def _mac(self, data: bytes) -> bytes:
-        return hmac.digest(self._secret, data, "sha256")[:16]
-
 
 _FROM_SUMS = (Aggregation.SUM, Aggregation.COUNT)
 
@@ -198,93 +161,10 @@ def _value(way: Aggregation, row: Row, values: Values | None) -> int | None:
     }[way]
 
 
-def _digest(query: UsageQuery) -> str:
-    """What a page token is bound to: everything of the query but the page."""
-    data = msgspec.json.encode(
-        [
-            *(astuple(query.scope), query.window.name, query.zone, query.start, query.end),
-            query.aggregations,
-        ]
-    )
-    return hashlib.sha256(data).hexdigest()[:32]
-
-
-def _starts(query: UsageQuery, start: int, end: int) -> Sequence[int] | None:
-    if query.window is Window.QUARTER_HOUR:
-        return None
-    try:
-        local = zone(query.zone)
-        return boundaries(start, end, query.window, local, MAX_WINDOWS)
-    except ValueError as error:
-        raise InvalidRequestError("TOO_MANY_WINDOWS", f"window: {error}") from error
-
-
 def _end(start: int, starts: Sequence[int] | None, end: int) -> int:
     if starts is None:
         return min(start + QUARTER, end)
-    at = bisect_right(starts, start)
-    return starts[at] if at < len(starts) else end
-
-
-def _check_sums(rows: Sequence[Row], total: int) -> None:
-    for number in (total, *(number for row in rows for number in row[1:])):
-        if number > INT64:
-            raise ReportOverflowError(
-                "a sum is beyond 2^63 - 1: ask for smaller windows or fewer customers"
-            )
-
-
-def _check(query: UsageQuery) -> None:
-    """Raise `InvalidRequestError` with the reason of the first fault found."""
-    _check_range(query)
-    if not 0 <= query.page_size <= MAX_PAGE:
-        raise InvalidRequestError("PAGE_SIZE_INVALID", f"page_size must be 1 to {MAX_PAGE}")
-    try:
-        zone(query.zone)
-    except ValueError as error:
-        raise InvalidRequestError("ZONE_UNKNOWN", f"zone: {error}", zone=query.zone) from error
-    _check_scope(query.scope)
-    _check_aggregations(query.aggregations)
-
-
-def _check_range(query: UsageQuery) -> None:
-    for name, value in (("start", query.start), ("end", query.end)):
-        if value is None:
-            continue
-        if value % QUARTER:
-            raise InvalidRequestError(
-                "TIME_OFF_QUARTER_HOUR", f"{name} must be on a quarter hour", field=name
-            )
-        if not 0 <= value <= END_OF_TIME:
-            raise InvalidRequestError(
-                "TIME_OUT_OF_RANGE", f"{name} must be in the years 1970 to 2106", field=name
-            )
-    if query.start is not None and query.end is not None and query.start >= query.end:
-        raise InvalidRequestError("RANGE_EMPTY", "start must be before end")
-
-
-def _check_scope(scope: Scope) -> None:
-    if len(scope.group_by) > MAX_GROUPS:
-        raise InvalidRequestError("TOO_MANY_DIMENSIONS", f"group_by: at most {MAX_GROUPS}")
-    if len(set(scope.group_by)) != len(scope.group_by):
-        raise InvalidRequestError("DIMENSION_REPEATED", "group_by names a dimension twice")
-    if len(scope.filters) > MAX_FILTERS:
-        raise InvalidRequestError("TOO_MANY_FILTERS", f"filters: at most {MAX_FILTERS}")
-    if len(scope.customers) > MAX_CUSTOMERS:
-        raise InvalidRequestError("TOO_MANY_CUSTOMERS", f"customers: at most {MAX_CUSTOMERS}")
-    for dimension, values in scope.filters:
-        if not 0 < len(values) <= MAX_VALUES:
-            raise InvalidRequestError(
-                "FILTER_VALUES_INVALID", f"filters: 1 to {MAX_VALUES} values", dimension=dimension
-            )
-    names = (*scope.group_by, *(name for name, _ in scope.filters), *scope.customers)
-    if not all(names):
-        raise InvalidRequestError("NAME_EMPTY", "customers and dimensions need names")
-    texts = (scope.meter, *names, *(value for _, values in scope.filters for value in values))
-    if any(len(text) > MAX_NAME or "\0" in text for text in texts):
-        raise InvalidRequestError(
-            "NAME_INVALID", f"names and values have at most {MAX_NAME} characters and no NUL"
-        )
+    return window_end(start, starts, end)
 
 
 def _check_aggregations(ways: Sequence[MeterAggregation]) -> None:

@@ -6,8 +6,8 @@ One flush, in this order, and why the order matters:
 2. `claim`    the slice: the marks move by compare-and-set and the manifest is stored, in one SQL
               transaction. Not before 1, else a crash leaves a slice without its records. A process that was
               paused and replaced fails here and changes nothing.
-3. `review`, `usage`, `ledger`, `aggregates`   the slice from raw to the rollups, once per manifest;
-              `recompute` what the slice corrects, last.
+3. `review`, `usage`, `ledger`, `aggregates`, `seats`, `denials`   the slice from raw to the rollups,
+              once per manifest; `recompute` what it corrects, after `aggregates`.
 4. `applied`  noted. Until then whoever starts runs the manifest again, which changes nothing if it is in.
 5. `commit`   the log forgets the records. Last: until here they can be read again.
 
@@ -45,6 +45,7 @@ _log = structlog.get_logger(__name__)
 
 VALUES = frozenset({RecordType.USAGE, RecordType.COMMIT, RecordType.BACKFILL})
 CORRECTIONS = frozenset({RecordType.VOID, RecordType.AMEND})
+LEASES = frozenset({RecordType.LEASE_START, RecordType.LEASE_END, RecordType.LEASE_EXPIRED})
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 BACKLOG_EVERY = 2.0
 GAP_PATIENCE = 2.0
@@ -371,6 +372,12 @@ class Rollup:
         if kinds & CORRECTIONS:
             with self._stage("recompute"):
                 await self._recompute(manifest)
+        if kinds & LEASES:
+            with self._stage("seats"):
+                await self._warehouse.add_seats(manifest)
+        if RecordType.DENIAL in kinds:
+            with self._stage("denials"):
+                await self._warehouse.add_denials(manifest)
         with self._stage("applied"):
             await self._marks.applied(manifest)
 

@@ -65,6 +65,14 @@ class Warehouse(Protocol):
         """Add the slice's least, greatest, latest and distinct values, unless it was added before."""
         ...
 
+    async def add_seats(self, manifest: Manifest) -> None:
+        """Add the slice's starts and ends of leases, unless it was added before."""
+        ...
+
+    async def add_denials(self, manifest: Manifest) -> None:
+        """Add the slice's denials by limit, unless it was added before."""
+        ...
+
     async def corrected(self, manifest: Manifest) -> Sequence[WindowKey]:
         """Return the windows that have corrections in the slice; not the sealed ones."""
         ...

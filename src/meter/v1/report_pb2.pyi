@@ -77,6 +77,30 @@ AGGREGATION_UNIQUE: Aggregation.ValueType  # 6
 """Distinct values of a dimension, exactly: over an hour and over a month, never a sum of smaller windows."""
 Global___Aggregation: _TypeAlias = Aggregation  # noqa: Y015
 
+class _SeatGroup:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SeatGroupEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SeatGroup.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SEAT_GROUP_UNSPECIFIED: _SeatGroup.ValueType  # 0
+    """Each customer's own."""
+    SEAT_GROUP_ACCOUNT: _SeatGroup.ValueType  # 1
+    """Those of an account, of the customers that were asked for."""
+    SEAT_GROUP_ALL: _SeatGroup.ValueType  # 2
+    """Of all customers that were asked for."""
+
+class SeatGroup(_SeatGroup, metaclass=_SeatGroupEnumTypeWrapper):
+    """Whose seats are counted together. The peak of an account is not the sum of its customers' peaks."""
+
+SEAT_GROUP_UNSPECIFIED: SeatGroup.ValueType  # 0
+"""Each customer's own."""
+SEAT_GROUP_ACCOUNT: SeatGroup.ValueType  # 1
+"""Those of an account, of the customers that were asked for."""
+SEAT_GROUP_ALL: SeatGroup.ValueType  # 2
+"""Of all customers that were asked for."""
+Global___SeatGroup: _TypeAlias = SeatGroup  # noqa: Y015
+
 @_typing.final
 class MeterAggregation(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -313,6 +337,266 @@ class UsageRow(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__value) -> _WhichOneofReturnType__value | None: ...
 
 Global___UsageRow: _TypeAlias = UsageRow  # noqa: Y015
+
+@_typing.final
+class QueryConcurrencyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_FIELD_NUMBER: _builtins.int
+    CUSTOMERS_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
+    GROUP_BY_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    INCLUDE_DESCENDANTS_FIELD_NUMBER: _builtins.int
+    feature: _builtins.str
+    """Empty = all features."""
+    window: Global___Window.ValueType
+    zone: _builtins.str
+    group_by: Global___SeatGroup.ValueType
+    page_size: _builtins.int
+    page_token: _builtins.str
+    include_descendants: _builtins.bool
+    @_builtins.property
+    def customers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in QueryUsageRequest. At most 10,000 windows."""
+
+    @_builtins.property
+    def start(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def end(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        feature: _builtins.str = ...,
+        customers: _abc.Iterable[_builtins.str] | None = ...,
+        start: _timestamp_pb2.Timestamp | None = ...,
+        end: _timestamp_pb2.Timestamp | None = ...,
+        window: Global___Window.ValueType = ...,
+        zone: _builtins.str = ...,
+        group_by: Global___SeatGroup.ValueType = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        include_descendants: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customers", b"customers", "end", b"end", "feature", b"feature", "group_by", b"group_by", "include_descendants", b"include_descendants", "page_size", b"page_size", "page_token", b"page_token", "start", b"start", "window", b"window", "zone", b"zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryConcurrencyRequest: _TypeAlias = QueryConcurrencyRequest  # noqa: Y015
+
+@_typing.final
+class QueryConcurrencyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FRESH_UNTIL_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConcurrencyRow]: ...
+    @_builtins.property
+    def fresh_until(self) -> _timestamp_pb2.Timestamp:
+        """All records decided before this time are counted in; open leases are counted until then."""
+
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[Global___ConcurrencyRow] | None = ...,
+        next_page_token: _builtins.str = ...,
+        fresh_until: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fresh_until", b"fresh_until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fresh_until", b"fresh_until", "next_page_token", b"next_page_token", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryConcurrencyResponse: _TypeAlias = QueryConcurrencyResponse  # noqa: Y015
+
+@_typing.final
+class ConcurrencyRow(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    CUSTOMER_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    PEAK_FIELD_NUMBER: _builtins.int
+    P95_FIELD_NUMBER: _builtins.int
+    SEAT_MILLISECONDS_FIELD_NUMBER: _builtins.int
+    feature: _builtins.str
+    account: _builtins.str
+    """Empty where several are counted together."""
+    customer: _builtins.str
+    peak: _builtins.int
+    p95: _builtins.int
+    """The least number that was not exceeded for at least 95 % of the window's time."""
+    seat_milliseconds: _builtins.int
+    """Seat-seconds times 1,000: the sum over leases of their time in the window."""
+    @_builtins.property
+    def start(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def end(self) -> _timestamp_pb2.Timestamp:
+        """Of a window that is not over: until when it is told."""
+
+    def __init__(
+        self,
+        *,
+        feature: _builtins.str = ...,
+        account: _builtins.str = ...,
+        customer: _builtins.str = ...,
+        start: _timestamp_pb2.Timestamp | None = ...,
+        end: _timestamp_pb2.Timestamp | None = ...,
+        peak: _builtins.int = ...,
+        p95: _builtins.int = ...,
+        seat_milliseconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "customer", b"customer", "end", b"end", "feature", b"feature", "p95", b"p95", "peak", b"peak", "seat_milliseconds", b"seat_milliseconds", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConcurrencyRow: _TypeAlias = ConcurrencyRow  # noqa: Y015
+
+@_typing.final
+class QueryDenialsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_FIELD_NUMBER: _builtins.int
+    CUSTOMERS_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    INCLUDE_DESCENDANTS_FIELD_NUMBER: _builtins.int
+    feature: _builtins.str
+    """Empty = all features."""
+    window: Global___Window.ValueType
+    zone: _builtins.str
+    page_size: _builtins.int
+    page_token: _builtins.str
+    include_descendants: _builtins.bool
+    @_builtins.property
+    def customers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in QueryUsageRequest. At most 10,000 windows."""
+
+    @_builtins.property
+    def start(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def end(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        feature: _builtins.str = ...,
+        customers: _abc.Iterable[_builtins.str] | None = ...,
+        start: _timestamp_pb2.Timestamp | None = ...,
+        end: _timestamp_pb2.Timestamp | None = ...,
+        window: Global___Window.ValueType = ...,
+        zone: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        include_descendants: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customers", b"customers", "end", b"end", "feature", b"feature", "include_descendants", b"include_descendants", "page_size", b"page_size", "page_token", b"page_token", "start", b"start", "window", b"window", "zone", b"zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryDenialsRequest: _TypeAlias = QueryDenialsRequest  # noqa: Y015
+
+@_typing.final
+class QueryDenialsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FRESH_UNTIL_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___DenialRow]: ...
+    @_builtins.property
+    def fresh_until(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[Global___DenialRow] | None = ...,
+        next_page_token: _builtins.str = ...,
+        fresh_until: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fresh_until", b"fresh_until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fresh_until", b"fresh_until", "next_page_token", b"next_page_token", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QueryDenialsResponse: _TypeAlias = QueryDenialsResponse  # noqa: Y015
+
+@_typing.final
+class DenialRow(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FEATURE_FIELD_NUMBER: _builtins.int
+    CUSTOMER_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REASON_NAME_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    LIMIT_KEY_FIELD_NUMBER: _builtins.int
+    LIMIT_CUSTOMER_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    feature: _builtins.str
+    customer: _builtins.str
+    reason: _builtins.int
+    """Number and name of the enforcer.v1.Reason."""
+    reason_name: _builtins.str
+    limit: _builtins.int
+    """The limit that refused, 0 = none did: its numeric id; where the catalog still has it, its key there, `key/grant` for
+    a grant, and the customer that it belongs to.
+    """
+    limit_key: _builtins.str
+    limit_customer: _builtins.str
+    events: _builtins.int
+    """How many checks, and what they asked for."""
+    quantity: _builtins.int
+    @_builtins.property
+    def start(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def end(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        feature: _builtins.str = ...,
+        customer: _builtins.str = ...,
+        start: _timestamp_pb2.Timestamp | None = ...,
+        end: _timestamp_pb2.Timestamp | None = ...,
+        reason: _builtins.int = ...,
+        reason_name: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        limit_key: _builtins.str = ...,
+        limit_customer: _builtins.str = ...,
+        events: _builtins.int = ...,
+        quantity: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["customer", b"customer", "end", b"end", "events", b"events", "feature", b"feature", "limit", b"limit", "limit_customer", b"limit_customer", "limit_key", b"limit_key", "quantity", b"quantity", "reason", b"reason", "reason_name", b"reason_name", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DenialRow: _TypeAlias = DenialRow  # noqa: Y015
 
 @_typing.final
 class AuditRequest(_message.Message):

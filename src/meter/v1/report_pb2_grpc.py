@@ -39,6 +39,16 @@ class ReportServiceStub(object):
                 request_serializer=meter_dot_v1_dot_report__pb2.QueryUsageRequest.SerializeToString,
                 response_deserializer=meter_dot_v1_dot_report__pb2.QueryUsageResponse.FromString,
                 _registered_method=True)
+        self.QueryConcurrency = channel.unary_unary(
+                '/meter.v1.ReportService/QueryConcurrency',
+                request_serializer=meter_dot_v1_dot_report__pb2.QueryConcurrencyRequest.SerializeToString,
+                response_deserializer=meter_dot_v1_dot_report__pb2.QueryConcurrencyResponse.FromString,
+                _registered_method=True)
+        self.QueryDenials = channel.unary_unary(
+                '/meter.v1.ReportService/QueryDenials',
+                request_serializer=meter_dot_v1_dot_report__pb2.QueryDenialsRequest.SerializeToString,
+                response_deserializer=meter_dot_v1_dot_report__pb2.QueryDenialsResponse.FromString,
+                _registered_method=True)
         self.Audit = channel.unary_unary(
                 '/meter.v1.ReportService/Audit',
                 request_serializer=meter_dot_v1_dot_report__pb2.AuditRequest.SerializeToString,
@@ -52,6 +62,22 @@ class ReportServiceServicer(object):
     def QueryUsage(self, request, context):
         """Usage of one meter over windows, as the meter's aggregation has it. Rows come ordered by start, customer, then dimensions; a window without
         usage has no row. Answers from rollups: the cost does not grow with the number of records.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QueryConcurrency(self, request, context):
+        """Seats of `concurrent` features over windows: how many were held at once, and for how long. A seat is a live lease;
+        one that expired was held until its expiry, one that is open until now. Rows come ordered by start, feature, account,
+        customer; a window in which no seat was held has no row. The cost does not grow with the number of records.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QueryDenials(self, request, context):
+        """What was refused over windows, why, and by which limit. Rows come ordered by start, customer, feature, reason, limit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,6 +98,16 @@ def add_ReportServiceServicer_to_server(servicer, server):
                     servicer.QueryUsage,
                     request_deserializer=meter_dot_v1_dot_report__pb2.QueryUsageRequest.FromString,
                     response_serializer=meter_dot_v1_dot_report__pb2.QueryUsageResponse.SerializeToString,
+            ),
+            'QueryConcurrency': grpc.unary_unary_rpc_method_handler(
+                    servicer.QueryConcurrency,
+                    request_deserializer=meter_dot_v1_dot_report__pb2.QueryConcurrencyRequest.FromString,
+                    response_serializer=meter_dot_v1_dot_report__pb2.QueryConcurrencyResponse.SerializeToString,
+            ),
+            'QueryDenials': grpc.unary_unary_rpc_method_handler(
+                    servicer.QueryDenials,
+                    request_deserializer=meter_dot_v1_dot_report__pb2.QueryDenialsRequest.FromString,
+                    response_serializer=meter_dot_v1_dot_report__pb2.QueryDenialsResponse.SerializeToString,
             ),
             'Audit': grpc.unary_unary_rpc_method_handler(
                     servicer.Audit,
@@ -106,6 +142,60 @@ class ReportService(object):
             '/meter.v1.ReportService/QueryUsage',
             meter_dot_v1_dot_report__pb2.QueryUsageRequest.SerializeToString,
             meter_dot_v1_dot_report__pb2.QueryUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QueryConcurrency(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meter.v1.ReportService/QueryConcurrency',
+            meter_dot_v1_dot_report__pb2.QueryConcurrencyRequest.SerializeToString,
+            meter_dot_v1_dot_report__pb2.QueryConcurrencyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QueryDenials(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meter.v1.ReportService/QueryDenials',
+            meter_dot_v1_dot_report__pb2.QueryDenialsRequest.SerializeToString,
+            meter_dot_v1_dot_report__pb2.QueryDenialsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,13 @@ class ReportServiceStub:
     """Usage of one meter over windows, as the meter's aggregation has it. Rows come ordered by start, customer, then dimensions; a window without
     usage has no row. Answers from rollups: the cost does not grow with the number of records.
     """
+    QueryConcurrency: _grpc.UnaryUnaryMultiCallable[_report_pb2.QueryConcurrencyRequest, _report_pb2.QueryConcurrencyResponse]
+    """Seats of `concurrent` features over windows: how many were held at once, and for how long. A seat is a live lease;
+    one that expired was held until its expiry, one that is open until now. Rows come ordered by start, feature, account,
+    customer; a window in which no seat was held has no row. The cost does not grow with the number of records.
+    """
+    QueryDenials: _grpc.UnaryUnaryMultiCallable[_report_pb2.QueryDenialsRequest, _report_pb2.QueryDenialsResponse]
+    """What was refused over windows, why, and by which limit. Rows come ordered by start, customer, feature, reason, limit."""
     Audit: _grpc.UnaryUnaryMultiCallable[_report_pb2.AuditRequest, _report_pb2.AuditResponse]
     """Holds the counters' effects against the records and rollups. Finds gaps and repeats in the sequences, and drift
     between ledger and counters. Waits until the records written before the call are rolled up.
@@ -47,6 +54,13 @@ class ReportServiceAsyncStub(ReportServiceStub):
     """Usage of one meter over windows, as the meter's aggregation has it. Rows come ordered by start, customer, then dimensions; a window without
     usage has no row. Answers from rollups: the cost does not grow with the number of records.
     """
+    QueryConcurrency: _aio.UnaryUnaryMultiCallable[_report_pb2.QueryConcurrencyRequest, _report_pb2.QueryConcurrencyResponse]  # type: ignore[assignment]
+    """Seats of `concurrent` features over windows: how many were held at once, and for how long. A seat is a live lease;
+    one that expired was held until its expiry, one that is open until now. Rows come ordered by start, feature, account,
+    customer; a window in which no seat was held has no row. The cost does not grow with the number of records.
+    """
+    QueryDenials: _aio.UnaryUnaryMultiCallable[_report_pb2.QueryDenialsRequest, _report_pb2.QueryDenialsResponse]  # type: ignore[assignment]
+    """What was refused over windows, why, and by which limit. Rows come ordered by start, customer, feature, reason, limit."""
     Audit: _aio.UnaryUnaryMultiCallable[_report_pb2.AuditRequest, _report_pb2.AuditResponse]  # type: ignore[assignment]
     """Holds the counters' effects against the records and rollups. Finds gaps and repeats in the sequences, and drift
     between ledger and counters. Waits until the records written before the call are rolled up.
@@ -62,6 +76,25 @@ class ReportServiceServicer(metaclass=_abc_1.ABCMeta):
         """Usage of one meter over windows, as the meter's aggregation has it. Rows come ordered by start, customer, then dimensions; a window without
         usage has no row. Answers from rollups: the cost does not grow with the number of records.
         """
+
+    @_abc_1.abstractmethod
+    def QueryConcurrency(
+        self,
+        request: _report_pb2.QueryConcurrencyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_report_pb2.QueryConcurrencyResponse, _abc.Awaitable[_report_pb2.QueryConcurrencyResponse]]:
+        """Seats of `concurrent` features over windows: how many were held at once, and for how long. A seat is a live lease;
+        one that expired was held until its expiry, one that is open until now. Rows come ordered by start, feature, account,
+        customer; a window in which no seat was held has no row. The cost does not grow with the number of records.
+        """
+
+    @_abc_1.abstractmethod
+    def QueryDenials(
+        self,
+        request: _report_pb2.QueryDenialsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_report_pb2.QueryDenialsResponse, _abc.Awaitable[_report_pb2.QueryDenialsResponse]]:
+        """What was refused over windows, why, and by which limit. Rows come ordered by start, customer, feature, reason, limit."""
 
     @_abc_1.abstractmethod
     def Audit(

@@ -14,7 +14,7 @@ from meter.core.windows import QUARTER, Window
 from meter.metrics import STAGES
 from meter.ports.usage import Scope
 from meter.reports import UsageQuery
-from tests.fixtures.meter import NOW
+from tests.fixtures.meter import NOW, Crash
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,10 +30,6 @@ WAYS = (
     *(Aggregation.SUM, Aggregation.COUNT, Aggregation.MIN),
     *(Aggregation.MAX, Aggregation.LATEST, Aggregation.UNIQUE),
 )
-
-
-class Crash(BaseException):
-    """Stands for `kill -9`."""
 
 
 @dataclass(frozen=True)

@@ -18,29 +18,12 @@ from meter.metrics import STAGES
 from meter.ports.log import Batch
 from meter.ports.warehouse import Counter
 from meter.rollup import Options
-from tests.fixtures.meter import NOW, eventually
+from tests.fixtures.meter import NOW, Crash, crash_at, eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from tests.fixtures.meter import Stand
-
-
-class Crash(BaseException):
-    """Stands for `kill -9`: no handler runs on it."""
-
-
-def crash_at(step: str, times: int = 1) -> Callable[[str], None]:
-    """Steps that crash before the n-th time of `step`."""
-    left = [times]
-
-    def steps(name: str) -> None:
-        if name == step:
-            left[0] -= 1
-            if not left[0]:
-                raise Crash
-
-    return steps
 
 
 def state(bucket: int, used: int, place: Position) -> BucketCounters:
@@ -78,6 +61,8 @@ async def test_a_crash_before_any_step_changes_no_total(
     # So that every step has something to do.
     place = await meter.outbox.use(0, 500, body=body)
     await meter.outbox.correct(0, body, place, 500, 500)
+    for kind in (RecordType.LEASE_START, RecordType.DENIAL):
+        await meter.outbox.add(0, 1, encode_body(body), encode_effects(Effects(kind, NOW)))
     # Recovery itself has a commit; the crash is to come in the flush after it.
     crash = crash_at(step, 2 if step == "commit" else 1)
     with pytest.raises(Crash):
@@ -91,7 +76,7 @@ async def test_a_crash_before_any_step_changes_no_total(
     assert await meter.total() == 820 + 40 + 500 + 1000
     found = await meter.audit().compare([state(0, 2320, place)])
     assert (found.gaps, found.repeats, found.drift, found.rollup_difference) == ([], 0, [], 0)
-    assert found.records == 44
+    assert found.records == 46
 
 
 async def test_a_token_noted_without_its_rows_does_not_lose_the_slice(meter: Stand) -> None:

@@ -49,7 +49,7 @@ async def services(meter: Stand) -> AsyncIterator[Services]:
     caller = Caller(TOKEN)
     server = Server(
         "127.0.0.1:0",
-        ReportService(meter.reports(), caller),
+        ReportService(meter.reports(), meter.series(), caller),
         LedgerService(meter.audit(wait=0.1), meter.recall(wait=0.1), caller),
     )
     await server.start()

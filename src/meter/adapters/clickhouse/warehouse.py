@@ -6,6 +6,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from meter.adapters.clickhouse.aggregates import Aggregates
+from meter.adapters.clickhouse.series import SeriesWriter
 from meter.adapters.clickhouse.slices import add_once, covers
 from meter.core.records import RecordType
 from meter.core.sequence import Entry
@@ -61,7 +62,7 @@ def _encode(records: Sequence[tuple[int, Entry]]) -> bytes:
     return b"".join(parts)
 
 
-class ClickHouseWarehouse(Aggregates):
+class ClickHouseWarehouse(Aggregates, SeriesWriter):
     """The rollup's side of ClickHouse. See the port for what each method promises."""
 
     async def store(self, records: Sequence[tuple[int, Entry]]) -> None:

@@ -38,7 +38,7 @@ CREATE TABLE IF NOT EXISTS raw
         effects[1] != 1, 'version',
         type = 0, 'type',
         NOT isValidJSON(body), 'body',
-        type IN (1, 2, 4, 11, 12, 13) AND (empty(who.t) OR empty(who.a) OR empty(who.c) OR empty(who.m)), 'body',
+        type IN (1, 2, 4, 7, 8, 9, 11, 12, 13) AND (empty(who.t) OR empty(who.a) OR empty(who.c) OR empty(who.m)), 'body',
         NOT (effects[3] BETWEEN 0 AND 4294967295000) OR NOT (happened BETWEEN 0 AND 4294967295000), 'time',
         ''),
     window DateTime('UTC') MATERIALIZED toDateTime(if(flaw = '', intDiv(happened, 900000) * 900, 0), 'UTC')
