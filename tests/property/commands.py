@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
@@ -26,6 +27,7 @@ from enforcer.core.compile import compile_program
 from enforcer.core.model import MAX_QUANTITY, SeatMode
 from enforcer.core.program import Kind
 from enforcer.core.rules import Mode
+from meter.core.records import Body, decode_body, encode_body
 from tests.property.accounts import DAY, FEATURES, SEATS, Maker
 
 if TYPE_CHECKING:
@@ -59,6 +61,11 @@ def plan(runs: int, steps: int) -> settings:
         suppress_health_check=list(HealthCheck),
         print_blob=True,
     )
+
+
+def replaced(body: bytes, **fields: str) -> bytes:
+    """A body with other fields."""
+    return encode_body(msgspec.structs.replace(decode_body(body), **fields))
 
 
 def perform(store: MemoryCounters, operation: str, *arguments: Any, **named: Any) -> Any:
@@ -122,25 +129,42 @@ class Commands(RuleBasedStateMachine):
             quantity = (
                 MAX_QUANTITY if dice.random() < 0.01 else dice.choice([1, 1, 2, 3, 7, 20, 60])
             )
-            key = NO_KEY
+            key, asked = NO_KEY, ""
             self.count += 1
             if dice.random() < 0.4:
                 # Few names, each mostly with one quantity: asked again, and now and then with another.
                 name = dice.randint(0, 5)
                 quantity = quantity if dice.random() < 0.1 else 1 + name % 3
-                key = idempotency(customer.account_id, feature.id, str(name), quantity)
+                asked = str(name)
             elif dice.random() < 0.2:
-                key = idempotency(customer.account_id, feature.id, f"only {self.count}", quantity)
+                asked = f"only {self.count}"
+            if asked:
+                key = idempotency(customer.account_id, feature.id, asked, quantity)
             if key in {ask.idempotency for ask in group}:
-                key = NO_KEY
+                key, asked = NO_KEY, ""
             program = self.program(dice, customer, feature)
-            group.append(Ask(program, quantity, mode, b'{"n":%d}' % self.count, key))
+            group.append(Ask(program, quantity, mode, self.body(program, asked, key), key))
         if size == 1 and mode in (Mode.ENFORCE, Mode.BEST_EFFORT) and dice.random() < 0.3:
             hold = f"r{self.count}"
             self.holds.append((customer.bucket, hold))
             ttl = dice.choice([1_000, 10_000_000])
-            group[0] = replace(group[0], reservation=hold, ttl_ms=ttl)
+            body = replaced(group[0].body, id=hold)
+            group[0] = replace(group[0], reservation=hold, ttl_ms=ttl, body=body)
         return group
+
+    def body(self, program: Program, asked: str, key: bytes, **more: str) -> bytes:
+        """As the gateway writes it, and of this command alone."""
+        body = Body(
+            t=program.tenant,
+            a=program.account_key,
+            c=program.customer,
+            f=program.feature,
+            m=program.meter,
+            k=asked,
+            p=key[16:].hex(),
+            d={"n": str(self.count)},
+        )
+        return replaced(encode_body(body), **more)
 
     @rule(seed=SEEDS)
     def check(self, seed: int) -> None:
@@ -203,12 +227,14 @@ class Commands(RuleBasedStateMachine):
         self.leases.append((customer, lease))
         floating = self.maker.mode is SeatMode.FLOATING
         holder = lease if floating else dice.choice(["ann", "bob", "c:d"])
-        key = NO_KEY
+        key, asked = NO_KEY, ""
         if dice.random() < 0.3:
-            key = idempotency(customer.account_id, SEATS.id, str(dice.randint(0, 9)), holder)
+            asked = str(dice.randint(0, 9))
+            key = idempotency(customer.account_id, SEATS.id, asked, holder)
         seat = SeatAsk(lease, holder, dice.choice([10_000, 4_000_000]))
         program = self.program(dice, customer, SEATS)
-        group = [Ask(program, 1, Mode.ENFORCE, b'{"s":%d}' % self.count, key, seat=seat)]
+        body = self.body(program, asked, key, id=lease, h=holder)
+        group = [Ask(program, 1, Mode.ENFORCE, body, key, seat=seat)]
         self.note(self.say("decide", group), group)
 
     @rule(seed=SEEDS)

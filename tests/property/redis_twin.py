@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import redis
 
 from enforcer.adapters.counters.redis import RedisCounters, RedisOptions
 from enforcer.core.memory import Record
-from meter.core.keys import outbox
+from meter.core.keys import bucket_tag, outbox
 from meter.core.records import decode_effects
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+    from enforcer.adapters.counters.mend import Truth
     from enforcer.core.commands import Answer, Ask
     from enforcer.core.model import Customer, Feature
     from enforcer.core.rebuild import Account
+    from enforcer.ports.ledger import Ledger
 
 CLOCK_KEY = "test:clock"
 TEST_CLOCK = f"local CLOCK = tonumber(redis.call('GET', '{CLOCK_KEY}'))"
@@ -52,9 +55,16 @@ class RedisTwin:
     """Counters of `buckets` buckets on the server at `url`, which is flushed first."""
 
     def __init__(
-        self, url: str, clock: Callable[[], int], buckets: int, window_ms: int = 86_400_000
+        self,
+        url: str,
+        clock: Callable[[], int],
+        buckets: int,
+        window_ms: int = 86_400_000,
+        truth: Truth | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self._clock, self._buckets = clock, buckets
+        self._truth, self._ledger = truth or _Generations(), ledger
         self._redis = redis.Redis.from_url(url)
         self._redis.flushall()
         # What is compared here does not survive anything: waiting for the disk would be most of the time.
@@ -66,7 +76,7 @@ class RedisTwin:
         self._store = self._loop.run_until_complete(self._start())
 
     async def _start(self) -> RedisCounters:
-        store = RedisCounters(self._options, _Generations())
+        store = RedisCounters(self._options, self._truth, ledger=self._ledger)
         store.start()
         async with asyncio.timeout(10):
             await store.ready.wait()
@@ -121,6 +131,33 @@ class RedisTwin:
 
     def counters(self, bucket: int) -> Any:
         return self._run(self._store.counters(bucket))
+
+    def copy(self) -> dict[bytes, bytes]:
+        """All data as they are."""
+        found: Any = self._redis.keys()
+        return {key: bytes(self._redis.dump(key) or b"") for key in found}
+
+    def lose(self, copy: dict[bytes, bytes]) -> None:
+        """Go back to a copy, as if it had been started on another server process; an empty one is an empty server."""
+        pipe = self._redis.pipeline()
+        pipe.flushall()
+        for key, value in copy.items():
+            pipe.restore(key, 0, value)
+        pipe.execute()
+        for bucket in range(self._buckets):
+            meta = f"{bucket_tag(bucket)}m"
+            raw: Any = self._redis.get(meta)
+            if raw is not None:
+                self._redis.set(meta, raw[:32] + b"another process")
+        self._set_clock()
+
+    def lease_ends(self, bucket: int) -> dict[str, int]:
+        """When each lease that is kept ends."""
+        raw: Any = self._redis.hgetall(f"{bucket_tag(bucket)}l")
+        return {
+            name.decode(): int(msgspec.msgpack.decode(lease, strict=False)[4])
+            for name, lease in raw.items()
+        }
 
     def records(self, bucket: int) -> list[Record]:
         found = []

@@ -427,7 +427,7 @@ class Mender:
                 "HSET",
                 f"{tag}v",
                 hold.id,
-                _pack((hold.expires, hold.granted, hold.body, hold.chains)),
+                _pack((hold.expires, hold.granted, hold.body.decode(), hold.chains)),
             ),
             ("ZADD", f"{tag}q", hold.expires, f"R{hold.id}"),
         ]
@@ -556,7 +556,7 @@ def lease_commands(tag: str, lease: rebuild.Lease) -> list[Command]:
             lease.holder,
             lease.started,
             lease.expires,
-            lease.body,
+            lease.body.decode(),  # scripts know no binary type
             lease.seats,
         )
     )

@@ -90,13 +90,16 @@ local function unhold(id, raw, kind, used, whole)
       local state = states[suffix]
       if not state then
         local n
-        state, n = values_of(call('GET', prefix .. 's:' .. suffix))
+        state, n = values_of(call('GET', prefix .. 's:' .. suffix) or '')
         state.n = n
         states[suffix] = state
       end
+      -- A rebuild after a loss makes no counters of limits that nobody has any more.
       local p = 3
-      while state[p] ~= code do p = p + 1 + WIDTH[state[p] % 8] end
-      if code % 8 == COUNT_F then
+      while p < state.n and state[p] ~= code do p = p + 1 + WIDTH[state[p] % 8] end
+      if p >= state.n then
+        effect(limit, period, use, -amount)
+      elseif code % 8 == COUNT_F then
         effect(limit, period, use, -amount)
         if state[p + 1] == period then
           state[p + 4] = state[p + 4] - amount
@@ -124,7 +127,7 @@ local function unhold(id, raw, kind, used, whole)
   end
   local sequence = append(body, effects_of(kind, now, used, overage, whole and 1 or 0, used, granted, entries))
   for suffix, state in pairs(states) do
-    call('SET', prefix .. 's:' .. suffix, pack(doubles(state.n), unpack(state, 1, state.n)))
+    if state.n > 0 then call('SET', prefix .. 's:' .. suffix, pack(doubles(state.n), unpack(state, 1, state.n))) end
   end
   call('HDEL', prefix .. 'v', id)
   call('ZREM', prefix .. 'q', 'R' .. id)
