@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from aiokafka.errors import KafkaError, for_code
 from meter.errors import LogUnavailableError, MisconfiguredError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from meter.settings import KafkaSettings
 
@@ -21,6 +22,8 @@ __all__ = ["KafkaOptions", "kafka_failures", "prepare_topics"]
 
 REQUEST_MS = 10_000
 """A broker that does not answer for so long is away."""
+PATIENCE = 15.0
+"""Seconds for anything that is asked of Kafka: longer than one request and a second try."""
 UNKNOWN_TOPIC = 3
 TOPIC_EXISTS = 36
 
@@ -84,11 +87,12 @@ class KafkaOptions:
         return out
 
 
-@contextmanager
-def kafka_failures(doing: str) -> Iterator[None]:
-    """Turn the driver's errors into `LogUnavailableError`."""
+@asynccontextmanager
+async def kafka_failures(doing: str, seconds: float = PATIENCE) -> AsyncIterator[None]:
+    """Turn the driver's errors into `LogUnavailableError`, and its endless waiting for a broker, too."""
     try:
-        yield
+        async with asyncio.timeout(seconds):
+            yield
     except (KafkaError, OSError, TimeoutError) as error:
         what = str(error) or type(error).__name__
         raise LogUnavailableError(f"Kafka: {doing} failed: {what}") from error
@@ -96,7 +100,7 @@ def kafka_failures(doing: str) -> Iterator[None]:
 
 @asynccontextmanager
 async def _administering(options: KafkaOptions) -> AsyncIterator[AIOKafkaAdminClient]:
-    with kafka_failures("reaching the brokers"):
+    async with kafka_failures("reaching the brokers"):
         admin = AIOKafkaAdminClient(**options.access)
         try:
             await admin.start()

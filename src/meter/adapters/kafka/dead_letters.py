@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DeadLetter", "DeadLetters", "read_dead_letters", "replay_dead_letter"]
 
+READ_SECONDS = 300.0
+
 _log = structlog.get_logger(__name__)
 
 
@@ -43,7 +45,7 @@ class DeadLetters:
 
     async def put(self, message: ConsumerRecord[Any, Any], reason: str) -> None:
         """Keep the message. Durable on return; raise `LogUnavailableError` when that is not sure."""
-        with kafka_failures("writing a dead letter"):
+        async with kafka_failures("writing a dead letter"):
             if self._producer is None:
                 producer = AIOKafkaProducer(enable_idempotence=True, **self._options.access)
                 try:
@@ -76,14 +78,14 @@ class DeadLetters:
         """End all connections."""
         producer, self._producer = self._producer, None
         if producer is not None:
-            with kafka_failures("closing the dead letters"):
+            async with kafka_failures("closing the dead letters"):
                 await producer.stop()
 
 
 async def read_dead_letters(options: KafkaOptions, first: int = 0) -> AsyncIterator[DeadLetter]:
     """Every dead letter there is now, from number `first` on."""
     part = TopicPartition(options.dead_letters, 0)
-    with kafka_failures("reading the dead letters"):
+    async with kafka_failures("reading the dead letters", READ_SECONDS):
         consumer = AIOKafkaConsumer(enable_auto_commit=False, **options.access)
         try:
             await consumer.start()
@@ -116,7 +118,7 @@ def _letter(options: KafkaOptions, message: ConsumerRecord[Any, Any]) -> DeadLet
 
 async def replay_dead_letter(options: KafkaOptions, letter: DeadLetter) -> int:
     """Write the message into its partition again; return its new offset there."""
-    with kafka_failures("replaying a dead letter"):
+    async with kafka_failures("replaying a dead letter"):
         producer = AIOKafkaProducer(enable_idempotence=True, **options.access)
         try:
             await producer.start()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 
-from meter.adapters.kafka.client import REQUEST_MS, kafka_failures
+from meter.adapters.kafka.client import PATIENCE, REQUEST_MS, kafka_failures
 from meter.core.events import Fresh, decode
 from meter.core.sequence import Entry, Position
 from meter.errors import LogMovedError, LogUnavailableError
@@ -60,7 +60,7 @@ class KafkaLog:
 
     async def assigned(self) -> frozenset[int]:
         consumer = await self._joined()
-        with kafka_failures("reading the committed offsets"):
+        async with kafka_failures("reading the committed offsets"):
             parts = consumer.assignment()
             for part in parts:
                 offset = await consumer.committed(part)
@@ -77,7 +77,7 @@ class KafkaLog:
 
     async def read(self, after: Mapping[int, Position], limit: int, timeout_ms: int) -> Batch:
         consumer = self._present()
-        with kafka_failures("reading records"):
+        async with kafka_failures("reading records", PATIENCE + timeout_ms / 1000):
             found = await consumer.getmany(timeout_ms=timeout_ms, max_records=limit)
         self._present()
         entries: dict[int, list[Entry]] = {}
@@ -130,7 +130,7 @@ class KafkaLog:
             while chunks and self._is_done(chunks[0]):
                 offsets[part] = chunks.popleft().end
         if offsets:
-            with kafka_failures("committing offsets"):
+            async with kafka_failures("committing offsets"):
                 await consumer.commit(offsets)
 
     def _is_done(self, chunk: _Chunk) -> bool:
@@ -141,7 +141,7 @@ class KafkaLog:
         consumer = self._present()
         await self.commit({})
         total = 0
-        with kafka_failures("measuring the topic"):
+        async with kafka_failures("measuring the topic"):
             parts = list(consumer.assignment())
             ends = await consumer.end_offsets(parts) if parts else {}
             begins = await consumer.beginning_offsets(parts) if parts else {}
@@ -154,7 +154,7 @@ class KafkaLog:
         """Leave the group."""
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            with kafka_failures("leaving the group"):
+            async with kafka_failures("leaving the group"):
                 await consumer.stop()
 
     def _present(self) -> AIOKafkaConsumer:
@@ -175,7 +175,7 @@ class KafkaLog:
                 **self._options.access,
             )
             consumer.subscribe([self._options.topic], listener=self._members)
-            with kafka_failures("joining the group"):
+            async with kafka_failures("joining the group"):
                 try:
                     await consumer.start()
                 except BaseException:

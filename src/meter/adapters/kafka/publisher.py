@@ -48,7 +48,7 @@ class KafkaPublisher:
         written again before anything that follows it.
         """
         try:
-            with kafka_failures("writing records"):
+            async with kafka_failures("writing records"):
                 producer = await self._started()
                 waiting = [
                     await producer.send_batch(batch, self._options.topic, partition=partition)
