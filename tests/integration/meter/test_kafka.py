@@ -204,8 +204,11 @@ async def test_relays_share_the_buckets_and_take_over_from_a_dead_one(
         await dead.assigned()
         await dead._redis.aclose()  # gone without a word
         assert await one.assigned() != frozenset(many)
-        while await one.assigned() != frozenset(many):
+        for _ in range(200):
             await asyncio.sleep(0.1)
+            if await one.assigned() == frozenset(many):
+                break
+        assert await one.assigned() == frozenset(many), "after seconds without a sign it is dead"
         await one.close()
 
 
