@@ -55,6 +55,46 @@ def test_a_check_a_denial_and_usage(stack: Stack) -> None:
     assert reported(stack, "export.pdf", "acme") == 3
 
 
+def test_reports_follow_the_meter_and_tell_what_would_sell(stack: Stack) -> None:
+    entitlements = """
+{feature: users.active, model: payg, per: month}
+{feature: devices.online, model: payg, per: month}
+{feature: seats, model: concurrent, seats: 1, ttl: 10s}
+"""
+    stack.apply(catalog("measured", entitlements))
+    for user in ("ann", "bob", "ann"):
+        stack.json("check", "measured", "users.active", "--dimension", f"user={user}")
+    for online in ("7", "3"):
+        stack.json("check", "measured", "devices.online", "--quantity", online)
+    stack.json("lease", "acquire", "measured", "seats")
+    stack.json("lease", "acquire", "measured", "seats", status=1)
+    rows = stack.json("usage", "--customer", "measured")["rows"]
+    assert {row["meter"]: (row["value"], row["quantity"]) for row in rows if row["events"]} == {
+        "users.active": (2, 3),
+        "devices.online": (3, 10),
+    }
+    (most,) = stack.json(
+        *("usage", "--meter", "devices.online", "--customer", "measured", "--aggregate", "max")
+    )["rows"]
+    assert most["value"] == 7
+    (seat,) = stack.json("seats", "--customer", "measured", "--window", "day", "--by", "account")[
+        "rows"
+    ]
+    assert (seat["feature"], seat["account"], seat["customer"]) == ("seats", "measured", "")
+    assert (seat["peak"], seat["seat_milliseconds"] > 0) == (1, True)
+    deadline = time.monotonic() + 20
+    while True:
+        # Denials are recorded when their second is over.
+        found = stack.json("denials", "--customer", "measured")["rows"]
+        if found:
+            break
+        assert time.monotonic() < deadline
+    assert [
+        (row["reason_name"], row["limit_key"], row["limit_customer"], row["events"])
+        for row in found
+    ] == [("REASON_NO_SEATS", "seats:concurrent", "measured", 1)]
+
+
 def test_a_seat_is_free_again_when_its_killed_holder_has_expired(stack: Stack) -> None:
     stack.apply(catalog("seated", "{feature: seats, model: concurrent, seats: 1, ttl: 10s}"))
     metergate = Path(sys.executable).with_name("metergate")

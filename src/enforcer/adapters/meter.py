@@ -51,9 +51,21 @@ class MeterClient:
     async def query(
         self, tenant: str, request: report_pb2.QueryUsageRequest
     ) -> report_pb2.QueryUsageResponse:
+        return await _answered(self._reports.QueryUsage(request, **self._for(tenant)))
+
+    async def concurrency(
+        self, tenant: str, request: report_pb2.QueryConcurrencyRequest
+    ) -> report_pb2.QueryConcurrencyResponse:
+        return await _answered(self._reports.QueryConcurrency(request, **self._for(tenant)))
+
+    async def denials(
+        self, tenant: str, request: report_pb2.QueryDenialsRequest
+    ) -> report_pb2.QueryDenialsResponse:
+        return await _answered(self._reports.QueryDenials(request, **self._for(tenant)))
+
+    def _for(self, tenant: str) -> Any:
         metadata = (("x-metergate-internal", self._token), ("x-metergate-tenant", tenant))
-        call = self._reports.QueryUsage(request, metadata=metadata, timeout=SECONDS)
-        return await _answered(call)
+        return {"metadata": metadata, "timeout": SECONDS}
 
     async def compare(self, request: ledger_pb2.CompareRequest) -> ledger_pb2.CompareResponse:
         metadata = (("x-metergate-internal", self._token),)

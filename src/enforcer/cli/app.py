@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from enforcer.cli import audit, catalog, checks, kafka, leases, replay, up, usage
+from enforcer.cli import audit, catalog, checks, kafka, leases, replay, series, up, usage
 from enforcer.cli.exits import CommandError, Status
 
 __all__ = ["app", "main"]
@@ -59,6 +59,8 @@ app.command("commit")(checks.commit)
 app.command("release")(checks.release)
 app.add_typer(leases.app, name="lease")
 app.command("usage")(usage.usage)
+app.command("seats")(series.seats)
+app.command("denials")(series.denials)
 app.command("replay")(replay.replay)
 app.command("audit")(audit.audit)
 app.add_typer(kafka.app)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import typer
@@ -21,7 +21,14 @@ from meter.v1.report_pb2_grpc import ReportServiceStub
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["WindowName", "moment", "usage"]
+__all__ = ["PAGE", "WINDOWS", "WindowName", "fresh", "moment", "usage"]
+
+P = TypeVar(
+    "P",
+    report_pb2.QueryUsageResponse,
+    report_pb2.QueryConcurrencyResponse,
+    report_pb2.QueryDenialsResponse,
+)
 
 WAYS: Final = {
     name.removeprefix("AGGREGATION_").lower(): number
@@ -43,7 +50,7 @@ class WindowName(StrEnum):
     MONTH = "month"
 
 
-_WINDOWS: Final = {
+WINDOWS: Final = {
     WindowName.TOTAL: report_pb2.WINDOW_UNSPECIFIED,
     WindowName.QUARTER_HOUR: report_pb2.WINDOW_QUARTER_HOUR,
     WindowName.HOUR: report_pb2.WINDOW_HOUR,
@@ -122,7 +129,7 @@ def usage(  # noqa: PLR0913 - each is an option of the command
         include_descendants=descendants,
         start=moment(from_, zone, "--from"),
         end=moment(to, zone, "--to"),
-        window=_WINDOWS[window],
+        window=WINDOWS[window],
         zone=zone,
         group_by=group_by or (),
         filters=_filters(filter_ or []),
@@ -136,7 +143,7 @@ def usage(  # noqa: PLR0913 - each is an option of the command
         def query() -> report_pb2.QueryUsageResponse:
             return stub.QueryUsage(request, timeout=timeout, metadata=gateway.metadata)
 
-        page = _fresh(query, asked_at, wait)
+        page = fresh(query, asked_at, wait)
         rows = list(page.rows)
         while page.next_page_token:
             request.page_token = page.next_page_token
@@ -152,9 +159,7 @@ def usage(  # noqa: PLR0913 - each is an option of the command
         _print(rows, page.total)
 
 
-def _fresh(
-    query: Callable[[], report_pb2.QueryUsageResponse], asked_at: float, wait: float
-) -> report_pb2.QueryUsageResponse:
+def fresh(query: Callable[[], P], asked_at: float, wait: float) -> P:
     """The first page, asked for again until it counts in all that was decided before `asked_at`.
 
     Rollups run a moment behind the decisions; who has just consumed wants to see it.

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from enforcer.catalog.model import Catalog
     from enforcer.core.model import Customer, Feature
     from enforcer.core.rebuild import Account
 
-__all__ = ["Applied", "Caller", "Change", "Definitions", "Touched"]
+__all__ = ["Applied", "Caller", "Change", "Definitions", "LimitName", "Touched"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,13 @@ class Applied:
     touched: tuple[Touched, ...]
 
 
+class LimitName(NamedTuple):
+    """A limit as the catalog names it: the customer it belongs to, and its key; `key/grant` of a grant."""
+
+    customer: str
+    key: str
+
+
 class Definitions(Protocol):
     """All operations raise `DefinitionsUnavailableError` when the database does not answer."""
 
@@ -73,6 +80,12 @@ class Definitions(Protocol):
 
     async def descendants(self, tenant: str, customers: list[str]) -> list[str]:
         """The keys of these nodes and of all below them, sorted. Unknown ones are left out."""
+        ...
+
+    async def limits(
+        self, tenant: str, ids: Collection[int], features: Collection[str]
+    ) -> dict[int, LimitName]:
+        """The names of limits by their numbers, as far as there are such limits of the features still."""
         ...
 
     async def aggregations(self, tenant: str, feature: str = "") -> dict[str, tuple[str, str]]:

@@ -19,6 +19,18 @@ class UsageReports(Protocol):
         """Usage of one tenant."""
         ...
 
+    async def concurrency(
+        self, tenant: str, request: report_pb2.QueryConcurrencyRequest
+    ) -> report_pb2.QueryConcurrencyResponse:
+        """Seats of one tenant over time."""
+        ...
+
+    async def denials(
+        self, tenant: str, request: report_pb2.QueryDenialsRequest
+    ) -> report_pb2.QueryDenialsResponse:
+        """What was refused to one tenant's customers over time."""
+        ...
+
     async def compare(self, request: ledger_pb2.CompareRequest) -> ledger_pb2.CompareResponse:
         """Hold counters against the ledger."""
         ...

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from enforcer.gateway import Gateway
     from enforcer.ports.counters import CounterStore
-    from enforcer.ports.definitions import Caller, Definitions
+    from enforcer.ports.definitions import Caller, Definitions, LimitName
     from enforcer.ports.usage import UsageReports
 
 __all__ = ["Method", "methods"]
@@ -105,14 +105,48 @@ class _Reports:
 
     async def query(self, caller: Caller, request: report_pb2.QueryUsageRequest) -> Message:
         """Forwards to the meter, for the caller's tenant alone."""
-        if request.include_descendants:
-            keys = await self._definitions.descendants(caller.tenant, list(request.customers))
-            request.include_descendants = False
-            unknown = set(request.customers) - set(keys)
-            del request.customers[:]
-            request.customers.extend(sorted(unknown | set(keys)))
+        await self._descend(caller.tenant, request)
         await self._aggregate(caller.tenant, request)
         return await self._usage.query(caller.tenant, request)
+
+    async def concurrency(
+        self, caller: Caller, request: report_pb2.QueryConcurrencyRequest
+    ) -> Message:
+        """Forwards to the meter, for the caller's tenant alone."""
+        await self._descend(caller.tenant, request)
+        return await self._usage.concurrency(caller.tenant, request)
+
+    async def denials(self, caller: Caller, request: report_pb2.QueryDenialsRequest) -> Message:
+        """Forwards to the meter, for the caller's tenant alone, and names limits and reasons."""
+        await self._descend(caller.tenant, request)
+        answer = await self._usage.denials(caller.tenant, request)
+        ids = {row.limit for row in answer.rows} - {0}
+        names: dict[int, LimitName] = {}
+        if ids:
+            features = {row.feature for row in answer.rows if row.limit}
+            names = await self._definitions.limits(caller.tenant, ids, features)
+        for row in answer.rows:
+            if row.reason in enforcer_pb2.Reason.values():
+                row.reason_name = enforcer_pb2.Reason.Name(row.reason)  # type: ignore[arg-type]
+            if row.limit in names:
+                row.limit_customer, row.limit_key = names[row.limit]
+        return answer
+
+    async def _descend(
+        self,
+        tenant: str,
+        request: report_pb2.QueryUsageRequest
+        | report_pb2.QueryConcurrencyRequest
+        | report_pb2.QueryDenialsRequest,
+    ) -> None:
+        """Put the nodes below in, where the caller wants them: the meter knows no trees."""
+        if not request.include_descendants:
+            return
+        keys = await self._definitions.descendants(tenant, list(request.customers))
+        request.include_descendants = False
+        unknown = set(request.customers) - set(keys)
+        del request.customers[:]
+        request.customers.extend(sorted(unknown | set(keys)))
 
     async def _aggregate(self, tenant: str, request: report_pb2.QueryUsageRequest) -> None:
         """Say how meters add up: as the caller wants, else as the catalog has it."""
@@ -240,6 +274,22 @@ def methods(
             report_pb2.QueryUsageResponse,
             "check",
             reports.query,
+        ),
+        Method(
+            "meter.v1.ReportService",
+            "QueryConcurrency",
+            report_pb2.QueryConcurrencyRequest,
+            report_pb2.QueryConcurrencyResponse,
+            "check",
+            reports.concurrency,
+        ),
+        Method(
+            "meter.v1.ReportService",
+            "QueryDenials",
+            report_pb2.QueryDenialsRequest,
+            report_pb2.QueryDenialsResponse,
+            "check",
+            reports.denials,
         ),
         Method(
             "meter.v1.ReportService",

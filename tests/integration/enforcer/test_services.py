@@ -216,6 +216,44 @@ async def test_reports_say_how_the_catalog_s_meters_add_up(sold: Service) -> Non
     assert ("peak", maximum, "") in await ways(aggregations=[same])
 
 
+async def test_series_are_of_the_caller_s_tenant_and_name_limits(sold: Service) -> None:
+    seats = report_pb2.QueryConcurrencyRequest(customers=["globex"], include_descendants=True)
+    await sold.door.call(sold.door.reports.QueryConcurrency, seats, sold.keys["stranger"])
+    await sold.door.call(sold.door.reports.QueryConcurrency, seats)
+    assert [tenant for tenant, _ in sold.usage.series] == ["other", "demo"]
+    assert list(sold.usage.series[0][1].customers) == ["globex"]
+    assert "globex-ann" in sold.usage.series[1][1].customers
+    await sold.door.check("exports", 5)
+    denied = await sold.door.check("exports")
+    spent = await sold.door.check("words", 6)
+    exports = next(one for one in denied.limits if one.denied)
+    (grant,) = spent.limits
+    numbers = {
+        name.key: number
+        for number, name in (
+            await sold.definitions.limits("demo", range(1000), ["exports", "words"])
+        ).items()
+    }
+    sold.usage.refused = [
+        report_pb2.DenialRow(feature="exports", reason=9, limit=numbers[exports.id]),
+        report_pb2.DenialRow(feature="words", reason=10, limit=numbers["words:credits/welcome"]),
+        report_pb2.DenialRow(feature="exports", reason=999, limit=999),
+        report_pb2.DenialRow(feature="reports", reason=2),
+    ]
+    assert grant.denied
+    call = sold.door.reports.QueryDenials
+    answer = await sold.door.call(call, report_pb2.QueryDenialsRequest())
+    assert [(row.reason_name, row.limit_key, row.limit_customer) for row in answer.rows] == [
+        ("REASON_QUOTA_EXCEEDED", "exports:quota", "acme"),
+        ("REASON_CREDITS_EXHAUSTED", "words:credits/welcome", "acme"),
+        ("", "", ""),
+        ("REASON_NOT_ENTITLED", "", ""),
+    ]
+    # Another tenant's numbers name nothing.
+    answer = await sold.door.call(call, report_pb2.QueryDenialsRequest(), sold.keys["stranger"])
+    assert [row.limit_key for row in answer.rows] == [""] * 4
+
+
 async def test_a_malformed_catalog_is_refused_with_the_places(sold: Service) -> None:
     bad = "version: 1\nfeatures:\n  - {key: one, sort: big}\naccounts:\n  - {key: 'no key'}\n"
     found = await sold.fault(sold.apply(bad, file_name="bad.yaml"))

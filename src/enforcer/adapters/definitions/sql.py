@@ -26,10 +26,10 @@ from enforcer.catalog.model import EntitlementSpec
 from enforcer.core.model import Customer, Feature, Node
 from enforcer.core.rebuild import Account
 from enforcer.errors import DefinitionsUnavailableError, MisconfiguredError
-from enforcer.ports.definitions import Applied, Caller, Touched
+from enforcer.ports.definitions import Applied, Caller, LimitName, Touched
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Collection, Iterable
 
     from sqlalchemy import Connection
 
@@ -259,6 +259,25 @@ class SqlDefinitions:
         async with self._transaction() as connection:
             keys = await connection.scalars(select(below.c.key).distinct())
             return sorted(keys)
+
+    async def limits(
+        self, tenant: str, ids: Collection[int], features: Collection[str]
+    ) -> dict[int, LimitName]:
+        query = (
+            select(t.entitlements, t.nodes.c.key.label("node"))
+            .join(t.nodes, t.nodes.c.id == t.entitlements.c.node_id)
+            .where(
+                t.entitlements.c.tenant == tenant,
+                t.entitlements.c.feature.in_(filter(_storable, features)),
+            )
+        )
+        found: dict[int, LimitName] = {}
+        async with self._transaction() as connection:
+            for row in await connection.execute(query):
+                found[row.id] = LimitName(row.node, row.key)
+                for grant, number in row.grants.items():
+                    found[number] = LimitName(row.node, f"{row.key}/{grant}")
+        return {number: name for number, name in found.items() if number in ids}
 
     async def aggregations(self, tenant: str, feature: str = "") -> dict[str, tuple[str, str]]:
         if not _storable(feature):

@@ -55,13 +55,13 @@ def pages(*fresh: int) -> Iterator[report_pb2.QueryUsageResponse]:
 @pytest.mark.usefixtures("no_sleep")
 def test_a_report_waits_for_what_was_decided_before() -> None:
     answers = pages(98, 99, 100, 101)
-    assert module._fresh(lambda: next(answers), asked_at=100, wait=1000).total == 100
+    assert module.fresh(lambda: next(answers), asked_at=100, wait=1000).total == 100
 
 
 @pytest.mark.usefixtures("no_sleep")
 def test_a_report_that_stays_behind_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     answers = pages(*[5] * 50)
-    assert module._fresh(lambda: next(answers), asked_at=100, wait=3).total == 5
+    assert module.fresh(lambda: next(answers), asked_at=100, wait=3).total == 5
     assert "decided before 1970-01-01 00:00:05Z" in capsys.readouterr().err
 
 
