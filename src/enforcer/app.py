@@ -17,6 +17,7 @@ import structlog
 
 from enforcer import settings as settings_module
 from enforcer.adapters.counters.redis import RedisCounters, RedisOptions
+from enforcer.adapters.definitions.corrections import SqlCorrections
 from enforcer.adapters.definitions.sql import SqlDefinitions
 from enforcer.adapters.journal.files import FileJournal
 from enforcer.adapters.meter import MeterClient
@@ -29,11 +30,15 @@ from enforcer.errors import (
     MisconfiguredError,
 )
 from enforcer.gateway import Gateway
+from enforcer.gateway.backfill import Backfilling
+from enforcer.gateway.carrying import Carrier
+from enforcer.gateway.corrections import Correcting, CorrectionRules
 from enforcer.gateway.counting import Counting
 from enforcer.gateway.emergency import Emergency
 from enforcer.gateway.programs import Programs
 from enforcer.metrics import Metrics
 from enforcer.transport.callers import Callers
+from enforcer.transport.corrections import correction_methods
 from enforcer.transport.grpcio import GrpcServer
 from enforcer.transport.http import HttpServer
 from enforcer.transport.services import methods
@@ -114,8 +119,14 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         if journal is not None:
             counting = Counting(journal, counters, programs, emergency, metrics.counted)
             await _weigh(counting)
+        rules = CorrectionRules(settings.buckets, settings.backfill_days, settings.seal_after_days)
+        listed = SqlCorrections(definitions)
+        carrier = Carrier(listed, counters, programs, usage)
+        correcting = Correcting(listed, carrier, counters, usage, rules)
+        backfilling = Backfilling(listed, carrier, counters, programs, usage, rules)
         server = GrpcServer(
-            methods(gateway, definitions, counters, usage, settings.buckets, steps),
+            methods(gateway, definitions, counters, usage, settings.buckets, steps)
+            + correction_methods(correcting, backfilling),
             Callers(definitions),
             metrics,
         )
@@ -126,6 +137,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             asyncio.create_task(_tell_health(server, counters, metrics)),
             asyncio.create_task(_tick(counters, settings.buckets, metrics)),
             asyncio.create_task(_finish_changes(definitions, counters)),
+            asyncio.create_task(_finish_corrections(carrier, counters)),
         ]
         if counting is not None:
             background.append(asyncio.create_task(_count(counting, counters, metrics)))
@@ -211,6 +223,18 @@ async def _finish_changes(definitions: SqlDefinitions, counters: RedisCounters) 
                 _log.info("finished changes", accounts=len(left))
         except MetergateError as error:
             _log.warning("changes are waiting", reason=error.reason)
+        await asyncio.sleep(UNFINISHED_SECONDS)
+
+
+async def _finish_corrections(carrier: Carrier, counters: RedisCounters) -> None:
+    """Carry out corrections whose caller was cut off before they were."""
+    while True:
+        await counters.ready.wait()
+        try:
+            if buckets := await carrier.finish_all():
+                _log.info("finished corrections", buckets=buckets)
+        except MetergateError as error:
+            _log.warning("corrections are waiting", reason=error.reason)
         await asyncio.sleep(UNFINISHED_SECONDS)
 
 

@@ -291,6 +291,24 @@ REASONS: dict[str, tuple[type[MetergateError], str]] = {
         "a catalog has at most 1 MiB: declare accounts in several files",
     ),
     "RESERVATION_SETTLED": (NotPossibleError, "it was committed or released before"),
+    "BAD_RECORD": (InvalidRequestError, "name bucket, generation and sequence of a record"),
+    "BAD_REASON": (InvalidRequestError, "say why, in 1 to 500 characters"),
+    "BAD_MONTH": (InvalidRequestError, "send a calendar month such as 2026-10"),
+    "RECORD_NOT_FOUND": (
+        NotFoundError,
+        "no such record of this tenant, or it is older than raw records are kept",
+    ),
+    "REVIEW_NOT_FOUND": (NotFoundError, "no such event waits for a review"),
+    "RECORD_VOIDED": (
+        NotPossibleError,
+        "nothing is left to void; an amendment makes it count again",
+    ),
+    "NOT_CORRECTABLE": (
+        NotPossibleError,
+        "correct the record of the usage itself: of a check, report, commit or backfill",
+    ),
+    "CORRECTION_REFUSED": (NotPossibleError, "see `because` in the metadata"),
+    "PERIOD_OPEN": (NotPossibleError, "a month can be sealed 25 hours after its end"),
     "LEASE_EXPIRED": (NotPossibleError, "acquire a new lease"),
     "LEASE_REVOKED": (NotPossibleError, "the customer may not use the feature any more"),
 }

@@ -61,6 +61,10 @@ class Settings(BaseSettings):
     """… of which at least so many in a hundred failed."""
     cached_programs: int = Field(default=100_000, ge=100, le=10_000_000)
     """How many customers' terms for a feature stay compiled."""
+    backfill_days: int = Field(default=400, ge=2, le=36_500)
+    """How many days back `Backfill` reaches; older events go to the review."""
+    seal_after_days: int = Field(default=0, ge=0, le=36_500)
+    """Calendar months (UTC) are sealed so many days after their end: 0 never, else at least 2."""
     log_level: str = "info"
 
     @field_validator("redis_url")
@@ -95,6 +99,15 @@ class Settings(BaseSettings):
         host, _, port = value.rpartition(":")
         if value and (not host or not port.isdigit()):
             raise ValueError("must be host:port")
+        return value
+
+    @field_validator("seal_after_days")
+    @classmethod
+    def _seal(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError(
+                "must be 0 (never) or at least 2: reports may concern the last 24 hours"
+            )
         return value
 
     @field_validator("log_level")

@@ -31,6 +31,7 @@ from meter.adapters.sql.marks import SqlMarks
 from meter.audit import Audit
 from meter.crash import crash_points
 from meter.errors import MisconfiguredError, UnavailableError
+from meter.lookup import Lookup
 from meter.metrics import Metrics, RelayMetrics
 from meter.recall import Recall
 from meter.relay import Relay
@@ -163,10 +164,14 @@ async def _add_rollup(
     audit = Audit(rollup.progress, questions, marks, settings.meter_compare_wait_seconds)
     caller = Caller(token)
     recall = Recall(rollup.progress, questions, settings.meter_compare_wait_seconds)
+    lookup = Lookup(rollup.progress, questions, settings.meter_compare_wait_seconds)
     series = Series(
         ClickHouseSeries(reader), lambda: rollup.progress.fresh_until_ms, token.encode()
     )
-    services += [ReportService(reports, series, caller), LedgerService(audit, recall, caller)]
+    services += [
+        ReportService(reports, series, caller),
+        LedgerService(audit, recall, lookup, caller),
+    ]
 
 
 def _serve_metrics(listen: str, metrics: Metrics, stack: AsyncExitStack) -> None:

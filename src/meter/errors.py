@@ -2,6 +2,7 @@
 
 MeterError
 ├── InvalidRequestError      the question is malformed (reason says how)
+├── NotFoundError            no such record for this tenant
 ├── UnauthenticatedError     no or a wrong internal token
 ├── UnimplementedError       another service answers this call
 ├── ReportOverflowError      a sum that no int64 holds
@@ -31,6 +32,7 @@ __all__ = [
     "MarksUnavailableError",
     "MeterError",
     "MisconfiguredError",
+    "NotFoundError",
     "RawExpiredError",
     "ReportOverflowError",
     "RollupBehindError",
@@ -71,6 +73,14 @@ class InvalidRequestError(MeterError):
     def __init__(self, reason: str, message: str, **metadata: str) -> None:
         super().__init__(message, **metadata)
         self.reason = reason  # type: ignore[misc]  # one class, many reasons
+
+
+class NotFoundError(MeterError):
+    """The place has no record, or none of this tenant's, or raw has let it go."""
+
+    reason = "RECORD_NOT_FOUND"
+    code = grpc.StatusCode.NOT_FOUND
+    http = 404
 
 
 class UnauthenticatedError(MeterError):

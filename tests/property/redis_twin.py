@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from enforcer.adapters.counters.mend import Truth
     from enforcer.core.commands import Answer, Ask
+    from enforcer.core.corrections import Correction
     from enforcer.core.model import Customer, Feature
     from enforcer.core.rebuild import Account
     from enforcer.ports.ledger import Ledger
@@ -128,6 +129,12 @@ class RedisTwin:
 
     def tick(self, bucket: int) -> int:
         return int(self._run(self._store.tick(bucket)))
+
+    def slots(self, bucket: int, suffixes: Sequence[str]) -> Any:
+        return self._run(self._store.slots(bucket, suffixes))
+
+    def correct(self, bucket: int, acknowledged: int, corrections: Sequence[Correction]) -> Any:
+        return self._run(self._store.correct(bucket, acknowledged, corrections))
 
     def counters(self, bucket: int) -> Any:
         return self._run(self._store.counters(bucket))

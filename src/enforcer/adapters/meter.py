@@ -35,7 +35,10 @@ _OPTIONS = [
 
 
 class MeterClient:
-    """Implements `UsageReports` and `Ledger` of `enforcer.ports` at `endpoint`, with the deployment's internal token."""
+    """Implements `UsageReports`, `Records` and `Ledger` of `enforcer.ports` at `endpoint`.
+
+    Calls carry the deployment's internal token.
+    """
 
     def __init__(self, endpoint: str, token: str) -> None:
         self._channel = grpc.aio.insecure_channel(endpoint, options=_OPTIONS)
@@ -80,6 +83,17 @@ class MeterClient:
 
     async def recall(self, request: ledger_pb2.RecallRequest) -> ledger_pb2.RecallResponse:
         return await _answered(self._ledger.Recall(request, **self._own))
+
+    async def find_record(
+        self, request: ledger_pb2.FindRecordRequest
+    ) -> ledger_pb2.FindRecordResponse:
+        return await _answered(self._ledger.FindRecord(request, **self._own))
+
+    async def find_keys(self, request: ledger_pb2.FindKeysRequest) -> ledger_pb2.FindKeysResponse:
+        return await _answered(self._ledger.FindKeys(request, **self._own))
+
+    async def totals(self, request: ledger_pb2.TotalsRequest) -> ledger_pb2.TotalsResponse:
+        return await _answered(self._ledger.Totals(request, **self._own))
 
 
 async def _answered(call: Awaitable[_Answer]) -> _Answer:

@@ -11,7 +11,18 @@ from typing import Annotated
 
 import typer
 
-from enforcer.cli import audit, catalog, checks, kafka, leases, replay, series, up, usage
+from enforcer.cli import (
+    audit,
+    catalog,
+    checks,
+    corrections,
+    kafka,
+    leases,
+    replay,
+    series,
+    up,
+    usage,
+)
 from enforcer.cli.exits import CommandError, Status
 
 __all__ = ["app", "main"]
@@ -63,6 +74,12 @@ app.command("seats")(series.seats)
 app.command("denials")(series.denials)
 app.command("replay")(replay.replay)
 app.command("audit")(audit.audit)
+app.command("void")(corrections.void)
+app.command("amend")(corrections.amend)
+app.command("backfill")(corrections.backfill)
+app.command("corrections")(corrections.corrections)
+app.command("seal")(corrections.seal)
+app.add_typer(corrections.review, name="review")
 app.add_typer(kafka.app)
 
 

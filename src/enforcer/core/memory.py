@@ -28,6 +28,22 @@ from enforcer.core.commands import (
     idempotency,
 )
 from enforcer.core.compile import SEAT_MODES
+from enforcer.core.corrections import (
+    OVERFLOW,
+    Change,
+    Corrected,
+    Correction,
+    Known,
+    Levels,
+    Moved,
+    Outcome,
+    Refused,
+    booked,
+    change,
+    has_room,
+    overflows,
+    side,
+)
 from enforcer.core.model import MAX_QUANTITY, SeatMode
 from enforcer.core.program import RING_SLOTS, Family, Kind, Level, Program, Reason, Shape, View
 from enforcer.core.rules import (
@@ -119,6 +135,8 @@ class _Bucket:
     bound: dict[str, dict[str, int]] = field(default_factory=lambda: defaultdict(dict))
     reservations: dict[str, _Reservation] = field(default_factory=dict)
     marks: dict[str, int] = field(default_factory=dict)
+    corrected: int = 0
+    corrections: dict[int, Corrected | Refused] = field(default_factory=dict)
 
     def due(self, now: int) -> list[str]:
         """Members of the due index up to `now`, in the order of expiry."""
@@ -536,6 +554,36 @@ class MemoryCounters:
                 _unhold(step, name, RecordType.HOLD_EXPIRED, 0)
         return written + len(due)
 
+    def slots(self, bucket: int, suffixes: Sequence[str]) -> Levels:
+        step = self._step(bucket, read=True)
+        found = step.bucket
+        states = [found.states.get(suffix) for suffix in suffixes]
+        return Levels(
+            found.generation,
+            found.sequence - 1,
+            step.now,
+            tuple(
+                {} if one is None else {code: list(slot) for code, slot in one.slots.items()}
+                for one in states
+            ),
+        )
+
+    def correct(
+        self, bucket: int, acknowledged: int, corrections: Sequence[Correction]
+    ) -> list[Outcome]:
+        step = self._step(bucket)
+        found = step.bucket
+        found.corrected = max(found.corrected, acknowledged)
+        for number in [number for number in found.corrections if number <= acknowledged]:
+            del found.corrections[number]
+        outcomes: list[Outcome] = []
+        for correction in corrections:
+            outcome = _correct(step, correction)
+            outcomes.append(outcome)
+            if isinstance(outcome, Moved | EpochStale):
+                break
+        return outcomes
+
     def counters(self, bucket: int) -> BucketState:
         found = self._buckets[bucket]
         counters = [
@@ -693,4 +741,106 @@ def _unhold(
             extra=reservation.granted,
             entries=tuple(effects),
         ),
+    )
+
+
+def _correct(step: _Step, correction: Correction) -> Outcome:
+    """Carry out one correction unless that was done; nothing of it when its answer is Moved or EpochStale."""
+    bucket, number = step.bucket, correction.number
+    if number <= bucket.corrected:
+        return bucket.corrections.get(number, Known(number))
+    if number > bucket.corrected + 1:
+        return Moved(number)
+    outcome: Corrected | Refused
+    if correction.refused:
+        outcome = Refused(number, correction.refused)
+    else:
+        if correction.account_id:
+            stored = bucket.epochs.get(correction.account_id, 0)
+            if stored != correction.epoch:
+                return EpochStale(stored)
+        changed: dict[tuple[str, int], list[float]] = {}
+        effects: list[Effect] = []
+        why = _book(step, correction.changes, changed, effects)
+        if why is None:
+            return Moved(number)
+        outcome = Refused(number, why) if why else _record(step, correction, changed, effects)
+    bucket.corrected = number
+    bucket.corrections[number] = outcome
+    return outcome
+
+
+def _book(
+    step: _Step,
+    changes: Sequence[Change],
+    changed: dict[tuple[str, int], list[float]],
+    effects: list[Effect],
+) -> str | None:
+    """Book on copies. Return why not to, nothing when all is well, or None when there is less room than planned."""
+    for one in changes:
+        effects.append(Effect(one.limit, one.period, one.delta, 0))
+        suffix, code = _slot_of(step.bucket, one)
+        if not suffix:
+            continue
+        slot = changed.get((suffix, code))
+        if slot is None:
+            state = step.bucket.states.get(suffix)
+            slot = state.slots.get(code) if state is not None else None
+            slot = fresh_slot(Family(code & 7)) if slot is None else slot
+        current = booked(replace(one, code=code), slot, step.now)
+        if current is None:
+            continue
+        if one.delta > 0:
+            if overflows(one, current):
+                return OVERFLOW
+            if not has_room(one, current):
+                return None
+        change(replace(one, code=code), current)
+        changed[suffix, code] = current
+        if code & 7 == Family.COUNT:
+            effects += side(one, slot, current)
+    return ""
+
+
+def _slot_of(bucket: _Bucket, one: Change) -> tuple[str, int]:
+    """Level and code of the counter's slot; nothing when no level has one."""
+    if one.code:
+        return one.suffixes[0], one.code
+    for suffix in (*one.suffixes, *sorted(bucket.states)):
+        state = bucket.states.get(suffix)
+        for code in state.slots if state is not None else ():
+            if code >> 3 == one.limit and code & 7 in (Family.COUNT, Family.RING24):
+                return suffix, code
+    return "", 0
+
+
+def _record(
+    step: _Step,
+    correction: Correction,
+    changed: dict[tuple[str, int], list[float]],
+    effects: Sequence[Effect],
+) -> Corrected:
+    for (suffix, code), slot in changed.items():
+        step.bucket.states.setdefault(suffix, _State(0, {})).slots[code] = slot
+    place = step.append(
+        correction.body,
+        Effects(
+            correction.kind,
+            step.now,
+            granted=correction.granted,
+            overage=correction.overage,
+            reason=Reason.ALLOWED,
+            count=correction.count,
+            quantity=correction.quantity,
+            extra=int(correction.adjusts),
+            entries=tuple(effects),
+        ),
+    )
+    return Corrected(
+        correction.number,
+        *place,
+        step.now,
+        correction.granted,
+        correction.overage,
+        tuple((one.limit, one.period, one.delta) for one in correction.changes),
     )

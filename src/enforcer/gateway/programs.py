@@ -90,6 +90,21 @@ class Programs:
         self._keep(name, program)
         return program
 
+    async def at(self, name: Name, at: int) -> Program:
+        """The program of another time, by the present terms, for whichever product version. It is not kept."""
+        customer = self._customers.get(name[:2]) or await self._load(name.tenant, name.customer)
+        feature = await self._feature(name, customer)
+        program, version_matters = compile_program(customer, feature, at)
+        if version_matters:
+            return compile_program(customer, feature, at, released_ms=0)[0]
+        return program
+
+    async def reconcile(self, name: Name, stale: EpochStale) -> None:
+        """Make the customer's terms here and the epoch in the store the newest, whichever was behind."""
+        customer = await self._load(name.tenant, name.customer)
+        if stale.stored < customer.epoch:
+            await self._counters.project(customer.bucket, customer.account_id, customer.epoch)
+
     async def refresh(self, name: Name, stale: EpochStale | SliceStale) -> None:
         """Mend what the store refused."""
         program = self._programs.get(name)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Settled,
         TooMuch,
     )
+    from enforcer.core.corrections import Correction, Levels, Outcome
     from enforcer.errors import MetergateError
 
 __all__ = ["CounterStore"]
@@ -83,6 +84,20 @@ class CounterStore(Protocol):
 
     async def tick(self, bucket: int) -> int:
         """End what has expired and write the denials of past seconds; return how many records that left."""
+        ...
+
+    async def slots(self, bucket: int, suffixes: Sequence[str]) -> Levels:
+        """The slots of levels (`<node>:<feature>`), the bucket's last record and the store's time, read in one step."""
+        ...
+
+    async def correct(
+        self, bucket: int, acknowledged: int, corrections: Sequence[Correction]
+    ) -> list[Outcome]:
+        """Carry out corrections in the order of their numbers, each once, each with its record. Repeatable.
+
+        `acknowledged`: all up to this number are settled in the list of corrections; their outcomes are forgotten here.
+        Outcomes come in the order of the corrections, up to and with the first that has to be planned again.
+        """
         ...
 
     async def counters(self, bucket: int) -> BucketState:

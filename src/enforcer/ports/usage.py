@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from meter.v1 import ledger_pb2, report_pb2
 
-__all__ = ["UsageReports"]
+__all__ = ["Records", "UsageReports"]
 
 
 class UsageReports(Protocol):
@@ -33,4 +33,22 @@ class UsageReports(Protocol):
 
     async def compare(self, request: ledger_pb2.CompareRequest) -> ledger_pb2.CompareResponse:
         """Hold counters against the ledger."""
+        ...
+
+
+class Records(Protocol):
+    """What corrections ask the meter. Raises as `UsageReports` does."""
+
+    async def find_record(
+        self, request: ledger_pb2.FindRecordRequest
+    ) -> ledger_pb2.FindRecordResponse:
+        """A record by its place."""
+        ...
+
+    async def find_keys(self, request: ledger_pb2.FindKeysRequest) -> ledger_pb2.FindKeysResponse:
+        """Usage by idempotency key."""
+        ...
+
+    async def totals(self, request: ledger_pb2.TotalsRequest) -> ledger_pb2.TotalsResponse:
+        """Sums of effects by counter."""
         ...

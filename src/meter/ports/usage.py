@@ -43,6 +43,7 @@ class Row(NamedTuple):
     overage: int
     denied_quantity: int
     denied_events: int
+    adjustment: int
 
 
 class Values(NamedTuple):

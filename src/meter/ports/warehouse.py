@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     from meter.core.sequence import Entry, Position, Range
     from meter.ports.marks import Manifest
 
-__all__ = ["Choice", "Counter", "LedgerReader", "RowCount", "Warehouse", "WindowKey"]
+__all__ = [
+    "Choice",
+    "Counter",
+    "LedgerReader",
+    "RecordReader",
+    "RowCount",
+    "Warehouse",
+    "WindowKey",
+]
 
 
 class WindowKey(NamedTuple):
@@ -161,4 +169,24 @@ class LedgerReader(Protocol):
 
     async def rollup_difference(self, marks: Mapping[int, Position]) -> int:
         """Return the sum over meters of |granted in raw up to the marks - quantity in usage|."""
+        ...
+
+
+class RecordReader(Protocol):
+    """What corrections need of raw. Raise `WarehouseUnavailableError` when it cannot be reached."""
+
+    async def find(self, bucket: int, place: Position) -> tuple[str, Entry] | None:
+        """Return the sound record of a place and its tenant; None when raw has none."""
+        ...
+
+    async def keyed(
+        self, tenant: str, bucket: int, keys: Sequence[str], stored: tuple[int, int]
+    ) -> Sequence[Entry]:
+        """Return usage with one of the idempotency keys that was stored in [from, to) ms; no effects."""
+        ...
+
+    async def ledger(
+        self, bucket: int, counters: Sequence[Counter]
+    ) -> Mapping[Counter, tuple[int, int]]:
+        """As `LedgerReader` has it."""
         ...

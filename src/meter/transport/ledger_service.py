@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import grpc.aio
 
     from meter.audit import Audit, Comparison
+    from meter.lookup import Lookup
     from meter.recall import Recall
     from meter.transport.calls import Caller
 
@@ -24,8 +25,9 @@ __all__ = ["LedgerService"]
 class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
     """Over all tenants: for the deployment's own processes."""
 
-    def __init__(self, audit: Audit, recall: Recall, caller: Caller) -> None:
-        self._audit, self._recall, self._caller = audit, recall, caller
+    def __init__(self, audit: Audit, recall: Recall, lookup: Lookup, caller: Caller) -> None:
+        self._audit, self._recall, self._lookup = audit, recall, lookup
+        self._caller = caller
 
     async def Compare(  # noqa: N802
         self,
@@ -101,6 +103,64 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
                         effects=one.effects,
                     )
                     for one in found
+                ]
+            )
+        raise AssertionError  # the call was aborted
+
+    async def FindRecord(  # noqa: N802
+        self,
+        request: ledger_pb2.FindRecordRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> ledger_pb2.FindRecordResponse:
+        """See the proto."""
+        async with faults(context):
+            self._caller.check(context)
+            place = Position(request.generation, request.sequence)
+            found = await self._lookup.record(request.tenant, request.bucket, place)
+            return ledger_pb2.FindRecordResponse(body=found.body, effects=found.effects)
+        raise AssertionError  # the call was aborted
+
+    async def FindKeys(  # noqa: N802
+        self,
+        request: ledger_pb2.FindKeysRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> ledger_pb2.FindKeysResponse:
+        """See the proto."""
+        async with faults(context):
+            self._caller.check(context)
+            found = await self._lookup.keyed(
+                request.tenant,
+                request.bucket,
+                request.keys,
+                (request.stored_from_ms, request.stored_to_ms),
+                Position(request.generation, request.last_sequence),
+            )
+            return ledger_pb2.FindKeysResponse(
+                records=[
+                    ledger_pb2.KeyedRecord(
+                        generation=one.generation, sequence=one.sequence, body=one.body
+                    )
+                    for one in found
+                ]
+            )
+        raise AssertionError  # the call was aborted
+
+    async def Totals(  # noqa: N802
+        self,
+        request: ledger_pb2.TotalsRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> ledger_pb2.TotalsResponse:
+        """See the proto."""
+        async with faults(context):
+            self._caller.check(context)
+            counters = [Counter(one.limit, one.period_start) for one in request.counters]
+            found = await self._lookup.totals(request.bucket, counters)
+            return ledger_pb2.TotalsResponse(
+                counters=[
+                    ledger_pb2.Counter(
+                        limit=one.limit, period_start=one.period, used=used, held=held
+                    )
+                    for one, (used, held) in found.items()
                 ]
             )
         raise AssertionError  # the call was aborted

@@ -248,4 +248,5 @@ def _row(line: UsageLine, group_by: tuple[str, ...]) -> report_pb2.UsageRow:
         dimensions=dict(zip(group_by, row.key.values, strict=True)),
         value=line.value,
         aggregation=_WAYS[line.aggregation],
+        adjustment_quantity=row.adjustment,
     )

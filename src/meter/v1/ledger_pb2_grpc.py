@@ -54,6 +54,21 @@ class LedgerServiceStub(object):
                 request_serializer=meter_dot_v1_dot_ledger__pb2.RecallRequest.SerializeToString,
                 response_deserializer=meter_dot_v1_dot_ledger__pb2.RecallResponse.FromString,
                 _registered_method=True)
+        self.FindRecord = channel.unary_unary(
+                '/meter.v1.LedgerService/FindRecord',
+                request_serializer=meter_dot_v1_dot_ledger__pb2.FindRecordRequest.SerializeToString,
+                response_deserializer=meter_dot_v1_dot_ledger__pb2.FindRecordResponse.FromString,
+                _registered_method=True)
+        self.FindKeys = channel.unary_unary(
+                '/meter.v1.LedgerService/FindKeys',
+                request_serializer=meter_dot_v1_dot_ledger__pb2.FindKeysRequest.SerializeToString,
+                response_deserializer=meter_dot_v1_dot_ledger__pb2.FindKeysResponse.FromString,
+                _registered_method=True)
+        self.Totals = channel.unary_unary(
+                '/meter.v1.LedgerService/Totals',
+                request_serializer=meter_dot_v1_dot_ledger__pb2.TotalsRequest.SerializeToString,
+                response_deserializer=meter_dot_v1_dot_ledger__pb2.TotalsResponse.FromString,
+                _registered_method=True)
 
 
 class LedgerServiceServicer(object):
@@ -89,6 +104,28 @@ class LedgerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindRecord(self, request, context):
+        """A record by its place, once the rollup has reached it. NOT_FOUND with RECORD_NOT_FOUND for a place that has none, or
+        none of the tenant's, or one that raw has let go.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindKeys(self, request, context):
+        """Which idempotency keys records of an account's usage have, among those stored in a time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Totals(self, request, context):
+        """The sums of effects of some counters of a bucket, as far as they are rolled up.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LedgerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +148,21 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     servicer.Recall,
                     request_deserializer=meter_dot_v1_dot_ledger__pb2.RecallRequest.FromString,
                     response_serializer=meter_dot_v1_dot_ledger__pb2.RecallResponse.SerializeToString,
+            ),
+            'FindRecord': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindRecord,
+                    request_deserializer=meter_dot_v1_dot_ledger__pb2.FindRecordRequest.FromString,
+                    response_serializer=meter_dot_v1_dot_ledger__pb2.FindRecordResponse.SerializeToString,
+            ),
+            'FindKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindKeys,
+                    request_deserializer=meter_dot_v1_dot_ledger__pb2.FindKeysRequest.FromString,
+                    response_serializer=meter_dot_v1_dot_ledger__pb2.FindKeysResponse.SerializeToString,
+            ),
+            'Totals': grpc.unary_unary_rpc_method_handler(
+                    servicer.Totals,
+                    request_deserializer=meter_dot_v1_dot_ledger__pb2.TotalsRequest.FromString,
+                    response_serializer=meter_dot_v1_dot_ledger__pb2.TotalsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -221,6 +273,87 @@ class LedgerService(object):
             '/meter.v1.LedgerService/Recall',
             meter_dot_v1_dot_ledger__pb2.RecallRequest.SerializeToString,
             meter_dot_v1_dot_ledger__pb2.RecallResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindRecord(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meter.v1.LedgerService/FindRecord',
+            meter_dot_v1_dot_ledger__pb2.FindRecordRequest.SerializeToString,
+            meter_dot_v1_dot_ledger__pb2.FindRecordResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meter.v1.LedgerService/FindKeys',
+            meter_dot_v1_dot_ledger__pb2.FindKeysRequest.SerializeToString,
+            meter_dot_v1_dot_ledger__pb2.FindKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Totals(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meter.v1.LedgerService/Totals',
+            meter_dot_v1_dot_ledger__pb2.TotalsRequest.SerializeToString,
+            meter_dot_v1_dot_ledger__pb2.TotalsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,14 @@ class LedgerServiceStub:
     """What counters of a bucket must show, by limit: the newest periods, and what has no period."""
     Recall: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.RecallRequest, _ledger_pb2.RecallResponse]
     """Records of a bucket as they were written, in the order of writing."""
+    FindRecord: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.FindRecordRequest, _ledger_pb2.FindRecordResponse]
+    """A record by its place, once the rollup has reached it. NOT_FOUND with RECORD_NOT_FOUND for a place that has none, or
+    none of the tenant's, or one that raw has let go.
+    """
+    FindKeys: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.FindKeysRequest, _ledger_pb2.FindKeysResponse]
+    """Which idempotency keys records of an account's usage have, among those stored in a time."""
+    Totals: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.TotalsRequest, _ledger_pb2.TotalsResponse]
+    """The sums of effects of some counters of a bucket, as far as they are rolled up."""
 
 @_typing.type_check_only
 class LedgerServiceAsyncStub(LedgerServiceStub):
@@ -61,6 +69,14 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     """What counters of a bucket must show, by limit: the newest periods, and what has no period."""
     Recall: _aio.UnaryUnaryMultiCallable[_ledger_pb2.RecallRequest, _ledger_pb2.RecallResponse]  # type: ignore[assignment]
     """Records of a bucket as they were written, in the order of writing."""
+    FindRecord: _aio.UnaryUnaryMultiCallable[_ledger_pb2.FindRecordRequest, _ledger_pb2.FindRecordResponse]  # type: ignore[assignment]
+    """A record by its place, once the rollup has reached it. NOT_FOUND with RECORD_NOT_FOUND for a place that has none, or
+    none of the tenant's, or one that raw has let go.
+    """
+    FindKeys: _aio.UnaryUnaryMultiCallable[_ledger_pb2.FindKeysRequest, _ledger_pb2.FindKeysResponse]  # type: ignore[assignment]
+    """Which idempotency keys records of an account's usage have, among those stored in a time."""
+    Totals: _aio.UnaryUnaryMultiCallable[_ledger_pb2.TotalsRequest, _ledger_pb2.TotalsResponse]  # type: ignore[assignment]
+    """The sums of effects of some counters of a bucket, as far as they are rolled up."""
 
 class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -98,5 +114,31 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_pb2.RecallResponse, _abc.Awaitable[_ledger_pb2.RecallResponse]]:
         """Records of a bucket as they were written, in the order of writing."""
+
+    @_abc_1.abstractmethod
+    def FindRecord(
+        self,
+        request: _ledger_pb2.FindRecordRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.FindRecordResponse, _abc.Awaitable[_ledger_pb2.FindRecordResponse]]:
+        """A record by its place, once the rollup has reached it. NOT_FOUND with RECORD_NOT_FOUND for a place that has none, or
+        none of the tenant's, or one that raw has let go.
+        """
+
+    @_abc_1.abstractmethod
+    def FindKeys(
+        self,
+        request: _ledger_pb2.FindKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.FindKeysResponse, _abc.Awaitable[_ledger_pb2.FindKeysResponse]]:
+        """Which idempotency keys records of an account's usage have, among those stored in a time."""
+
+    @_abc_1.abstractmethod
+    def Totals(
+        self,
+        request: _ledger_pb2.TotalsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.TotalsResponse, _abc.Awaitable[_ledger_pb2.TotalsResponse]]:
+        """The sums of effects of some counters of a bucket, as far as they are rolled up."""
 
 def add_LedgerServiceServicer_to_server(servicer: LedgerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -289,6 +289,7 @@ class UsageRow(_message.Message):
     DENIED_QUANTITY_FIELD_NUMBER: _builtins.int
     DENIED_EVENTS_FIELD_NUMBER: _builtins.int
     DIMENSIONS_FIELD_NUMBER: _builtins.int
+    ADJUSTMENT_QUANTITY_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     AGGREGATION_FIELD_NUMBER: _builtins.int
     meter: _builtins.str
@@ -301,6 +302,8 @@ class UsageRow(_message.Message):
     denied_quantity: _builtins.int
     """What was asked for and refused in this window."""
     denied_events: _builtins.int
+    adjustment_quantity: _builtins.int
+    """Corrections made in this window of usage in windows that are sealed; not part of `quantity`."""
     value: _builtins.int
     """What the aggregation makes of the window's events: for a sum `quantity`, for a count `events`. Absent for the least,
     greatest and latest of no events.
@@ -325,12 +328,13 @@ class UsageRow(_message.Message):
         denied_quantity: _builtins.int = ...,
         denied_events: _builtins.int = ...,
         dimensions: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        adjustment_quantity: _builtins.int = ...,
         value: _builtins.int | None = ...,
         aggregation: Global___Aggregation.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "end", b"end", "start", b"start", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "aggregation", b"aggregation", "customer", b"customer", "denied_events", b"denied_events", "denied_quantity", b"denied_quantity", "dimensions", b"dimensions", "end", b"end", "events", b"events", "meter", b"meter", "overage", b"overage", "quantity", b"quantity", "start", b"start", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "adjustment_quantity", b"adjustment_quantity", "aggregation", b"aggregation", "customer", b"customer", "denied_events", b"denied_events", "denied_quantity", b"denied_quantity", "dimensions", b"dimensions", "end", b"end", "events", b"events", "meter", b"meter", "overage", b"overage", "quantity", b"quantity", "start", b"start", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
     _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015

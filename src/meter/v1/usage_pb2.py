@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14meter/v1/usage.proto\x12\x08meter.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"5\n\rReportRequest\x12$\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x14.meter.v1.UsageEvent\"\x8a\x02\n\nUsageEvent\x12\x10\n\x08\x63ustomer\x18\x01 \x01(\t\x12\x0f\n\x07\x66\x65\x61ture\x18\x02 \x01(\t\x12\x15\n\x08quantity\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\x12\x38\n\ndimensions\x18\x05 \x03(\x0b\x32$.meter.v1.UsageEvent.DimensionsEntry\x12/\n\x0boccurred_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x31\n\x0f\x44imensionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0b\n\t_quantity\":\n\x0eReportResponse\x12(\n\x08outcomes\x18\x01 \x03(\x0b\x32\x16.meter.v1.EventOutcome\"\xa8\x01\n\x0c\x45ventOutcome\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x10\n\x08replayed\x18\x02 \x01(\x08\x12\x0f\n\x07overage\x18\x03 \x01(\x03\x12\x0c\n\x04\x63ode\x18\x04 \x01(\x05\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x0e\n\x06\x62ucket\x18\x07 \x01(\r\x12\x12\n\ngeneration\x18\x08 \x01(\x04\x12\x10\n\x08sequence\x18\t \x01(\x04\x32K\n\x0cUsageService\x12;\n\x06Report\x12\x17.meter.v1.ReportRequest\x1a\x18.meter.v1.ReportResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14meter/v1/usage.proto\x12\x08meter.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"5\n\rReportRequest\x12$\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x14.meter.v1.UsageEvent\"\x8a\x02\n\nUsageEvent\x12\x10\n\x08\x63ustomer\x18\x01 \x01(\t\x12\x0f\n\x07\x66\x65\x61ture\x18\x02 \x01(\t\x12\x15\n\x08quantity\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\x12\x38\n\ndimensions\x18\x05 \x03(\x0b\x32$.meter.v1.UsageEvent.DimensionsEntry\x12/\n\x0boccurred_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a\x31\n\x0f\x44imensionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x0b\n\t_quantity\":\n\x0eReportResponse\x12(\n\x08outcomes\x18\x01 \x03(\x0b\x32\x16.meter.v1.EventOutcome\"\xbb\x01\n\x0c\x45ventOutcome\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x10\n\x08replayed\x18\x02 \x01(\x08\x12\x0f\n\x07overage\x18\x03 \x01(\x03\x12\x0c\n\x04\x63ode\x18\x04 \x01(\x05\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x0e\n\x06\x62ucket\x18\x07 \x01(\r\x12\x12\n\ngeneration\x18\x08 \x01(\x04\x12\x10\n\x08sequence\x18\t \x01(\x04\x12\x11\n\tin_review\x18\n \x01(\x08\"C\n\x0bRecordPlace\x12\x0e\n\x06\x62ucket\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\"]\n\x0bVoidRequest\x12%\n\x06record\x18\x01 \x01(\x0b\x32\x15.meter.v1.RecordPlace\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x03 \x01(\t\"J\n\x0cVoidResponse\x12(\n\ncorrection\x18\x01 \x01(\x0b\x32\x14.meter.v1.Correction\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"p\n\x0c\x41mendRequest\x12%\n\x06record\x18\x01 \x01(\x0b\x32\x15.meter.v1.RecordPlace\x12\x10\n\x08quantity\x18\x02 \x01(\x03\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x04 \x01(\t\"K\n\rAmendResponse\x12(\n\ncorrection\x18\x01 \x01(\x0b\x32\x14.meter.v1.Correction\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"G\n\x0f\x42\x61\x63kfillRequest\x12$\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x14.meter.v1.UsageEvent\x12\x0e\n\x06reason\x18\x02 \x01(\t\"<\n\x10\x42\x61\x63kfillResponse\x12(\n\x08outcomes\x18\x01 \x03(\x0b\x32\x16.meter.v1.EventOutcome\"\xc3\x03\n\nCorrection\x12&\n\x04kind\x18\x01 \x01(\x0e\x32\x18.meter.v1.CorrectionKind\x12(\n\x05state\x18\x02 \x01(\x0e\x32\x19.meter.v1.CorrectionState\x12%\n\x06target\x18\x03 \x01(\x0b\x32\x15.meter.v1.RecordPlace\x12%\n\x06record\x18\x04 \x01(\x0b\x32\x15.meter.v1.RecordPlace\x12\x0f\n\x07version\x18\x05 \x01(\x03\x12\x10\n\x08\x63ustomer\x18\x06 \x01(\t\x12\x0f\n\x07\x66\x65\x61ture\x18\x07 \x01(\t\x12/\n\x0boccurred_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11previous_quantity\x18\t \x01(\x03\x12\x10\n\x08quantity\x18\n \x01(\x03\x12\x12\n\nadjustment\x18\x0b \x01(\x08\x12\r\n\x05\x61\x63tor\x18\x0c \x01(\t\x12&\n\x02\x61t\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x0e \x01(\t\x12\x17\n\x0fidempotency_key\x18\x0f \x01(\t\x12\x0f\n\x07refused\x18\x10 \x01(\t\"x\n\x16ListCorrectionsRequest\x12\x10\n\x08\x63ustomer\x18\x01 \x01(\t\x12%\n\x06record\x18\x02 \x01(\x0b\x32\x15.meter.v1.RecordPlace\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"]\n\x17ListCorrectionsResponse\x12)\n\x0b\x63orrections\x18\x01 \x03(\x0b\x32\x14.meter.v1.Correction\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"3\n\x11SealPeriodRequest\x12\r\n\x05month\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x63\x63ount\x18\x02 \x01(\t\"x\n\x12SealPeriodResponse\x12\x0e\n\x06sealed\x18\x01 \x01(\x08\x12)\n\x05start\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\'\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\":\n\x11ListReviewRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x12ListReviewResponse\x12#\n\x05items\x18\x01 \x03(\x0b\x32\x14.meter.v1.ReviewItem\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x81\x01\n\nReviewItem\x12\n\n\x02id\x18\x01 \x01(\x03\x12#\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x14.meter.v1.UsageEvent\x12\x0b\n\x03why\x18\x03 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12&\n\x02\x61t\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"B\n\x14ResolveReviewRequest\x12\n\n\x02id\x18\x01 \x01(\x03\x12\x0e\n\x06\x61\x63\x63\x65pt\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"@\n\x15ResolveReviewResponse\x12\'\n\x07outcome\x18\x01 \x01(\x0b\x32\x16.meter.v1.EventOutcome*\x84\x01\n\x0e\x43orrectionKind\x12\x1f\n\x1b\x43ORRECTION_KIND_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43ORRECTION_KIND_VOID\x10\x01\x12\x19\n\x15\x43ORRECTION_KIND_AMEND\x10\x02\x12\x1c\n\x18\x43ORRECTION_KIND_BACKFILL\x10\x03*\x8d\x01\n\x0f\x43orrectionState\x12 \n\x1c\x43ORRECTION_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43ORRECTION_STATE_PENDING\x10\x01\x12\x1c\n\x18\x43ORRECTION_STATE_APPLIED\x10\x02\x12\x1c\n\x18\x43ORRECTION_STATE_REFUSED\x10\x03\x32\xbb\x04\n\x0cUsageService\x12;\n\x06Report\x12\x17.meter.v1.ReportRequest\x1a\x18.meter.v1.ReportResponse\x12\x35\n\x04Void\x12\x15.meter.v1.VoidRequest\x1a\x16.meter.v1.VoidResponse\x12\x38\n\x05\x41mend\x12\x16.meter.v1.AmendRequest\x1a\x17.meter.v1.AmendResponse\x12\x41\n\x08\x42\x61\x63kfill\x12\x19.meter.v1.BackfillRequest\x1a\x1a.meter.v1.BackfillResponse\x12V\n\x0fListCorrections\x12 .meter.v1.ListCorrectionsRequest\x1a!.meter.v1.ListCorrectionsResponse\x12G\n\nSealPeriod\x12\x1b.meter.v1.SealPeriodRequest\x1a\x1c.meter.v1.SealPeriodResponse\x12G\n\nListReview\x12\x1b.meter.v1.ListReviewRequest\x1a\x1c.meter.v1.ListReviewResponse\x12P\n\rResolveReview\x12\x1e.meter.v1.ResolveReviewRequest\x1a\x1f.meter.v1.ResolveReviewResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,6 +34,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_USAGEEVENT_DIMENSIONSENTRY']._loaded_options = None
   _globals['_USAGEEVENT_DIMENSIONSENTRY']._serialized_options = b'8\001'
+  _globals['_CORRECTIONKIND']._serialized_start=2464
+  _globals['_CORRECTIONKIND']._serialized_end=2596
+  _globals['_CORRECTIONSTATE']._serialized_start=2599
+  _globals['_CORRECTIONSTATE']._serialized_end=2740
   _globals['_REPORTREQUEST']._serialized_start=67
   _globals['_REPORTREQUEST']._serialized_end=120
   _globals['_USAGEEVENT']._serialized_start=123
@@ -43,7 +47,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPORTRESPONSE']._serialized_start=391
   _globals['_REPORTRESPONSE']._serialized_end=449
   _globals['_EVENTOUTCOME']._serialized_start=452
-  _globals['_EVENTOUTCOME']._serialized_end=620
-  _globals['_USAGESERVICE']._serialized_start=622
-  _globals['_USAGESERVICE']._serialized_end=697
+  _globals['_EVENTOUTCOME']._serialized_end=639
+  _globals['_RECORDPLACE']._serialized_start=641
+  _globals['_RECORDPLACE']._serialized_end=708
+  _globals['_VOIDREQUEST']._serialized_start=710
+  _globals['_VOIDREQUEST']._serialized_end=803
+  _globals['_VOIDRESPONSE']._serialized_start=805
+  _globals['_VOIDRESPONSE']._serialized_end=879
+  _globals['_AMENDREQUEST']._serialized_start=881
+  _globals['_AMENDREQUEST']._serialized_end=993
+  _globals['_AMENDRESPONSE']._serialized_start=995
+  _globals['_AMENDRESPONSE']._serialized_end=1070
+  _globals['_BACKFILLREQUEST']._serialized_start=1072
+  _globals['_BACKFILLREQUEST']._serialized_end=1143
+  _globals['_BACKFILLRESPONSE']._serialized_start=1145
+  _globals['_BACKFILLRESPONSE']._serialized_end=1205
+  _globals['_CORRECTION']._serialized_start=1208
+  _globals['_CORRECTION']._serialized_end=1659
+  _globals['_LISTCORRECTIONSREQUEST']._serialized_start=1661
+  _globals['_LISTCORRECTIONSREQUEST']._serialized_end=1781
+  _globals['_LISTCORRECTIONSRESPONSE']._serialized_start=1783
+  _globals['_LISTCORRECTIONSRESPONSE']._serialized_end=1876
+  _globals['_SEALPERIODREQUEST']._serialized_start=1878
+  _globals['_SEALPERIODREQUEST']._serialized_end=1929
+  _globals['_SEALPERIODRESPONSE']._serialized_start=1931
+  _globals['_SEALPERIODRESPONSE']._serialized_end=2051
+  _globals['_LISTREVIEWREQUEST']._serialized_start=2053
+  _globals['_LISTREVIEWREQUEST']._serialized_end=2111
+  _globals['_LISTREVIEWRESPONSE']._serialized_start=2113
+  _globals['_LISTREVIEWRESPONSE']._serialized_end=2195
+  _globals['_REVIEWITEM']._serialized_start=2198
+  _globals['_REVIEWITEM']._serialized_end=2327
+  _globals['_RESOLVEREVIEWREQUEST']._serialized_start=2329
+  _globals['_RESOLVEREVIEWREQUEST']._serialized_end=2395
+  _globals['_RESOLVEREVIEWRESPONSE']._serialized_start=2397
+  _globals['_RESOLVEREVIEWRESPONSE']._serialized_end=2461
+  _globals['_USAGESERVICE']._serialized_start=2743
+  _globals['_USAGESERVICE']._serialized_end=3314
 # @@protoc_insertion_point(module_scope)

@@ -39,6 +39,41 @@ class UsageServiceStub(object):
                 request_serializer=meter_dot_v1_dot_usage__pb2.ReportRequest.SerializeToString,
                 response_deserializer=meter_dot_v1_dot_usage__pb2.ReportResponse.FromString,
                 _registered_method=True)
+        self.Void = channel.unary_unary(
+                '/meter.v1.UsageService/Void',
+                request_serializer=meter_dot_v1_dot_usage__pb2.VoidRequest.SerializeToString,
+                response_deserializer=meter_dot_v1_dot_usage__pb2.VoidResponse.FromString,
+                _registered_method=True)
+        self.Amend = channel.unary_unary(
+                '/meter.v1.UsageService/Amend',
+                request_serializer=meter_dot_v1_dot_usage__pb2.AmendRequest.SerializeToString,
+                response_deserializer=meter_dot_v1_dot_usage__pb2.AmendResponse.FromString,
+                _registered_method=True)
+        self.Backfill = channel.unary_unary(
+                '/meter.v1.UsageService/Backfill',
+                request_serializer=meter_dot_v1_dot_usage__pb2.BackfillRequest.SerializeToString,
+                response_deserializer=meter_dot_v1_dot_usage__pb2.BackfillResponse.FromString,
+                _registered_method=True)
+        self.ListCorrections = channel.unary_unary(
+                '/meter.v1.UsageService/ListCorrections',
+                request_serializer=meter_dot_v1_dot_usage__pb2.ListCorrectionsRequest.SerializeToString,
+                response_deserializer=meter_dot_v1_dot_usage__pb2.ListCorrectionsResponse.FromString,
+                _registered_method=True)
+        self.SealPeriod = channel.unary_unary(
+                '/meter.v1.UsageService/SealPeriod',
+                request_serializer=meter_dot_v1_dot_usage__pb2.SealPeriodRequest.SerializeToString,
+                response_deserializer=meter_dot_v1_dot_usage__pb2.SealPeriodResponse.FromString,
+                _registered_method=True)
+        self.ListReview = channel.unary_unary(
+                '/meter.v1.UsageService/ListReview',
+                request_serializer=meter_dot_v1_dot_usage__pb2.ListReviewRequest.SerializeToString,
+                response_deserializer=meter_dot_v1_dot_usage__pb2.ListReviewResponse.FromString,
+                _registered_method=True)
+        self.ResolveReview = channel.unary_unary(
+                '/meter.v1.UsageService/ResolveReview',
+                request_serializer=meter_dot_v1_dot_usage__pb2.ResolveReviewRequest.SerializeToString,
+                response_deserializer=meter_dot_v1_dot_usage__pb2.ResolveReviewResponse.FromString,
+                _registered_method=True)
 
 
 class UsageServiceServicer(object):
@@ -53,6 +88,60 @@ class UsageServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Void(self, request, context):
+        """The record's usage counts no more: its limits get back what it drew, where their period is still open, and its
+        windows lose it. FAILED_PRECONDITION with RECORD_VOIDED when it is void already. Only records of usage can be
+        corrected (a check's, a report's, a commit's, a backfill's), while raw records are kept. Needs an admin key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Amend(self, request, context):
+        """The record counts with a new quantity from now on; the newest version wins. Less gives back what was drawn last, more
+        is drawn as of the record's time, past every limit. A void record counts again. Needs an admin key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Backfill(self, request, context):
+        """Records usage that is older than Report takes, by the time of the event, past every limit. A key is remembered for
+        ever, and also found where Report has used it. Events are independent, as in Report. Needs an admin key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCorrections(self, request, context):
+        """Who corrected what, when and why: newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SealPeriod(self, request, context):
+        """Closes a calendar month that ended more than 25 h ago. From then on the usage in its windows never changes:
+        corrections of it become adjustments in the window in which they are made. Needs an admin key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListReview(self, request, context):
+        """Events that wait for a person because they were older than Backfill takes: oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolveReview(self, request, context):
+        """Takes an event out of the review: it is backfilled, however old it is, or discarded. Needs an admin key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_UsageServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +149,41 @@ def add_UsageServiceServicer_to_server(servicer, server):
                     servicer.Report,
                     request_deserializer=meter_dot_v1_dot_usage__pb2.ReportRequest.FromString,
                     response_serializer=meter_dot_v1_dot_usage__pb2.ReportResponse.SerializeToString,
+            ),
+            'Void': grpc.unary_unary_rpc_method_handler(
+                    servicer.Void,
+                    request_deserializer=meter_dot_v1_dot_usage__pb2.VoidRequest.FromString,
+                    response_serializer=meter_dot_v1_dot_usage__pb2.VoidResponse.SerializeToString,
+            ),
+            'Amend': grpc.unary_unary_rpc_method_handler(
+                    servicer.Amend,
+                    request_deserializer=meter_dot_v1_dot_usage__pb2.AmendRequest.FromString,
+                    response_serializer=meter_dot_v1_dot_usage__pb2.AmendResponse.SerializeToString,
+            ),
+            'Backfill': grpc.unary_unary_rpc_method_handler(
+                    servicer.Backfill,
+                    request_deserializer=meter_dot_v1_dot_usage__pb2.BackfillRequest.FromString,
+                    response_serializer=meter_dot_v1_dot_usage__pb2.BackfillResponse.SerializeToString,
+            ),
+            'ListCorrections': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCorrections,
+                    request_deserializer=meter_dot_v1_dot_usage__pb2.ListCorrectionsRequest.FromString,
+                    response_serializer=meter_dot_v1_dot_usage__pb2.ListCorrectionsResponse.SerializeToString,
+            ),
+            'SealPeriod': grpc.unary_unary_rpc_method_handler(
+                    servicer.SealPeriod,
+                    request_deserializer=meter_dot_v1_dot_usage__pb2.SealPeriodRequest.FromString,
+                    response_serializer=meter_dot_v1_dot_usage__pb2.SealPeriodResponse.SerializeToString,
+            ),
+            'ListReview': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListReview,
+                    request_deserializer=meter_dot_v1_dot_usage__pb2.ListReviewRequest.FromString,
+                    response_serializer=meter_dot_v1_dot_usage__pb2.ListReviewResponse.SerializeToString,
+            ),
+            'ResolveReview': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveReview,
+                    request_deserializer=meter_dot_v1_dot_usage__pb2.ResolveReviewRequest.FromString,
+                    response_serializer=meter_dot_v1_dot_usage__pb2.ResolveReviewResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -89,6 +213,195 @@ class UsageService(object):
             '/meter.v1.UsageService/Report',
             meter_dot_v1_dot_usage__pb2.ReportRequest.SerializeToString,
             meter_dot_v1_dot_usage__pb2.ReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Void(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meter.v1.UsageService/Void',
+            meter_dot_v1_dot_usage__pb2.VoidRequest.SerializeToString,
+            meter_dot_v1_dot_usage__pb2.VoidResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Amend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meter.v1.UsageService/Amend',
+            meter_dot_v1_dot_usage__pb2.AmendRequest.SerializeToString,
+            meter_dot_v1_dot_usage__pb2.AmendResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Backfill(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meter.v1.UsageService/Backfill',
+            meter_dot_v1_dot_usage__pb2.BackfillRequest.SerializeToString,
+            meter_dot_v1_dot_usage__pb2.BackfillResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCorrections(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meter.v1.UsageService/ListCorrections',
+            meter_dot_v1_dot_usage__pb2.ListCorrectionsRequest.SerializeToString,
+            meter_dot_v1_dot_usage__pb2.ListCorrectionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SealPeriod(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meter.v1.UsageService/SealPeriod',
+            meter_dot_v1_dot_usage__pb2.SealPeriodRequest.SerializeToString,
+            meter_dot_v1_dot_usage__pb2.SealPeriodResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListReview(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meter.v1.UsageService/ListReview',
+            meter_dot_v1_dot_usage__pb2.ListReviewRequest.SerializeToString,
+            meter_dot_v1_dot_usage__pb2.ListReviewResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveReview(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meter.v1.UsageService/ResolveReview',
+            meter_dot_v1_dot_usage__pb2.ResolveReviewRequest.SerializeToString,
+            meter_dot_v1_dot_usage__pb2.ResolveReviewResponse.FromString,
             options,
             channel_credentials,
             insecure,

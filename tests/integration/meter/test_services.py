@@ -50,7 +50,9 @@ async def services(meter: Stand) -> AsyncIterator[Services]:
     server = Server(
         "127.0.0.1:0",
         ReportService(meter.reports(), meter.series(), caller),
-        LedgerService(meter.audit(wait=0.1), meter.recall(wait=0.1), caller),
+        LedgerService(
+            meter.audit(wait=0.1), meter.recall(wait=0.1), meter.lookup(wait=0.1), caller
+        ),
     )
     await server.start()
     await server.ready(serving=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from enforcer.core.commands import (
     Answer,
     BucketState,
@@ -18,6 +20,7 @@ from enforcer.core.commands import (
     Settled,
     SliceStale,
 )
+from enforcer.core.corrections import Corrected, Correction, Known, Levels, Moved, Outcome, Refused
 from enforcer.core.memory import counted
 from enforcer.core.program import FIELDS, Family, Reason
 from enforcer.core.rules import Entry
@@ -29,7 +32,18 @@ if TYPE_CHECKING:
     from enforcer.core.commands import Ask, Journaled
     from enforcer.core.program import Program
 
-__all__ = ["FencedError", "LostError", "Section", "answer", "bucket_state", "lease", "settled"]
+__all__ = [
+    "FencedError",
+    "LostError",
+    "Section",
+    "answer",
+    "bucket_state",
+    "correction",
+    "lease",
+    "levels",
+    "outcome",
+    "settled",
+]
 
 _HEAD = struct.Struct("<HBBBdd").pack
 _STATUS = struct.Struct("<d").unpack_from
@@ -174,15 +188,81 @@ def bucket_state(bucket: int, reply: list[Any]) -> BucketState:
     generation, last, states, seats = reply
     counters: list[Counter] = []
     for packed in states:
-        values = struct.unpack(f"<{len(packed) // 8}d", packed)
-        at = 2
-        while at < len(values):
-            code = int(values[at])
-            width = FIELDS[Family(code & 7)]
-            counters += counted(code, list(values[at + 1 : at + 1 + width]))
-            at += 1 + width
+        for code, slot in _slots(packed).items():
+            counters += counted(code, slot)
     counters += [
         Counter(int(seats[at]), 0, 0, int(seats[at + 1])) for at in range(0, len(seats), 2)
     ]
     ordered = tuple(sorted(counters, key=lambda one: (one.limit, one.period, one.used, one.held)))
     return BucketState(bucket, int(generation), int(last), ordered)
+
+
+def _slots(packed: bytes) -> dict[int, list[float]]:
+    """The slots of a level's state by code."""
+    values = struct.unpack(f"<{len(packed) // 8}d", packed)
+    found = {}
+    at = 2
+    while at < len(values):
+        code = int(values[at])
+        width = FIELDS[Family(code & 7)]
+        found[code] = list(values[at + 1 : at + 1 + width])
+        at += 1 + width
+    return found
+
+
+def levels(reply: list[Any]) -> Levels:
+    """Decode the reply of `slots`."""
+    generation, last, now, states = reply
+    return Levels(int(generation), int(last), int(now), tuple(_slots(state) for state in states))
+
+
+def correction(one: Correction) -> bytes:
+    """A correction as `correct` reads it."""
+    return msgspec.msgpack.encode(
+        [
+            one.number,
+            one.body.decode(),
+            one.kind.value,
+            one.granted,
+            one.overage,
+            one.count,
+            one.quantity,
+            int(one.adjusts),
+            [
+                [
+                    part.limit,
+                    part.period,
+                    part.delta,
+                    part.suffixes,
+                    part.code,
+                    part.most,
+                    part.width,
+                    part.numerator,
+                    part.denominator,
+                    part.roll,
+                ]
+                for part in one.changes
+            ],
+            one.account_id,
+            one.epoch,
+            one.refused,
+        ]
+    )
+
+
+def outcome(reply: bytes) -> Outcome:
+    """Decode the outcome of a correction."""
+    status, number = (int(value) for value in struct.unpack_from("<2d", reply))
+    if status == 1:
+        return Refused(number, reply[16:].decode())
+    if status == 2:  # noqa: PLR2004 - the numbers are those of correct.lua
+        return Known(number)
+    if status == 3:  # noqa: PLR2004
+        return Moved(number)
+    if status == 4:  # noqa: PLR2004
+        return EpochStale(number)
+    values = [int(value) for value in struct.unpack(f"<{len(reply) // 8}d", reply)]
+    generation, sequence, now, granted, overage = values[2:7]
+    rest = iter(values[7:])
+    changes = tuple(zip(rest, rest, rest, strict=True))
+    return Corrected(number, generation, sequence, now, granted, overage, changes)

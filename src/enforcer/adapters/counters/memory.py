@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Settled,
         TooMuch,
     )
+    from enforcer.core.corrections import Correction, Levels, Outcome
     from enforcer.core.memory import MemoryCounters
     from enforcer.errors import MetergateError
 
@@ -66,6 +67,14 @@ class MemoryStore:
 
     async def tick(self, bucket: int) -> int:
         return self._counters.tick(bucket)
+
+    async def slots(self, bucket: int, suffixes: Sequence[str]) -> Levels:
+        return self._counters.slots(bucket, suffixes)
+
+    async def correct(
+        self, bucket: int, acknowledged: int, corrections: Sequence[Correction]
+    ) -> list[Outcome]:
+        return self._counters.correct(bucket, acknowledged, corrections)
 
     async def counters(self, bucket: int) -> BucketState:
         return self._counters.counters(bucket)

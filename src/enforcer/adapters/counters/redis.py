@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from enforcer.adapters.counters.mend import Marks, Truth
     from enforcer.core.breaker import BreakerState
     from enforcer.core.commands import Answer, Ask, BucketState, LeaseInfo, Settled
+    from enforcer.core.corrections import Correction, Levels, Outcome
     from enforcer.ports.ledger import Ledger
 
 __all__ = ["RedisCounters", "RedisOptions"]
@@ -744,6 +745,16 @@ class RedisCounters:
 
     async def tick(self, bucket: int) -> int:
         return int((await self._hold("tick", bucket))[0])
+
+    async def slots(self, bucket: int, suffixes: Sequence[str]) -> Levels:
+        return codec.levels(await self._hold("slots", bucket, *suffixes))
+
+    async def correct(
+        self, bucket: int, acknowledged: int, corrections: Sequence[Correction]
+    ) -> list[Outcome]:
+        packed = [codec.correction(one) for one in corrections]
+        reply = await self._hold("correct", bucket, acknowledged, *packed)
+        return [codec.outcome(one) for one in reply]
 
     async def counters(self, bucket: int) -> BucketState:
         return codec.bucket_state(bucket, await self._hold("counters", bucket))

@@ -30,6 +30,7 @@ from enforcer.ports.definitions import Applied, Caller, LimitName, Touched
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterable
+    from contextlib import AbstractAsyncContextManager
 
     from sqlalchemy import Connection
 
@@ -130,6 +131,10 @@ class SqlDefinitions:
             raise DefinitionsUnavailableError(
                 f"the definitions' database does not answer: {type(error).__name__}"
             ) from error
+
+    def transaction(self, *, write: bool = False) -> AbstractAsyncContextManager[AsyncConnection]:
+        """For what other modules of this adapter keep in the same database."""
+        return self._transaction(write=write)
 
     async def migrate(self) -> None:
         """Bring the schema up to date. Safe to call from several processes: one does it, the others wait."""

@@ -12,6 +12,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
     String,
     Table,
     UniqueConstraint,
@@ -23,6 +24,7 @@ __all__ = [
     "accounts",
     "api_keys",
     "audit_log",
+    "corrections",
     "entitlements",
     "features",
     "generations",
@@ -31,6 +33,8 @@ __all__ = [
     "numbers",
     "plans",
     "products",
+    "review",
+    "seals",
     "secrets",
     "subscriptions",
     "tenants",
@@ -197,5 +201,79 @@ audit_log = Table(
     Column("action", String, nullable=False),
     Column("kind", String, nullable=False),
     Column("key", String, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+corrections = Table(
+    "corrections",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    _tenant(),
+    Column("bucket", Integer, nullable=False),
+    # Without holes in the bucket: the order in which they are carried out.
+    Column("number", BigInteger, nullable=False),
+    Column("kind", Integer, nullable=False),
+    Column("scope", String, nullable=False),
+    Column("key", String, nullable=False),
+    Column("fingerprint", String, nullable=False),
+    Column("actor", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("listed_ms", BigInteger, nullable=False),
+    Column("customer", String, nullable=False),
+    # account, feature, meter, dimensions, what the target counts before
+    Column("definition", JSON, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    Column("quantity", BigInteger, nullable=False),
+    Column("target_generation", BigInteger),
+    Column("target_sequence", BigInteger),
+    Column("version", BigInteger, nullable=False),
+    Column("sealed", Boolean, nullable=False),
+    Column("state", String, nullable=False),
+    # of the correction's own record
+    Column("generation", BigInteger),
+    Column("sequence", BigInteger),
+    # overage, what the target counts after, why it was refused
+    Column("outcome", JSON, nullable=False),
+    UniqueConstraint("tenant", "scope", "key"),
+    UniqueConstraint("bucket", "number"),
+    UniqueConstraint("bucket", "target_generation", "target_sequence", "version"),
+    Index("corrections_by_customer", "tenant", "customer", "id"),
+    Index("corrections_by_record", "bucket", "generation", "sequence"),
+    Index(
+        "corrections_pending",
+        "bucket",
+        "number",
+        postgresql_where=text("state = 'pending'"),
+        sqlite_where=text("state = 'pending'"),
+    ),
+    sqlite_autoincrement=True,
+)
+
+seals = Table(
+    "seals",
+    metadata,
+    _tenant(),
+    Column("account", String, nullable=False),
+    Column("start_ms", BigInteger, nullable=False),
+    Column("end_ms", BigInteger, nullable=False),
+    Column("actor", String, nullable=False),
+    Column("sealed_ms", BigInteger, nullable=False),
+    PrimaryKeyConstraint("tenant", "account", "start_ms", "end_ms"),
+)
+
+review = Table(
+    "review",
+    metadata,
+    Column("id", _ID, primary_key=True),
+    _tenant(),
+    Column("key", String, nullable=False),
+    # UsageEvent in JSON
+    Column("event", String, nullable=False),
+    Column("why", String, nullable=False),
+    Column("actor", String, nullable=False),
+    Column("at_ms", BigInteger, nullable=False),
+    # waiting, accepted or discarded
+    Column("state", String, nullable=False),
+    UniqueConstraint("tenant", "key"),
     sqlite_autoincrement=True,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 from meter.adapters.clickhouse.aggregates import AggregateReader
@@ -9,14 +10,14 @@ from meter.adapters.clickhouse.scope import beginning, chosen, key_of, split
 from meter.adapters.clickhouse.slices import upto as _upto
 from meter.adapters.clickhouse.warehouse import USAGE_TYPES, effects_of, entry_of
 from meter.core.records import RecordType
-from meter.core.sequence import Range
+from meter.core.sequence import Entry, Range
 from meter.ports.usage import Key, Row
 from meter.ports.warehouse import Choice, Counter, RowCount
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from meter.core.sequence import Entry, Position
+    from meter.core.sequence import Position
     from meter.ports.usage import Scope
 
 __all__ = ["ClickHouseReader"]
@@ -78,7 +79,8 @@ class ClickHouseReader(AggregateReader):
                         {values} AS values,
                         sum(quantity) AS total_quantity, sum(events) AS total_events,
                         sum(overage) AS total_overage, sum(denied_quantity) AS total_denied_quantity,
-                        sum(denied_events) AS total_denied_events
+                        sum(denied_events) AS total_denied_events,
+                        sum(adjustment) AS total_adjustment
                     FROM usage
                     WHERE {where} AND window >= toDateTime({{start:UInt32}}, 'UTC')
                         AND window < toDateTime({{end:UInt32}}, 'UTC')
@@ -91,9 +93,9 @@ class ClickHouseReader(AggregateReader):
             parameters,
         )
         rows = [
-            Row(Key(row[0], row[1], row[2], tuple(row[3])), *map(int, row[4:9])) for row in found
+            Row(Key(row[0], row[1], row[2], tuple(row[3])), *map(int, row[4:10])) for row in found
         ]
-        return rows, int(found[0][9]) if found else 0
+        return rows, int(found[0][10]) if found else 0
 
     async def ledger(
         self, bucket: int, counters: Sequence[Counter]
@@ -187,6 +189,38 @@ class ClickHouseReader(AggregateReader):
             for bucket, generation, rows, last in every
         ]
 
+    async def find(self, bucket: int, place: Position) -> tuple[str, Entry] | None:
+        rows = await self._reader.rows(
+            "SELECT who.t, body, effects FROM raw FINAL WHERE bucket = {bucket:UInt32}"
+            " AND generation = {generation:UInt64} AND seq = {seq:UInt64} AND flaw = ''",
+            {"bucket": bucket, "generation": place.generation, "seq": place.sequence},
+        )
+        if not rows:
+            return None
+        tenant, body, effects = rows[0]
+        packed = struct.pack(f"<{len(effects)}d", *effects)
+        return tenant, Entry(*place, body.encode(), packed)
+
+    async def keyed(
+        self, tenant: str, bucket: int, keys: Sequence[str], stored: tuple[int, int]
+    ) -> Sequence[Entry]:
+        rows = await self._reader.rows(
+            f"SELECT generation, seq, body FROM raw FINAL WHERE bucket = {{bucket:UInt32}}"  # noqa: S608
+            f" AND ingested >= toDateTime({{start:UInt32}}, 'UTC')"
+            f" AND ingested < toDateTime({{end:UInt32}}, 'UTC')"
+            f" AND type IN ({RecordType.USAGE:d}, {RecordType.COMMIT:d}) AND flaw = ''"
+            " AND who.t = {tenant:String}"
+            " AND JSONExtractString(body, 'k') IN {keys:Array(String)}",
+            {
+                "bucket": bucket,
+                "start": stored[0] // 1000,
+                "end": -(-stored[1] // 1000),
+                "tenant": tenant,
+                "keys": list(keys),
+            },
+        )
+        return [Entry(row[0], row[1], row[2].encode(), b"") for row in rows]
+
     async def gaps(self, bucket: int, generation: int, last: int) -> Sequence[Range]:
         rows = await self._reader.rows(
             "SELECT seq, following FROM (SELECT toInt64(seq) AS seq, leadInFrame(seq, 1,"
@@ -210,7 +244,7 @@ class ClickHouseReader(AggregateReader):
                     GROUP BY tenant, meter
                     UNION ALL
                     SELECT toString(usage.tenant) AS tenant, toString(usage.meter) AS meter,
-                        -sum(quantity) AS part
+                        -sum(quantity) - sum(adjustment) AS part
                     FROM usage WHERE usage.tenant != '' GROUP BY tenant, meter
                 ) GROUP BY tenant, meter
             )

@@ -19,7 +19,16 @@ if TYPE_CHECKING:
 
 __all__ = ["USAGE_TYPES", "ClickHouseWarehouse", "effects_of", "entry_of"]
 
-USAGE_TYPES = f"{RecordType.USAGE:d}, {RecordType.COMMIT:d}"
+USAGE_TYPES = ", ".join(
+    f"{kind:d}"
+    for kind in (
+        RecordType.USAGE,
+        RecordType.COMMIT,
+        RecordType.VOID,
+        RecordType.AMEND,
+        RecordType.BACKFILL,
+    )
+)
 DENIAL = f"{RecordType.DENIAL:d}"
 
 RAW_COLUMNS = ("bucket", "generation", "seq", "body", "effects", "rest")
@@ -106,26 +115,29 @@ class ClickHouseWarehouse(Aggregates, SeriesWriter):
             manifest,
             marker,
             f"""
-            INSERT INTO usage (tenant, account, meter, window, customer, dimensions, quantity, events,
-                overage, denied_quantity, denied_events, manifest)
+            INSERT INTO usage (tenant, account, meter, window, customer, dimensions, adjusted, quantity,
+                events, overage, denied_quantity, denied_events, adjustment, manifest)
             SELECT * FROM (
                 SELECT CAST(who.t, 'LowCardinality(String)') AS tenant, who.a AS account,
                     CAST(who.m, 'LowCardinality(String)') AS meter, window, who.c AS customer,
                     arraySort(CAST(who.d, 'Array(Tuple(String, String))')) AS dimensions,
-                    sumIf(toInt128(granted), type IN ({USAGE_TYPES})) AS quantity,
-                    toUInt64(countIf(type IN ({USAGE_TYPES}))) AS events,
-                    sumIf(toInt128(overage), type IN ({USAGE_TYPES})) AS overage_,
+                    toDateTime(if(adjusts, intDiv(who.at, 900000) * 900, 0), 'UTC') AS adjusted,
+                    sumIf(toInt128(granted), type IN ({USAGE_TYPES}) AND NOT adjusts) AS quantity,
+                    sumIf(count, type IN ({USAGE_TYPES}) AND NOT adjusts) AS events,
+                    sumIf(toInt128(overage), type IN ({USAGE_TYPES}) AND NOT adjusts) AS overage_,
                     sumIf(toInt128(raw.quantity), type = {DENIAL}) AS denied_quantity,
                     toUInt64(sumIf(count, type = {DENIAL})) AS denied_events,
+                    sumIf(toInt128(granted), adjusts) AS adjustment,
                     toUInt64({manifest.number:d}) AS manifest
                 FROM raw FINAL
                 WHERE ({covers(manifest.ranges)}) AND type IN ({USAGE_TYPES}, {DENIAL}) AND flaw = ''
-                GROUP BY tenant, account, meter, window, customer, dimensions
+                GROUP BY tenant, account, meter, window, customer, dimensions, adjusted
                 UNION ALL
                 SELECT CAST('', 'LowCardinality(String)'), '', CAST('', 'LowCardinality(String)'),
                     toDateTime(0, 'UTC'), toString(arrayJoin({buckets})),
-                    CAST([], 'Array(Tuple(String, String))'), toInt128(0), toUInt64(0), toInt128(0),
-                    toInt128(0), toUInt64(0), toUInt64({manifest.number:d})
+                    CAST([], 'Array(Tuple(String, String))'), toDateTime(0, 'UTC'), toInt128(0),
+                    toInt64(0), toInt128(0), toInt128(0), toUInt64(0), toInt128(0),
+                    toUInt64({manifest.number:d})
             ) ORDER BY ALL
             """,  # noqa: S608
         )

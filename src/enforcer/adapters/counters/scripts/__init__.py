@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 
+from enforcer.core.corrections import OVERFLOW
 from enforcer.core.memory import REAPED_AT_ONCE
 from enforcer.core.program import DENIED, FIELDS, RING_SLOTS, SHADOW, VERSION, Family, Reason, Shape
 from meter.core.records import SIDE, Body, RecordType, encode_body
@@ -32,6 +33,7 @@ _NAMES: dict[str, object] = {
     "BATCH_DENIED": Reason.BATCH_DENIED.value,
     "REAPED": REAPED_AT_ONCE,
     "SIDE": SIDE,
+    "OVERFLOW": OVERFLOW,
     "NOBODY": f"'{encode_body(Body(t='', a='', c='', f='', m='')).decode()}'",
     **{kind.name: kind.value for kind in RecordType},
 }
@@ -48,6 +50,8 @@ def script(name: str, run_id: str, clock: str = SERVER_CLOCK) -> str:
     restarted server, a promoted replica or another server answers NOSCRIPT, and the handshake comes first.
     """
     parts = [_text("common.lua")] if name in ("decide", "hold") else []
+    if name == "hold":
+        parts.append(_text("correct.lua"))
     parts.append(_text(f"{name}.lua"))
     names = {**_NAMES, "CLOCK": clock, "RUN": run_id}
     return re.sub(r"@([A-Z_]+)@", lambda match: str(names[match[1]]), "".join(parts))

@@ -10,6 +10,8 @@
 --   tick                                       → records written
 --   fence                                      → the last batch of this enforcer that ran here, -1 if none; from now on
 --                                                batches of its older connections are refused
+--   correct   acknowledged, corrections        → outcomes, see correct.lua
+--   slots     levels                           → generation, last sequence, now, level states
 --   counters                                   → generation, last sequence, level states, (limit, leases) pairs
 -- A lease is returned as id, holder, started, expires, body. 'lost' and 'fenced' as single strings for any operation.
 local REAPED_AT_ONCE = @REAPED@
@@ -134,7 +136,7 @@ local function unhold(id, raw, kind, used, whole)
   return sequence, granted
 end
 
-local operations = {}
+local operations = {correct = correct, slots = slots}
 
 function operations.settle(id, kind, quantity, key)
   local name = sub(key, 1, 16)
@@ -264,7 +266,7 @@ end
 
 if not enter(ARGV[6]) then return {'lost'} end
 if fenced() then return {'fenced'} end
-local READS = {list = true, counters = true}
+local READS = {list = true, counters = true, slots = true}
 local reply = operations[ARGV[5]](unpack(ARGV, 7))
 if not READS[ARGV[5]] then
   mark_batch()
