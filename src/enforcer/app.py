@@ -35,10 +35,12 @@ from enforcer.gateway.carrying import Carrier
 from enforcer.gateway.corrections import Correcting, CorrectionRules
 from enforcer.gateway.counting import Counting
 from enforcer.gateway.emergency import Emergency
+from enforcer.gateway.events import Events
 from enforcer.gateway.programs import Programs
 from enforcer.metrics import Metrics
 from enforcer.transport.callers import Callers
 from enforcer.transport.corrections import correction_methods
+from enforcer.transport.events import EventsEndpoint
 from enforcer.transport.grpcio import GrpcServer
 from enforcer.transport.http import HttpServer
 from enforcer.transport.services import methods
@@ -47,7 +49,7 @@ from meter.crash import crash_points
 from meter.errors import MeterError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from enforcer.adapters.counters.mend import Marks
     from enforcer.ports.counters import CounterStore
@@ -97,8 +99,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             steps=steps,
             on_breaker=lambda state: metrics.breaker(state.name, state.value),
         )
+        http = None
         if settings.http_listen:
-            _serve_http(settings.http_listen, metrics, counters, stack)
+            http = _serve_http(settings.http_listen, metrics, counters, stack)
         secret = await _lease_secret(definitions, stop)
         if secret is None:
             return
@@ -124,14 +127,20 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         carrier = Carrier(listed, counters, programs, usage)
         correcting = Correcting(listed, carrier, counters, usage, rules)
         backfilling = Backfilling(listed, carrier, counters, programs, usage, rules)
+        callers = Callers(definitions)
         server = GrpcServer(
             methods(gateway, definitions, counters, usage, settings.buckets, steps)
             + correction_methods(correcting, backfilling),
-            Callers(definitions),
+            callers,
             metrics,
         )
         await server.start(settings.listen)
         stack.push_async_callback(server.stop)
+        if http is not None:
+            served, end = http
+            served.events = EventsEndpoint(Events(definitions, gateway), callers, metrics)
+            # Events that have begun end before the counters do.
+            stack.push_async_callback(end)
         _log.info("listening", listen=settings.listen)
         background = [
             asyncio.create_task(_tell_health(server, counters, metrics)),
@@ -171,7 +180,8 @@ def _marks(settings: Settings, stack: AsyncExitStack) -> Marks | None:
 
 def _serve_http(
     listen: str, metrics: Metrics, counters: RedisCounters, stack: AsyncExitStack
-) -> None:
+) -> tuple[HttpServer, Callable[[], Awaitable[None]]]:
+    """The server, already serving, and what ends it: at the latest when `stack` is left."""
     http = HttpServer(listen, metrics, counters.readiness)
     serving = asyncio.create_task(http.serve())
 
@@ -180,6 +190,7 @@ def _serve_http(
         await serving
 
     stack.push_async_callback(end)
+    return http, end
 
 
 async def _lease_secret(definitions: SqlDefinitions, stop: asyncio.Event) -> bytes | None:

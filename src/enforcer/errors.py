@@ -262,6 +262,13 @@ REASONS: dict[str, tuple[type[MetergateError], str]] = {
     "UNKNOWN_CUSTOMER": (NotFoundError, "no such customer; apply a catalog that has it"),
     "UNKNOWN_FEATURE": (NotFoundError, "no such feature; apply a catalog that has it"),
     "RESERVATION_NOT_FOUND": (NotFoundError, "never made, expired or settled the other way"),
+    "BAD_CONTENT_TYPE": (InvalidRequestError, "send CloudEvents as JSON: see docs/events.md"),
+    "BAD_EVENT": (
+        InvalidRequestError,
+        "send the attributes that CloudEvents 1.0 requires, and subject",
+    ),
+    "BAD_JSON": (InvalidRequestError, "send JSON in UTF-8"),
+    "BODY_TOO_LARGE": (InvalidRequestError, "send smaller batches: see the message for the bound"),
     "BAD_CUSTOMER": (InvalidRequestError, "send the key of a customer"),
     "BAD_FEATURE": (InvalidRequestError, "send the key of a feature"),
     "BAD_QUANTITY": (InvalidRequestError, "send an integer from 1 to 2^53 - 1, or none for 1"),

@@ -86,8 +86,9 @@ class ProductSpec:
 class FeatureSpec:
     """`meter` is how its usage adds up; `on_outage` what happens while counters are away.
 
-    `unique_by` is the dimension whose values a `unique` meter counts.
     `emergency`: what a customer may use of it meanwhile, over all enforcers together; 0 unless it fails open.
+    `unique_by` is the dimension whose values a `unique` meter counts. Events of `event_type` that come from elsewhere
+    feed it: with the quantity at `value_property` of their data, by the dimensions of `group_by`, name → place.
     """
 
     key: str
@@ -98,6 +99,26 @@ class FeatureSpec:
     unique_by: str = ""
     emergency: int = 0
     where: Where = field(default=Where(0, ""), compare=False)
+    event_type: str = ""
+    value_property: str = ""
+    group_by: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As the database keeps it."""
+        found: dict[str, Any] = {
+            "product": self.product,
+            "meter": self.meter,
+            "unit": self.unit,
+            "on_outage": self.on_outage,
+            "emergency": self.emergency,
+        }
+        if self.unique_by:
+            found["unique_by"] = self.unique_by
+        if self.event_type:
+            found["event_type"] = self.event_type
+            found["value_property"] = self.value_property
+            found["group_by"] = self.group_by
+        return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,12 +20,14 @@ from enforcer.catalog.model import (
 )
 from enforcer.catalog.read import Issue, Reader, load, refuse
 from enforcer.catalog.terms import read_terms
+from enforcer.core.events import path_of
 from enforcer.core.model import ConcurrentTerms, CreditsTerms, LicenseType, Validity
 
 __all__ = ["AGGREGATIONS", "MOST_LEVELS", "parse"]
 
 FAIL_OPEN = "fail_open"
 AGGREGATIONS = ["sum", "count", "min", "max", "latest", "unique"]
+MOST_DIMENSIONS = 16
 LONGEST_NAME = 64
 """Bytes of a dimension's name, as checks may have them."""
 MOST_LEVELS = 8
@@ -104,9 +106,41 @@ def _feature(at: Reader) -> FeatureSpec:
         _unique_by(at, meter),
         _emergency(at, on_outage),
         Where(at.line_of("product"), f"{at.path}.product"),
+        at.text("event_type", ""),
+        _place(at, "value_property"),
+        _group_by(at),
     )
+    if not feature.event_type and (feature.value_property or feature.group_by):
+        at.issue("event_type", "is required with value_property and group_by: whose data they read")
     at.finish()
     return feature
+
+
+def _place(at: Reader, name: str, default: str | None = "") -> str:
+    """Where an event's data has something."""
+    place = at.text(name, default)
+    if place and path_of(place) is None:
+        at.issue(name, f"{place[:100]!r} is no place in an event's data; write $.tokens or $.a.b")
+        return ""
+    return place
+
+
+def _group_by(at: Reader) -> dict[str, str]:
+    below = at.child("group_by")
+    if below is None:
+        return {}
+    names = below.names()
+    if len(names) > MOST_DIMENSIONS:
+        at.issue("group_by", f"has {len(names)} dimensions, at most {MOST_DIMENSIONS} are possible")
+    found = {}
+    for name in names:
+        if isinstance(name, str) and 0 < len(name.encode()) <= LONGEST_NAME and "\0" not in name:
+            found[str(name)] = _place(below, name, None)
+        else:
+            below.value(name)
+            below.issue(name, f"a dimension has a name of 1 to {LONGEST_NAME} bytes")
+    below.finish()
+    return found
 
 
 def _plan(at: Reader) -> PlanSpec:

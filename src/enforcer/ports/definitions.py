@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from enforcer.catalog.model import Catalog
+    from enforcer.core.events import EventMeter
     from enforcer.core.model import Customer, Feature
     from enforcer.core.rebuild import Account
 
@@ -72,6 +73,10 @@ class Definitions(Protocol):
 
     async def accounts(self, bucket: int, after: int, most: int) -> list[Account]:
         """The accounts of a bucket with a number above `after`, in order, each with its whole tree."""
+        ...
+
+    async def event_meters(self, tenant: str) -> list[EventMeter]:
+        """The tenant's features that events from elsewhere feed by their type, in the order of their making."""
         ...
 
     async def caller(self, api_key: str) -> Caller | None:

@@ -1,4 +1,4 @@
-"""HTTP for operators: metrics, liveness, readiness."""
+"""HTTP: metrics, liveness and readiness for operators, and events for products that send them this way."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from starlette.routing import Route
 from enforcer.errors import MisconfiguredError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from starlette.requests import Request
 
     from enforcer.metrics import Metrics
 
 __all__ = ["HttpServer"]
+
+DRAIN_SECONDS = 10
 
 
 class _Server(uvicorn.Server):
@@ -48,15 +50,31 @@ class HttpServer:
             fine, why = readiness()
             return PlainTextResponse(f"{why}\n", status_code=200 if fine else 503)
 
+        async def events(request: Request) -> Response:
+            if self.events is None:
+                return PlainTextResponse("starting\n", 503, {"retry-after": "1"})
+            return await self.events(request)
+
+        self.events: Callable[[Request], Awaitable[Response]] | None = None
+        """What answers events; until it is set they are asked to come again."""
         app = Starlette(
             routes=[
+                Route("/v1/events", events, methods=["POST"]),
+                # Where OpenMeter's clients send them.
+                Route("/api/v1/events", events, methods=["POST"]),
                 Route("/metrics", show_metrics),
                 Route("/healthz", live),
                 Route("/readyz", ready),
             ]
         )
         self._server = _Server(
-            uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=DRAIN_SECONDS,
+            )
         )
         self._socket = _bound(listen)
         self.port: int = self._socket.getsockname()[1]

@@ -16,6 +16,7 @@ from sqlalchemy import select, update
 from enforcer.adapters.definitions import tables
 from enforcer.adapters.definitions.sql import SqlDefinitions
 from enforcer.catalog.parse import parse
+from enforcer.core.events import EventMeter
 from enforcer.core.model import (
     BooleanTerms,
     ConcurrentTerms,
@@ -207,6 +208,20 @@ async def test_a_feature_knows_its_products_releases(definitions: SqlDefinitions
     assert calls.releases == {"1.0": 1_735_689_600_000}
     assert seats.releases == {}
     assert calls.id != seats.id
+
+
+async def test_what_events_feed_is_told_by_tenant(definitions: SqlDefinitions) -> None:
+    await declare(
+        definitions,
+        "version: 1\ntenant: demo\nfeatures:\n  - {key: n}\n"
+        "  - {key: tokens, event_type: prompt, value_property: $.a.b, group_by: {m: $.m, k: $.k}}\n"
+        "  - {key: prompts, meter: count, event_type: prompt}\n",
+    )
+    assert await definitions.event_meters("demo") == [
+        EventMeter("tokens", "prompt", ("a", "b"), (("k", ("k",)), ("m", ("m",))), sums=True),
+        EventMeter("prompts", "prompt", None, (), sums=False),
+    ]
+    assert await definitions.event_meters("other") == []
 
 
 async def test_meters_that_do_not_sum_are_told_by_feature(definitions: SqlDefinitions) -> None:

@@ -107,15 +107,7 @@ class Application:
         }
         changed = {key for key, old in known.items() if old.get("product") in changed_products}
         for feature in self._catalog.features:
-            definition = {
-                "product": feature.product,
-                "meter": feature.meter,
-                "unit": feature.unit,
-                "on_outage": feature.on_outage,
-                "emergency": feature.emergency,
-            }
-            if feature.unique_by:
-                definition["unique_by"] = feature.unique_by
+            definition = feature.to_json()
             old = known.get(feature.key)
             if old == definition:
                 continue

@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from enforcer.adapters.definitions import tables as t
 from enforcer.adapters.definitions.apply import Application, pending
 from enforcer.catalog.model import EntitlementSpec
+from enforcer.core.events import EventMeter, path_of
 from enforcer.core.model import Customer, Feature, Node
 from enforcer.core.rebuild import Account
 from enforcer.errors import DefinitionsUnavailableError, MisconfiguredError
@@ -238,6 +239,29 @@ class SqlDefinitions:
                 features[one.tenant][one.key] = one.id
         return [
             Account(row.id, row.tenant, tuple(nodes[row.id]), features[row.tenant]) for row in found
+        ]
+
+    async def event_meters(self, tenant: str) -> list[EventMeter]:
+        query = (
+            select(t.features.c.key, t.features.c.definition)
+            .where(t.features.c.tenant == tenant)
+            .order_by(t.features.c.id)
+        )
+        async with self._transaction() as connection:
+            rows = (await connection.execute(query)).all()
+        return [
+            EventMeter(
+                feature=row.key,
+                event_type=row.definition["event_type"],
+                value=path_of(row.definition["value_property"]),
+                dimensions=tuple(
+                    (name, path_of(place) or ())
+                    for name, place in sorted(row.definition["group_by"].items())
+                ),
+                sums=row.definition["meter"] == "sum",
+            )
+            for row in rows
+            if row.definition.get("event_type")
         ]
 
     async def caller(self, api_key: str) -> Caller | None:

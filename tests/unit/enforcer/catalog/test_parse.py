@@ -529,6 +529,26 @@ def test_an_issue_says_what_is_wrong_and_what_is_allowed(fields: str, said: str 
             "2: features[0].emergency: is for on_outage: fail_open; remove one or change the other",
         ),
         (
+            "version: 1\nfeatures: [{key: f, value_property: $.a}]",
+            "2: features[0].event_type: is required with value_property and group_by",
+        ),
+        (
+            "version: 1\nfeatures: [{key: f, event_type: e, value_property: 'a[0]'}]",
+            "2: features[0].value_property: 'a[0]' is no place in an event's data; write $.tokens",
+        ),
+        (
+            "version: 1\nfeatures: [{key: f, event_type: e, group_by: {a: b}}]",
+            "2: features[0].group_by.a: 'b' is no place in an event's data",
+        ),
+        (
+            "version: 1\nfeatures: [{key: f, event_type: e, group_by: {a: }}]",
+            "2: features[0].group_by.a: is required",
+        ),
+        (
+            "version: 1\nfeatures: [{key: f, event_type: e, group_by: {5: $.a}}]",
+            "2: features[0].group_by.5: a dimension has a name of 1 to 64 bytes",
+        ),
+        (
             "version: 1\nfeatures: [{key: f, meter: average}]",
             "2: features[0].meter: is 'average', must be one of sum, count, min, max, latest, unique",
         ),
