@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from enforcer.errors import MisconfiguredError
+from meter.core.sentinel import watched
 
 __all__ = ["Settings", "load"]
 
@@ -25,6 +26,7 @@ class Settings(BaseSettings):
     http_listen: str = "127.0.0.1:8080"
     """`host:port` of /metrics, /healthz and /readyz; shared likewise. Empty = none."""
     redis_url: str = "redis://127.0.0.1:6379/0"
+    """`redis://`, `rediss://`, `unix://`, or `redis+sentinel://host:port,host:port/name` with a Sentinel's name for it."""
     database_url: str
     """SQLAlchemy URL of the definitions: `sqlite+aiosqlite:///…` or `postgresql+asyncpg://…`."""
     buckets: int = Field(default=8, ge=1, le=65_536)
@@ -70,8 +72,8 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, value: str) -> str:
-        if not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must begin with redis://, rediss:// or unix://")
+        if not watched(value) and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must begin with redis://, rediss://, redis+sentinel:// or unix://")
         return value
 
     @field_validator("database_url")

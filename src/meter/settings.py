@@ -8,6 +8,7 @@ from typing import Self, TypeVar
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from meter.core.sentinel import watched
 from meter.errors import MisconfiguredError
 
 __all__ = ["KafkaSettings", "Settings", "load", "load_kafka"]
@@ -60,6 +61,7 @@ class Settings(KafkaSettings):
     data_dir: Path = Path("data")
     """Folder of the embedded stores."""
     redis_url: str = "redis://127.0.0.1:6379/0"
+    """`redis://`, `rediss://`, `unix://`, or `redis+sentinel://host:port,host:port/name` with a Sentinel's name for it."""
     buckets: int = Field(default=8, ge=1, le=65_536)
     """How many buckets the deployment has. Fixed for its life; equal on every process."""
     clickhouse_url: str = ""
@@ -87,8 +89,8 @@ class Settings(KafkaSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, value: str) -> str:
-        if not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must begin with redis://, rediss:// or unix://")
+        if not watched(value) and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must begin with redis://, rediss://, redis+sentinel:// or unix://")
         return value
 
     @field_validator("clickhouse_url")

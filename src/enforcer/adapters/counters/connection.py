@@ -14,8 +14,12 @@ from typing import TYPE_CHECKING, Any, cast
 import hiredis
 from redis.asyncio.connection import parse_url
 
+from meter.core.sentinel import watched
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from meter.core.sentinel import Watched
 
 __all__ = ["Connection", "ConnectionLostError", "connect"]
 
@@ -94,10 +98,13 @@ class Connection(asyncio.Protocol):
 
 
 async def connect(url: str, on_lost: Callable[[], None], timeout: float) -> Connection:  # noqa: ASYNC109
-    """Open a connection to `redis://`, `rediss://` or `unix://`, authenticated and on its database.
+    """Open a connection to `redis://`, `rediss://`, `unix://` or `redis+sentinel://`, authenticated and on its database.
 
-    Raise OSError, `TimeoutError` or `hiredis.ReplyError`.
+    Raise OSError, `TimeoutError`, `ConnectionLostError` or `hiredis.ReplyError`.
     """
+    under_watch = watched(url)
+    if under_watch is not None:
+        return await _connect_to_primary(under_watch, on_lost, timeout)
     options: dict[str, Any] = dict(parse_url(url))
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(timeout):
@@ -112,12 +119,68 @@ async def connect(url: str, on_lost: Callable[[], None], timeout: float) -> Conn
                 lambda: Connection(on_lost), host, port, ssl=secure
             )
         try:
-            if options.get("password"):
-                user = (options["username"],) if options.get("username") else ()
-                await connection.call("AUTH", *user, options["password"])
-            if options.get("db"):
-                await connection.call("SELECT", options["db"])
+            await _log_in(
+                connection,
+                options.get("username") or "",
+                options.get("password") or "",
+                options.get("db") or 0,
+            )
         except BaseException:
             connection.close()
             raise
     return connection
+
+
+async def _log_in(connection: Connection, user: str, password: str, database: int) -> None:
+    if password:
+        await connection.call("AUTH", *((user,) if user else ()), password)
+    if database:
+        await connection.call("SELECT", database)
+
+
+async def _connect_to_primary(
+    under_watch: Watched,
+    on_lost: Callable[[], None],
+    timeout: float,  # noqa: ASYNC109
+) -> Connection:
+    """To the server that a Sentinel names, if it is the primary itself: one that was replaced may not know yet."""
+    host, port = await _primary(under_watch, timeout)
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(timeout):
+        _, connection = await loop.create_connection(lambda: Connection(on_lost), host, port)
+        try:
+            await _log_in(connection, under_watch.user, under_watch.password, under_watch.database)
+            role = (await connection.call("ROLE"))[0]
+        except BaseException:
+            connection.close()
+            raise
+    if role != b"master":
+        connection.close()
+        message = f"{host}:{port}, which the Sentinels name, is no primary: {role.decode()}"
+        raise ConnectionLostError(message)
+    return connection
+
+
+async def _primary(under_watch: Watched, timeout: float) -> tuple[str, int]:  # noqa: ASYNC109
+    """What the first Sentinel that answers says."""
+    loop = asyncio.get_running_loop()
+    told = "none"
+    for host, port in under_watch.sentinels:
+        try:
+            async with asyncio.timeout(timeout / 2):
+                _, connection = await loop.create_connection(
+                    lambda: Connection(lambda: None), host, port
+                )
+                try:
+                    found = await connection.call(
+                        "SENTINEL", "GET-MASTER-ADDR-BY-NAME", under_watch.name
+                    )
+                finally:
+                    connection.close()
+        except (OSError, TimeoutError, ConnectionLostError, hiredis.ReplyError) as error:
+            told = f"{host}:{port}: {str(error) or type(error).__name__}"
+            continue
+        if found is not None:
+            return found[0].decode(), int(found[1])
+        told = f"{host}:{port} knows no {under_watch.name!r}"
+    raise ConnectionLostError(f"no Sentinel names a primary; {told}")

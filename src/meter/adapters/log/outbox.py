@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import redis.asyncio as aioredis
 import structlog
+from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import RedisError
 
 from meter.adapters.log.shares import Shares
 from meter.core.keys import outbox
+from meter.core.sentinel import watched
 from meter.core.sequence import Entry, Position
 from meter.errors import LogUnavailableError
 from meter.ports.log import Batch
@@ -31,6 +33,24 @@ def _as_sent(reply: Any, **_: Any) -> Any:
     return reply
 
 
+def _clients(url: str) -> tuple[aioredis.Redis, list[aioredis.Redis]]:
+    """One for the outboxes, and those that it asks where they are."""
+    options: dict[str, Any] = {"socket_connect_timeout": 5, "health_check_interval": 0}
+    found = watched(url)
+    if found is None:
+        return aioredis.Redis.from_url(url, **options), []
+    sentinel = Sentinel(  # type: ignore[no-untyped-call]  # of the driver
+        list(found.sentinels), sentinel_kwargs={"socket_timeout": 1}, **options
+    )
+    primary: aioredis.Redis = sentinel.master_for(
+        found.name,
+        db=found.database,
+        username=found.user or None,
+        password=found.password or None,
+    )
+    return primary, list(sentinel.sentinels)
+
+
 class OutboxLog:
     """Reads the outboxes of `buckets` at `url`: all of them, or as a `member` its share.
 
@@ -40,9 +60,7 @@ class OutboxLog:
     def __init__(self, url: str, buckets: Iterable[int], member: str = "") -> None:
         self._buckets = frozenset(buckets)
         self._keys = {bucket: outbox(bucket).encode() for bucket in self._buckets}
-        self._redis: aioredis.Redis = aioredis.Redis.from_url(
-            url, socket_connect_timeout=5, health_check_interval=0
-        )
+        self._redis, self._sentinels = _clients(url)
         self._redis.set_response_callback("XREAD", _as_sent)  # type: ignore[arg-type]  # any callable
 
         self._shares = Shares(self._redis, member) if member else None
@@ -134,7 +152,8 @@ class OutboxLog:
         except (RedisError, OSError, TimeoutError):
             _log.info("left without a word: the others notice within seconds")
         finally:
-            await self._redis.aclose()
+            for client in (self._redis, *self._sentinels):
+                await client.aclose()
 
 
 def _after(position: Position) -> str:
