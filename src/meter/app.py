@@ -22,7 +22,7 @@ from meter.adapters.clickhouse.migrate import migrate
 from meter.adapters.clickhouse.reader import ClickHouseReader
 from meter.adapters.clickhouse.series import ClickHouseSeries
 from meter.adapters.clickhouse.warehouse import ClickHouseWarehouse
-from meter.adapters.kafka.client import KafkaOptions, prepare_topics
+from meter.adapters.kafka.client import KafkaOptions, prepare_topics, quiet_driver
 from meter.adapters.kafka.dead_letters import DeadLetters
 from meter.adapters.kafka.log import KafkaLog
 from meter.adapters.kafka.publisher import KafkaPublisher
@@ -205,6 +205,7 @@ async def _patiently(work: Callable[[], Awaitable[object]], stop: asyncio.Event)
 
 
 def _configure_logs(level: str) -> None:
+    quiet_driver()
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

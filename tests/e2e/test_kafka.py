@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tests.fixtures.stack import sums
+from tests.fixtures.stack import sums, write_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from tests.fixtures.kafka import KafkaBroker
     from tests.fixtures.stack import Stack
 
 
@@ -46,3 +47,25 @@ def test_a_replay_through_kafka_has_the_same_totals_to_the_token(
         assert repeated[meter]["replayed"] == quantity
         assert again.json("usage", "--meter", meter)["total"] == quantity
     assert exact(again.json("audit"))
+
+
+def test_checks_go_on_while_kafka_is_away_and_every_record_arrives(
+    new_stack: Callable[..., Stack], own_broker: KafkaBroker, tmp_path: Path
+) -> None:
+    stack = new_stack("data", "--workers", "1", "--kafka", own_broker.servers).start()
+    trace = write_trace(tmp_path / "trace.csv", rows=400, seed=5)
+    asked = sums(trace)
+    own_broker.kill()
+    replayed = stack.json("replay", str(trace))
+    for meter, quantity in asked.items():
+        assert replayed[meter] == {
+            "requested": quantity,
+            "consumed": quantity,
+            "denied": 0,
+            "replayed": 0,
+        }
+    assert stack.json("usage", "--meter", "llm.requests")["total"] == 0, "records wait"
+    own_broker.start()
+    assert exact(stack.json("audit"))
+    for meter, quantity in asked.items():
+        assert stack.json("usage", "--meter", meter)["total"] == quantity

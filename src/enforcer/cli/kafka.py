@@ -21,7 +21,7 @@ from enforcer.cli.options import (  # noqa: TC001 - typer reads annotations at r
     JsonOption,
 )
 from enforcer.cli.output import print_json
-from meter.adapters.kafka.client import KafkaOptions, prepare_topics
+from meter.adapters.kafka.client import KafkaOptions, prepare_topics, quiet_driver
 from meter.adapters.kafka.dead_letters import DeadLetter, read_dead_letters, replay_dead_letter
 from meter.errors import MeterError, UnavailableError
 from meter.settings import load_kafka
@@ -112,6 +112,7 @@ def _options(folder: DataFolder) -> KafkaOptions:
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run it; the meter's errors become the command's."""
+    quiet_driver()
     try:
         return asyncio.run(work)
     except UnavailableError as error:

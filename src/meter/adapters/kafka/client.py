@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from meter.settings import KafkaSettings
 
-__all__ = ["KafkaOptions", "kafka_failures", "prepare_topics"]
+__all__ = ["KafkaOptions", "kafka_failures", "prepare_topics", "quiet_driver"]
 
 REQUEST_MS = 10_000
 """A broker that does not answer for so long is away."""
@@ -85,6 +86,11 @@ class KafkaOptions:
                 "sasl_plain_password": self.password,
             }
         return out
+
+
+def quiet_driver() -> None:
+    """Keep the driver from logging each of its ten tries a second: what fails in the end is told once."""
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
 @asynccontextmanager
