@@ -124,7 +124,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             await _weigh(counting)
         rules = CorrectionRules(settings.buckets, settings.backfill_days, settings.seal_after_days)
         listed = SqlCorrections(definitions)
-        carrier = Carrier(listed, counters, programs, usage)
+        carrier = Carrier(listed, counters, programs, usage, steps)
         correcting = Correcting(listed, carrier, counters, usage, rules)
         backfilling = Backfilling(listed, carrier, counters, programs, usage, rules)
         callers = Callers(definitions)

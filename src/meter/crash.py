@@ -40,6 +40,8 @@ POINTS = {
     "enforcer.journaled": "the journal has uses, no client was told",
     "enforcer.count": "uses were read from a journal, the counters do not have them",
     "enforcer.discard": "all of a journal is counted, its file is still there",
+    "enforcer.correct": "a correction is listed in SQL, the counters do not have it",
+    "enforcer.corrected": "the counters and the outbox have a correction, SQL does not know that they do",
     "enforcer.project": "a change is in SQL, the counters do not have it",
     "enforcer.projected": "the counters have a change, SQL does not know that they do",
     "rollup.read": "the log is about to be read",

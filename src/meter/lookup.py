@@ -61,6 +61,13 @@ class Lookup:
         await self._rolled.reached({bucket: upto}, self._wait)
         return await self._reader.keyed(tenant, bucket, keys, stored)
 
+    async def corrections(
+        self, bucket: int, after: int, stored_from: int, upto: Position
+    ) -> Sequence[Entry]:
+        """Records of the bucket's corrections with numbers beyond `after`, once the rollup has reached `upto`."""
+        await self._rolled.reached({bucket: upto}, self._wait)
+        return await self._reader.corrections(bucket, after, stored_from)
+
     async def totals(
         self, bucket: int, counters: Sequence[Counter]
     ) -> Mapping[Counter, tuple[int, int]]:

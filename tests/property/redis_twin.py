@@ -133,8 +133,15 @@ class RedisTwin:
     def slots(self, bucket: int, suffixes: Sequence[str]) -> Any:
         return self._run(self._store.slots(bucket, suffixes))
 
-    def correct(self, bucket: int, acknowledged: int, corrections: Sequence[Correction]) -> Any:
-        return self._run(self._store.correct(bucket, acknowledged, corrections))
+    def correct(
+        self,
+        bucket: int,
+        acknowledged: int,
+        corrections: Sequence[Correction],
+        *,
+        certain: bool = False,
+    ) -> Any:
+        return self._run(self._store.correct(bucket, acknowledged, corrections, certain=certain))
 
     def counters(self, bucket: int) -> Any:
         return self._run(self._store.counters(bucket))

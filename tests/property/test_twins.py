@@ -15,7 +15,7 @@ from hypothesis.stateful import rule, run_state_machine_as_test
 
 from enforcer.core.commands import Ask
 from enforcer.core.compile import compile_program
-from enforcer.core.corrections import Corrected, Correction, Refused
+from enforcer.core.corrections import Corrected, Correction, Refused, Uncertain
 from enforcer.core.memory import MemoryCounters
 from enforcer.core.model import MAX_QUANTITY
 from enforcer.core.parcels import Parcel, closed, draw, give_back, parcel, quantity_of
@@ -94,6 +94,9 @@ class Twins(Commands):
         again = done[len(done) - dice.randint(0, min(3, len(done))) :]
         acknowledged = dice.randint(0, len(done))
         outcomes = self.say("correct", bucket, acknowledged, [*again, one])
+        if isinstance(outcomes[0], Uncertain):
+            self.seen["Uncertain"] += 1
+            outcomes = self.say("correct", bucket, len(done), [*again, one], certain=True)
         last = outcomes[-1]
         self.seen.update(type(outcome).__name__ for outcome in outcomes)
         if isinstance(last, Corrected | Refused) and last.number == one.number:
@@ -202,6 +205,7 @@ def test_scripts_and_specification_are_twins(valkey: ValkeyProcess) -> None:
         "Corrected",
         "Refused",
         "Known",
+        "Uncertain",
         "Moved",
     ):
         assert Twins.all_seen[what], f"never seen: {what}"

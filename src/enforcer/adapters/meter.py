@@ -92,6 +92,11 @@ class MeterClient:
     async def find_keys(self, request: ledger_pb2.FindKeysRequest) -> ledger_pb2.FindKeysResponse:
         return await _answered(self._ledger.FindKeys(request, **self._own))
 
+    async def find_corrections(
+        self, request: ledger_pb2.FindCorrectionsRequest
+    ) -> ledger_pb2.FindCorrectionsResponse:
+        return await _answered(self._ledger.FindCorrections(request, **self._own))
+
     async def totals(self, request: ledger_pb2.TotalsRequest) -> ledger_pb2.TotalsResponse:
         return await _answered(self._ledger.Totals(request, **self._own))
 

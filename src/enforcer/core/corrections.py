@@ -29,6 +29,7 @@ __all__ = [
     "Moved",
     "Outcome",
     "Refused",
+    "Uncertain",
     "booked",
     "change",
     "has_room",
@@ -122,7 +123,17 @@ class Moved:
     number: int
 
 
-Outcome = Corrected | Refused | Known | Moved | EpochStale
+@dataclass(frozen=True, slots=True)
+class Uncertain:
+    """The bucket has begun a generation since it last corrected: nothing was done.
+
+    What was carried out may be lost here, and yet be among the records. Look there, settle what is, and say so.
+    """
+
+    number: int
+
+
+Outcome = Corrected | Refused | Known | Moved | Uncertain | EpochStale
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ from enforcer.core.corrections import (
     Moved,
     Outcome,
     Refused,
+    Uncertain,
     booked,
     change,
     has_room,
@@ -136,6 +137,7 @@ class _Bucket:
     reservations: dict[str, _Reservation] = field(default_factory=dict)
     marks: dict[str, int] = field(default_factory=dict)
     corrected: int = 0
+    corrected_in: int = 0
     corrections: dict[int, Corrected | Refused] = field(default_factory=dict)
 
     def due(self, now: int) -> list[str]:
@@ -569,10 +571,20 @@ class MemoryCounters:
         )
 
     def correct(
-        self, bucket: int, acknowledged: int, corrections: Sequence[Correction]
+        self,
+        bucket: int,
+        acknowledged: int,
+        corrections: Sequence[Correction],
+        *,
+        certain: bool = False,
     ) -> list[Outcome]:
         step = self._step(bucket)
         found = step.bucket
+        if found.corrected_in != found.generation:
+            if not certain:
+                return [Uncertain(corrections[0].number)]
+            found.corrected, found.corrected_in = acknowledged, found.generation
+            found.corrections.clear()
         found.corrected = max(found.corrected, acknowledged)
         for number in [number for number in found.corrections if number <= acknowledged]:
             del found.corrections[number]

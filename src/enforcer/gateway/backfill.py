@@ -44,10 +44,6 @@ TRIES = 20
 ASK_FIRST = (Reason.NOT_ENTITLED, Reason.SUSPENDED)
 
 
-class _Old(Exception):  # noqa: N818 - not an error of the caller's
-    """The event is older than backfills reach."""
-
-
 class _Event(NamedTuple):
     """One event, checked, with the terms of its customer at its time."""
 
@@ -102,26 +98,32 @@ class Backfilling:
             check_reason(request.reason)
         outcomes: list[_Outcome | None] = []
         events: dict[int, _Event] = {}
-        old: list[ReviewItem] = []
+        old: dict[int, _Event] = {}
         for place, event in enumerate(request.events):
             outcome: _Outcome | None = None
             try:
-                events[place] = await self._event(caller.tenant, event)
+                checked = await self._event(caller.tenant, event)
             except MetergateError as error:
                 outcome = error
-            except _Old:
-                old.append(_waiting(caller, event, self._rules.backfill_days))
-                outcome = usage_pb2.EventOutcome(in_review=True)
+            else:
+                far = self._now_ms() - checked.at_ms > self._rules.backfill_days * DAY
+                (old if far else events)[place] = checked
             outcomes.append(outcome)
         if old:
-            await self._list.put_in_review(caller.tenant, old)
+            known = await self._known(caller.tenant, old)  # accepted by a person before
+            events |= {place: event for place, event in old.items() if event.id in known}
+            waiting = {
+                place: _waiting(caller, request.events[place], self._rules.backfill_days)
+                for place in old.keys() - events.keys()
+            }
+            kept = await self._list.put_in_review(caller.tenant, list(waiting.values()))
+            for place, item in waiting.items():
+                outcomes[place] = _held(waits=item.key in kept)
         for place, outcome in (await self._book(caller, events, request.reason)).items():
             outcomes[place] = outcome
         return usage_pb2.BackfillResponse(outcomes=[_told(outcome) for outcome in outcomes])
 
-    async def _event(
-        self, tenant: str, event: usage_pb2.UsageEvent, *, however_old: bool = False
-    ) -> _Event:
+    async def _event(self, tenant: str, event: usage_pb2.UsageEvent) -> _Event:
         named(event.customer, event.feature)
         key = required_key(event.idempotency_key)
         if not event.HasField("occurred_at"):
@@ -138,8 +140,6 @@ class Backfilling:
         dimensions = dimensions_of(event.dimensions)
         name = Name(tenant, event.customer, event.feature)
         program = await self._programs.at(name, at)
-        if age > self._rules.backfill_days * DAY and not however_old:
-            raise _Old
         if program.lease_ttl_ms:
             raise InvalidRequestError(
                 "MODE_NOT_SUPPORTED", f"{event.feature!r} has seats: leases leave no usage"
@@ -261,9 +261,7 @@ class Backfilling:
             raise NotFoundError("REVIEW_NOT_FOUND", f"no event {request.id} waits for a review")
         response = usage_pb2.ResolveReviewResponse()
         if request.accept:
-            event = await self._event(
-                caller.tenant, Parse(item.event, usage_pb2.UsageEvent()), however_old=True
-            )
+            event = await self._event(caller.tenant, Parse(item.event, usage_pb2.UsageEvent()))
             outcome = (await self._book(caller, {0: event}, request.reason))[0]
             if isinstance(outcome, MetergateError):
                 raise outcome
@@ -278,6 +276,14 @@ class Backfilling:
             actor=caller.key_id,
         )
         return response
+
+
+def _held(*, waits: bool) -> usage_pb2.EventOutcome:
+    if waits:
+        return usage_pb2.EventOutcome(in_review=True)
+    return usage_pb2.EventOutcome(
+        code=9, reason="REVIEW_DISCARDED", message="a person has discarded this event"
+    )
 
 
 def _intent(caller: Caller, event: _Event, reason: str) -> Intent:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from enforcer.core.commands import EpochStale
-from enforcer.core.corrections import OVERFLOW, Corrected, Correction, Refused
+from enforcer.core.corrections import OVERFLOW, Corrected, Correction, Refused, Uncertain
 from enforcer.core.model import MAX_QUANTITY
 from enforcer.core.parcels import closed, draw, give_back, parcel, quantity_of
 from enforcer.errors import (
@@ -25,11 +25,11 @@ from enforcer.errors import (
 )
 from enforcer.gateway.programs import Name
 from enforcer.ports.corrections import Place, Settlement, State
-from meter.core.records import Body, RecordType, encode_body
+from meter.core.records import Body, RecordType, decode_body, decode_effects, encode_body
 from meter.v1 import ledger_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from enforcer.core.corrections import Outcome
     from enforcer.core.parcels import Parcel
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["Carrier", "refusal"]
 
 AT_ONCE = 100
+CLOCKS_APART = 3_600_000
 TRIES = 20
 """Plans of one correction that the counters overtake; after that it draws as planned, past a limit if need be."""
 
@@ -57,7 +58,10 @@ def refusal(why: str) -> MetergateError:
 
 
 class Carrier:
-    """One for each process: inside it, a bucket's corrections are carried out by one task at a time."""
+    """One for each process: inside it, a bucket's corrections are carried out by one task at a time.
+
+    `steps` is called with the name of each step before it begins.
+    """
 
     def __init__(
         self,
@@ -65,8 +69,9 @@ class Carrier:
         counters: CounterStore,
         programs: Programs,
         records: Records,
+        steps: Callable[[str], None] = lambda _: None,
     ) -> None:
-        self._list, self._counters = corrections, counters
+        self._list, self._counters, self._steps = corrections, counters, steps
         self._programs, self._records = programs, records
         self._locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -80,13 +85,20 @@ class Carrier:
     async def finish(self, bucket: int) -> None:
         """Carry out all that is listed of the bucket."""
         async with self._locks[bucket]:
-            fruitless = 0
+            fruitless, certain = 0, False
             while True:
                 acknowledged, listed = await self._list.pending(bucket, AT_ONCE)
                 if not listed:
                     return
                 plans = await self._plan(bucket, listed, force=fruitless >= TRIES)
-                outcomes = await self._counters.correct(bucket, acknowledged, plans)
+                self._steps("correct")
+                outcomes = await self._counters.correct(
+                    bucket, acknowledged, plans, certain=certain
+                )
+                if isinstance(outcomes[-1], Uncertain):
+                    certain = not await self._recall(bucket, acknowledged, listed)
+                    continue
+                self._steps("corrected")
                 settled = [
                     settlement
                     for one, outcome in zip(listed, outcomes, strict=False)
@@ -100,6 +112,39 @@ class Carrier:
                 if isinstance(outcomes[-1], EpochStale):
                     stale = listed[len(outcomes) - 1]
                     await self._programs.reconcile(_name(stale), outcomes[-1])
+
+    async def _recall(self, bucket: int, acknowledged: int, listed: Sequence[Listed]) -> bool:
+        """Settle what the records say was carried out, though the counters do not know. Whether there was any."""
+        last = await self._counters.slots(bucket, [])
+        found = await self._records.find_corrections(
+            ledger_pb2.FindCorrectionsRequest(
+                bucket=bucket,
+                after_number=acknowledged,
+                stored_from_ms=max(0, listed[0].listed_ms - CLOCKS_APART),
+                generation=last.generation,
+                last_sequence=last.last,
+            )
+        )
+        by_number = {one.number: one for one in listed}
+        settled = []
+        for record in found.records:
+            number, effects = decode_body(record.body).n, decode_effects(record.effects)
+            if number in by_number:
+                outcome = Corrected(
+                    number,
+                    record.generation,
+                    record.sequence,
+                    effects.now,
+                    effects.granted,
+                    effects.overage,
+                    tuple((one.limit, one.period, one.used) for one in effects.entries),
+                )
+                settlement = _settlement(by_number[number], outcome)
+                assert settlement is not None, "it was carried out"
+                settled.append(settlement)
+        if settled:
+            await self._list.settle(bucket, settled)
+        return bool(settled)
 
     async def _plan(
         self, bucket: int, listed: Sequence[Listed], *, force: bool

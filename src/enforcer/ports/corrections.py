@@ -163,8 +163,8 @@ class Corrections(Protocol):
         """Seal a range of an account (of all with ''). False: it was sealed before."""
         ...
 
-    async def put_in_review(self, tenant: str, items: Sequence[ReviewItem]) -> None:
-        """Keep events for a person to look at; one that waits already is not kept twice."""
+    async def put_in_review(self, tenant: str, items: Sequence[ReviewItem]) -> set[str]:
+        """Keep events for a person to look at, each once for ever; return the keys of those that wait."""
         ...
 
     async def review(self, tenant: str, after: int, most: int) -> Sequence[ReviewItem]:

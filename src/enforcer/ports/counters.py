@@ -91,12 +91,18 @@ class CounterStore(Protocol):
         ...
 
     async def correct(
-        self, bucket: int, acknowledged: int, corrections: Sequence[Correction]
+        self,
+        bucket: int,
+        acknowledged: int,
+        corrections: Sequence[Correction],
+        *,
+        certain: bool = False,
     ) -> list[Outcome]:
         """Carry out corrections in the order of their numbers, each once, each with its record. Repeatable.
 
         `acknowledged`: all up to this number are settled in the list of corrections; their outcomes are forgotten here.
-        Outcomes come in the order of the corrections, up to and with the first that has to be planned again.
+        Outcomes come in the order of the corrections, up to and with the first that has to be planned again. In a new
+        generation nothing is done unless `certain`: what is behind `acknowledged` is in no record.
         """
         ...
 

@@ -49,6 +49,12 @@ class Records(Protocol):
         """Usage by idempotency key."""
         ...
 
+    async def find_corrections(
+        self, request: ledger_pb2.FindCorrectionsRequest
+    ) -> ledger_pb2.FindCorrectionsResponse:
+        """Records of a bucket's corrections."""
+        ...
+
     async def totals(self, request: ledger_pb2.TotalsRequest) -> ledger_pb2.TotalsResponse:
         """Sums of effects by counter."""
         ...

@@ -185,6 +185,10 @@ class RecordReader(Protocol):
         """Return usage with one of the idempotency keys that was stored in [from, to) ms; no effects."""
         ...
 
+    async def corrections(self, bucket: int, after: int, stored_from: int) -> Sequence[Entry]:
+        """Return records of corrections with numbers beyond `after`, stored at or after a time in ms, by number."""
+        ...
+
     async def ledger(
         self, bucket: int, counters: Sequence[Counter]
     ) -> Mapping[Counter, tuple[int, int]]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import grpc.aio
 
     from meter.audit import Audit, Comparison
+    from meter.core.sequence import Entry
     from meter.lookup import Lookup
     from meter.recall import Recall
     from meter.transport.calls import Caller
@@ -94,17 +95,7 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
             found = await self._recall.records(
                 request.bucket, after, choice, request.since_ms, request.most
             )
-            return ledger_pb2.RecallResponse(
-                records=[
-                    ledger_pb2.Record(
-                        generation=one.generation,
-                        sequence=one.sequence,
-                        body=one.body,
-                        effects=one.effects,
-                    )
-                    for one in found
-                ]
-            )
+            return ledger_pb2.RecallResponse(records=[_record(one) for one in found])
         raise AssertionError  # the call was aborted
 
     async def FindRecord(  # noqa: N802
@@ -145,6 +136,23 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
             )
         raise AssertionError  # the call was aborted
 
+    async def FindCorrections(  # noqa: N802
+        self,
+        request: ledger_pb2.FindCorrectionsRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> ledger_pb2.FindCorrectionsResponse:
+        """See the proto."""
+        async with faults(context):
+            self._caller.check(context)
+            found = await self._lookup.corrections(
+                request.bucket,
+                request.after_number,
+                request.stored_from_ms,
+                Position(request.generation, request.last_sequence),
+            )
+            return ledger_pb2.FindCorrectionsResponse(records=[_record(one) for one in found])
+        raise AssertionError  # the call was aborted
+
     async def Totals(  # noqa: N802
         self,
         request: ledger_pb2.TotalsRequest,
@@ -173,6 +181,15 @@ _CHOICES = {
     ledger_pb2.CHOICE_BOUND: Choice.BOUND,
     ledger_pb2.CHOICE_JOURNALED: Choice.JOURNALED,
 }
+
+
+def _record(entry: Entry) -> ledger_pb2.Record:
+    return ledger_pb2.Record(
+        generation=entry.generation,
+        sequence=entry.sequence,
+        body=entry.body,
+        effects=entry.effects,
+    )
 
 
 def _state(part: ledger_pb2.BucketCounters) -> BucketCounters:

@@ -524,6 +524,59 @@ class KeyedRecord(_message.Message):
 Global___KeyedRecord: _TypeAlias = KeyedRecord  # noqa: Y015
 
 @_typing.final
+class FindCorrectionsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUCKET_FIELD_NUMBER: _builtins.int
+    AFTER_NUMBER_FIELD_NUMBER: _builtins.int
+    STORED_FROM_MS_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    bucket: _builtins.int
+    after_number: _builtins.int
+    stored_from_ms: _builtins.int
+    """Only what was stored at or after this time."""
+    generation: _builtins.int
+    """Only once the rollup has reached this record of the bucket."""
+    last_sequence: _builtins.int
+    def __init__(
+        self,
+        *,
+        bucket: _builtins.int = ...,
+        after_number: _builtins.int = ...,
+        stored_from_ms: _builtins.int = ...,
+        generation: _builtins.int = ...,
+        last_sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_number", b"after_number", "bucket", b"bucket", "generation", b"generation", "last_sequence", b"last_sequence", "stored_from_ms", b"stored_from_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindCorrectionsRequest: _TypeAlias = FindCorrectionsRequest  # noqa: Y015
+
+@_typing.final
+class FindCorrectionsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___Record]: ...
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[Global___Record] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindCorrectionsResponse: _TypeAlias = FindCorrectionsResponse  # noqa: Y015
+
+@_typing.final
 class TotalsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

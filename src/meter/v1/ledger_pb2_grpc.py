@@ -64,6 +64,11 @@ class LedgerServiceStub(object):
                 request_serializer=meter_dot_v1_dot_ledger__pb2.FindKeysRequest.SerializeToString,
                 response_deserializer=meter_dot_v1_dot_ledger__pb2.FindKeysResponse.FromString,
                 _registered_method=True)
+        self.FindCorrections = channel.unary_unary(
+                '/meter.v1.LedgerService/FindCorrections',
+                request_serializer=meter_dot_v1_dot_ledger__pb2.FindCorrectionsRequest.SerializeToString,
+                response_deserializer=meter_dot_v1_dot_ledger__pb2.FindCorrectionsResponse.FromString,
+                _registered_method=True)
         self.Totals = channel.unary_unary(
                 '/meter.v1.LedgerService/Totals',
                 request_serializer=meter_dot_v1_dot_ledger__pb2.TotalsRequest.SerializeToString,
@@ -119,6 +124,14 @@ class LedgerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindCorrections(self, request, context):
+        """The records of a bucket's corrections behind a number, in the order of their numbers: what was carried out, also if
+        the counters have forgotten it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Totals(self, request, context):
         """The sums of effects of some counters of a bucket, as far as they are rolled up.
         """
@@ -158,6 +171,11 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     servicer.FindKeys,
                     request_deserializer=meter_dot_v1_dot_ledger__pb2.FindKeysRequest.FromString,
                     response_serializer=meter_dot_v1_dot_ledger__pb2.FindKeysResponse.SerializeToString,
+            ),
+            'FindCorrections': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindCorrections,
+                    request_deserializer=meter_dot_v1_dot_ledger__pb2.FindCorrectionsRequest.FromString,
+                    response_serializer=meter_dot_v1_dot_ledger__pb2.FindCorrectionsResponse.SerializeToString,
             ),
             'Totals': grpc.unary_unary_rpc_method_handler(
                     servicer.Totals,
@@ -327,6 +345,33 @@ class LedgerService(object):
             '/meter.v1.LedgerService/FindKeys',
             meter_dot_v1_dot_ledger__pb2.FindKeysRequest.SerializeToString,
             meter_dot_v1_dot_ledger__pb2.FindKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindCorrections(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meter.v1.LedgerService/FindCorrections',
+            meter_dot_v1_dot_ledger__pb2.FindCorrectionsRequest.SerializeToString,
+            meter_dot_v1_dot_ledger__pb2.FindCorrectionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

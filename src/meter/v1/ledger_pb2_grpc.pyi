@@ -51,6 +51,10 @@ class LedgerServiceStub:
     """
     FindKeys: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.FindKeysRequest, _ledger_pb2.FindKeysResponse]
     """Which idempotency keys records of an account's usage have, among those stored in a time."""
+    FindCorrections: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.FindCorrectionsRequest, _ledger_pb2.FindCorrectionsResponse]
+    """The records of a bucket's corrections behind a number, in the order of their numbers: what was carried out, also if
+    the counters have forgotten it.
+    """
     Totals: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.TotalsRequest, _ledger_pb2.TotalsResponse]
     """The sums of effects of some counters of a bucket, as far as they are rolled up."""
 
@@ -75,6 +79,10 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     """
     FindKeys: _aio.UnaryUnaryMultiCallable[_ledger_pb2.FindKeysRequest, _ledger_pb2.FindKeysResponse]  # type: ignore[assignment]
     """Which idempotency keys records of an account's usage have, among those stored in a time."""
+    FindCorrections: _aio.UnaryUnaryMultiCallable[_ledger_pb2.FindCorrectionsRequest, _ledger_pb2.FindCorrectionsResponse]  # type: ignore[assignment]
+    """The records of a bucket's corrections behind a number, in the order of their numbers: what was carried out, also if
+    the counters have forgotten it.
+    """
     Totals: _aio.UnaryUnaryMultiCallable[_ledger_pb2.TotalsRequest, _ledger_pb2.TotalsResponse]  # type: ignore[assignment]
     """The sums of effects of some counters of a bucket, as far as they are rolled up."""
 
@@ -132,6 +140,16 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_pb2.FindKeysResponse, _abc.Awaitable[_ledger_pb2.FindKeysResponse]]:
         """Which idempotency keys records of an account's usage have, among those stored in a time."""
+
+    @_abc_1.abstractmethod
+    def FindCorrections(
+        self,
+        request: _ledger_pb2.FindCorrectionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.FindCorrectionsResponse, _abc.Awaitable[_ledger_pb2.FindCorrectionsResponse]]:
+        """The records of a bucket's corrections behind a number, in the order of their numbers: what was carried out, also if
+        the counters have forgotten it.
+        """
 
     @_abc_1.abstractmethod
     def Totals(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from enforcer.errors import InvalidRequestError, MetergateError, NotFoundError, NotPossibleError
+from enforcer.gateway.carrying import Carrier
 from enforcer.v1 import enforcer_pb2 as pb
 from meter.core.windows import Window
 from meter.v1 import usage_pb2
 from tests.fixtures.service_desk import DAY, TENANT, place
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.fixtures.service_desk import Desk
 
 CATALOG = """
@@ -255,4 +259,189 @@ async def test_of_many_that_void_at_the_same_time_one_does(sold: Desk) -> None:
     assert len(refused) == 5
     assert sum((await sold.balance("calls")).values()) == 3
     assert await sold.total("calls") == 3
+    await sold.audit()
+
+
+class _DiedError(Exception):
+    """A process ended here."""
+
+
+def dies_at(step: str, passing: int = 1) -> Callable[[str], None]:
+    """Steps of a process that ends at one of them."""
+    left = [passing]
+
+    def pass_by(name: str) -> None:
+        if name == step:
+            left[0] -= 1
+            if not left[0]:
+                raise _DiedError
+
+    return pass_by
+
+
+@pytest.mark.parametrize("step", ["correct", "corrected"])
+async def test_a_process_that_dies_between_two_steps_costs_nothing(sold: Desk, step: str) -> None:
+    """What was listed is carried out by the next attempt, or by anybody's background; never twice."""
+    record, other = await sold.use("calls", 5), await sold.use("calls", 7)
+    await sold.use("calls", 1)
+    late = sold.event("calls", 3, 30 * DAY)
+    steps = dies_at(step, 2 if step == "correct" else 1)  # first it asks if the generation is new
+    sold.serve(steps)
+    with pytest.raises(_DiedError):
+        await sold.void(record, key="void")
+    sold.serve(dies_at(step))
+    with pytest.raises(_DiedError):
+        await sold.backfill(late)
+    sold.serve()
+    assert (await sold.void(record, key="void")).replayed
+    sold.serve(dies_at(step))
+    with pytest.raises(_DiedError):
+        await sold.amend(other, 2, key="amend")
+    sold.serve()
+    await sold.carrier.finish_all()
+    assert await sold.carrier.finish_all() == 0
+    assert (await sold.amend(other, 2, key="amend")).correction.quantity == 2
+    (outcome,) = await sold.backfill(late)
+    assert (outcome.accepted, outcome.replayed) == (True, True)
+    assert sum((await sold.balance("calls")).values()) in (3, 6)  # the month may be the same
+    assert await sold.total("calls") == 6
+    await sold.audit()
+
+
+async def test_a_process_that_was_paused_repeats_nothing(sold: Desk) -> None:
+    """It found a correction in the list, stood still while others carried it out, and goes on."""
+    record = await sold.use("calls", 5)
+    await sold.void(await sold.use("calls", 1))
+    before = len(await sold.records())
+    late, quick = asyncio.Event(), sold.carrier
+    waiting = sold.store.correct
+
+    async def correct(*arguments: Any, **named: Any) -> Any:
+        late.set()
+        await resumed.wait()
+        return await waiting(*arguments, **named)
+
+    resumed = asyncio.Event()
+    sold.serve()
+    slow = _Slow(sold.store, correct)
+    paused = Carrier(sold.list, slow, sold.programs, sold.carrier_records)
+    sold.serve(dies_at("correct"))
+    with pytest.raises(_DiedError):
+        await sold.void(record, key="k")
+    task = asyncio.create_task(paused.finish(record.bucket))
+    await late.wait()
+    await quick.finish(record.bucket)
+    resumed.set()
+    await task
+    assert len(await sold.records()) == before + 1
+    assert await sold.total("calls") == 0
+    await sold.audit()
+
+
+class _Slow:
+    """A store whose corrections take another way."""
+
+    def __init__(self, store: Any, correct: Any) -> None:
+        self._store, self.correct = store, correct
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+async def test_a_bucket_that_has_forgotten_asks_the_records(sold: Desk) -> None:
+    """A new generation, whose counters may be older than the records: what was carried out is found there."""
+    await sold.use("calls", 1)
+    record = await sold.use("calls", 5)
+    await sold.void(await sold.use("calls", 9))
+    sold.serve(dies_at("corrected"))
+    with pytest.raises(_DiedError):
+        await sold.void(record, key="k")
+    sold.forget_corrections()
+    sold.serve()
+    done = await sold.void(record, key="k")
+    assert done.replayed
+    assert await sold.total("calls") == 1
+    assert sum((await sold.balance("calls")).values()) == 1
+    await sold.audit()
+
+
+@pytest.mark.parametrize(
+    "stage",
+    ["claim", "usage", "ledger", "recompute", "applied"],
+)
+async def test_a_rollup_that_dies_with_corrections_in_hand_repeats_and_loses_nothing(
+    sold: Desk, stage: str
+) -> None:
+    record = await sold.use("calls", 5)
+    kept = await sold.use("calls", 2)
+    await sold.backfill(sold.event("calls", 4, 40 * DAY))
+    await sold.void(record)
+    await sold.amend(kept, 3)
+    rollup = sold.meter.rollup(dies_at(stage))
+    with pytest.raises(_DiedError):
+        await sold.meter.drain(rollup)
+    assert await sold.total("calls") == 7
+    (row,) = (await sold.windows(Window.WHOLE, "calls")).values()
+    assert row == (7, 2, 0)
+    await sold.audit()
+
+
+async def test_a_sealed_month_never_changes(sold: Desk) -> None:
+    """What is corrected later is an adjustment in the present, also by the rule of days; others are not touched."""
+    old = sold.event("calls", 6, 70 * DAY)
+    other = sold.event("calls", 2, 70 * DAY, customer="globex")
+    first, second = (place(one) for one in await sold.backfill(old, other))
+    month = f"{datetime.fromtimestamp(old.occurred_at.seconds, UTC):%Y-%m}"
+    request = usage_pb2.SealPeriodRequest(month=month, account="acme")
+    assert (await sold.correcting.seal(sold.admin, request)).sealed
+    assert not (await sold.correcting.seal(sold.admin, request)).sealed
+    before = await sold.windows(Window.QUARTER_HOUR, "calls")
+    assert (await sold.amend(first, 4)).correction.adjustment
+    assert (await sold.void(first)).correction.adjustment
+    (late,) = await sold.backfill(sold.event("calls", 9, 70 * DAY))
+    assert late.accepted
+    assert not (await sold.void(second)).correction.adjustment
+    after = await sold.windows(Window.QUARTER_HOUR, "calls")
+    assert {start: row for start, row in after.items() if start in before} == before
+    (row,) = [row for start, row in after.items() if start not in before]
+    assert row == (0, 0, -6 + 9)
+    assert await sold.windows(Window.WHOLE, "calls", "globex") == {}
+    open_month = f"{datetime.fromtimestamp(sold.now / 1000, UTC):%Y-%m}"
+    assert (
+        await fault(sold.correcting.seal(sold.admin, usage_pb2.SealPeriodRequest(month=open_month)))
+        == "PERIOD_OPEN"
+    )
+    bad = usage_pb2.SealPeriodRequest(month="last")
+    assert await fault(sold.correcting.seal(sold.admin, bad)) == "BAD_MONTH"
+    sold.serve(seal_days=2)
+    (ruled,) = await sold.backfill(sold.event("calls", 1, 70 * DAY, customer="globex"))
+    assert ruled.accepted
+    rows = await sold.windows(Window.WHOLE, "calls", "globex")
+    assert list(rows.values()) == [(0, 0, 1)]
+    await sold.audit()
+
+
+async def test_what_is_too_old_waits_for_a_person(sold: Desk) -> None:
+    sold.serve(backfill_days=30)
+    wait, throw = sold.event("calls", 3, 40 * DAY), sold.event("calls", 5, 40 * DAY)
+    outcomes = await sold.backfill(wait, throw, wait)
+    assert [one.in_review for one in outcomes] == [True] * 3
+    assert await sold.windows(Window.WHOLE, "calls") == {}
+    listed = await sold.backfilling.review(sold.admin, usage_pb2.ListReviewRequest())
+    assert [item.event for item in listed.items] == [wait, throw]
+    assert not (await sold.backfilling.review(sold.stranger, usage_pb2.ListReviewRequest())).items
+    ids = [item.id for item in listed.items]
+
+    def resolve(number: int, *, accept: bool) -> Any:
+        request = usage_pb2.ResolveReviewRequest(id=number, accept=accept, reason="we talked")
+        return sold.backfilling.resolve(sold.admin, request)
+
+    assert (await resolve(ids[0], accept=True)).outcome.accepted
+    await resolve(ids[1], accept=False)
+    for number in ids:
+        assert await fault(resolve(number, accept=True)) == "REVIEW_NOT_FOUND"
+    assert await sold.total("calls") == 3
+    again = await sold.backfill(wait, throw)
+    assert (again[0].accepted, again[0].replayed) == (True, True)
+    assert (again[1].accepted, again[1].reason) == (False, "REVIEW_DISCARDED")
     await sold.audit()

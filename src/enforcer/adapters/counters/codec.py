@@ -20,7 +20,16 @@ from enforcer.core.commands import (
     Settled,
     SliceStale,
 )
-from enforcer.core.corrections import Corrected, Correction, Known, Levels, Moved, Outcome, Refused
+from enforcer.core.corrections import (
+    Corrected,
+    Correction,
+    Known,
+    Levels,
+    Moved,
+    Outcome,
+    Refused,
+    Uncertain,
+)
 from enforcer.core.memory import counted
 from enforcer.core.program import FIELDS, Family, Reason
 from enforcer.core.rules import Entry
@@ -261,6 +270,8 @@ def outcome(reply: bytes) -> Outcome:
         return Moved(number)
     if status == 4:  # noqa: PLR2004
         return EpochStale(number)
+    if status == 5:  # noqa: PLR2004
+        return Uncertain(number)
     values = [int(value) for value in struct.unpack(f"<{len(reply) // 8}d", reply)]
     generation, sequence, now, granted, overage = values[2:7]
     rest = iter(values[7:])

@@ -72,9 +72,14 @@ class MemoryStore:
         return self._counters.slots(bucket, suffixes)
 
     async def correct(
-        self, bucket: int, acknowledged: int, corrections: Sequence[Correction]
+        self,
+        bucket: int,
+        acknowledged: int,
+        corrections: Sequence[Correction],
+        *,
+        certain: bool = False,
     ) -> list[Outcome]:
-        return self._counters.correct(bucket, acknowledged, corrections)
+        return self._counters.correct(bucket, acknowledged, corrections, certain=certain)
 
     async def counters(self, bucket: int) -> BucketState:
         return self._counters.counters(bucket)

@@ -750,10 +750,15 @@ class RedisCounters:
         return codec.levels(await self._hold("slots", bucket, *suffixes))
 
     async def correct(
-        self, bucket: int, acknowledged: int, corrections: Sequence[Correction]
+        self,
+        bucket: int,
+        acknowledged: int,
+        corrections: Sequence[Correction],
+        *,
+        certain: bool = False,
     ) -> list[Outcome]:
         packed = [codec.correction(one) for one in corrections]
-        reply = await self._hold("correct", bucket, acknowledged, *packed)
+        reply = await self._hold("correct", bucket, acknowledged, int(certain), *packed)
         return [codec.outcome(one) for one in reply]
 
     async def counters(self, bucket: int) -> BucketState:

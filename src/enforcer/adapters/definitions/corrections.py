@@ -106,6 +106,7 @@ class SqlCorrections:
         definitions: SqlDefinitions,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
+        self.definitions = definitions
         self._transaction, self._now_ms = definitions.transaction, now_ms
 
     async def by_keys(self, tenant: str, keys: Sequence[tuple[str, str]]) -> Sequence[Listed]:
@@ -308,7 +309,7 @@ class SqlCorrections:
 
     # -- review
 
-    async def put_in_review(self, tenant: str, items: Sequence[ReviewItem]) -> None:
+    async def put_in_review(self, tenant: str, items: Sequence[ReviewItem]) -> set[str]:
         async with self._transaction(write=True) as connection:
             into = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
             for item in items:
@@ -325,6 +326,19 @@ class SqlCorrections:
                     )
                     .on_conflict_do_nothing()
                 )
+            waiting: set[str] = set()
+            keys = [item.key for item in items]
+            for at in range(0, len(keys), _CHUNK):
+                waiting.update(
+                    await connection.scalars(
+                        select(t.review.c.key).where(
+                            t.review.c.tenant == tenant,
+                            t.review.c.state == _WAITING,
+                            t.review.c.key.in_(keys[at : at + _CHUNK]),
+                        )
+                    )
+                )
+        return waiting
 
     async def review(self, tenant: str, after: int, most: int) -> Sequence[ReviewItem]:
         async with self._transaction() as connection:

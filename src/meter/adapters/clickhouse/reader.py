@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ClickHouseReader"]
 
+CORRECTIONS = f"{RecordType.VOID:d}, {RecordType.AMEND:d}, {RecordType.BACKFILL:d}"
+
 CHUNK = 10_000
 """Counters asked for in one query."""
 STARTS = f"{RecordType.HOLD:d}, {RecordType.LEASE_START:d}"
@@ -220,6 +222,16 @@ class ClickHouseReader(AggregateReader):
             },
         )
         return [Entry(row[0], row[1], row[2].encode(), b"") for row in rows]
+
+    async def corrections(self, bucket: int, after: int, stored_from: int) -> Sequence[Entry]:
+        rows = await self._reader.rows(
+            "SELECT generation, seq, body, effects FROM raw FINAL WHERE bucket = {bucket:UInt32}"  # noqa: S608
+            " AND ingested >= toDateTime({start:UInt32}, 'UTC')"
+            f" AND type IN ({CORRECTIONS}) AND flaw = ''"
+            " AND JSONExtractInt(body, 'n') > {after:Int64} ORDER BY JSONExtractInt(body, 'n')",
+            {"bucket": bucket, "start": stored_from // 1000, "after": after},
+        )
+        return [entry_of(row[0], row[1], row[2], row[3], "") for row in rows]
 
     async def gaps(self, bucket: int, generation: int, last: int) -> Sequence[Range]:
         rows = await self._reader.rows(

@@ -1,5 +1,5 @@
 -- Corrections of usage, in the order of the bucket's list: part of hold.lua. See enforcer.core.corrections.
--- c  hash: 'n' the number of the last correction carried out, and the outcome of each that is not acknowledged yet.
+-- c  hash: 'n' the number of the last correction carried out, 'g' in which generation, and the outcome of each that is not acknowledged yet.
 
 -- The slot of a counter among the levels that are named, then among all.
 local function find_slot(read, suffixes, limit)
@@ -186,13 +186,20 @@ local function correct_one(number, c)
 end
 
 -- Outcomes as packed doubles: 0 done: number, generation, sequence, now, granted, overage, changes │ 1 refused: number,
--- why │ 2 known: number │ 3 moved: number │ 4 epoch is stale: the stored one. The last two end the list.
-local function correct(acknowledged, ...)
+-- why │ 2 known: number │ 3 moved: number │ 4 epoch is stale: the stored one │
+-- 5 uncertain: number. The last three end the list.
+local function correct(acknowledged, certain, ...)
   local key, out = prefix .. 'c', {}
   local done, upto = tonumber(call('HGET', key, 'n') or 0), tonumber(acknowledged)
+  if tonumber(call('HGET', key, 'g') or 0) ~= generation then
+    if certain == '0' then return {pack('<dd', 5, cmsgpack.unpack((...))[1])} end
+    call('DEL', key)
+    call('HSET', key, 'g', format('%.0f', generation), 'n', acknowledged)
+    done = upto
+  end
   if upto > done then done = upto call('HSET', key, 'n', format('%.0f', done)) end
   for _, name in ipairs(call('HKEYS', key)) do
-    if name ~= 'n' and tonumber(name) <= upto then call('HDEL', key, name) end
+    if name ~= 'n' and name ~= 'g' and tonumber(name) <= upto then call('HDEL', key, name) end
   end
   for _, raw in ipairs({...}) do
     local c = cmsgpack.unpack(raw)

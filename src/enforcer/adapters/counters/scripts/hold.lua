@@ -10,7 +10,7 @@
 --   tick                                       → records written
 --   fence                                      → the last batch of this enforcer that ran here, -1 if none; from now on
 --                                                batches of its older connections are refused
---   correct   acknowledged, corrections        → outcomes, see correct.lua
+--   correct   acknowledged, 1 if certain, corrections → outcomes, see correct.lua
 --   slots     levels                           → generation, last sequence, now, level states
 --   counters                                   → generation, last sequence, level states, (limit, leases) pairs
 -- A lease is returned as id, holder, started, expires, body. 'lost' and 'fenced' as single strings for any operation.
