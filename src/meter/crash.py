@@ -52,6 +52,8 @@ POINTS = {
     "rollup.ledger": "a slice is in usage and not in the ledger",
     "rollup.aggregates": "a slice is in usage and ledger and not in the aggregates",
     "rollup.recompute": "a slice with corrections is in, the windows that they concern are as before",
+    "rollup.seats": "as before, and leases are not in the series of seats",
+    "rollup.denials": "as before, and denials are not in their series",
     "rollup.applied": "a slice is rolled up, SQL still holds it in doubt",
     "rollup.commit": "a slice is done, the log still has its records",
     "relay.read": "the outboxes are about to be read",
