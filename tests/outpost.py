@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    from enforcer.ports.journal import Journal
     from meter.core.records import Body, Effects
 
 __all__ = ["AMOUNT", "CATALOG", "Outpost", "outpost", "records_of"]
@@ -132,6 +133,7 @@ async def outpost(
     enforcers: int = 1,
     ledger: Records | None = None,
     steps: Callable[[str], None] = lambda _: None,
+    journal: Journal | None = None,
     **options: Any,
 ) -> AsyncIterator[Outpost]:
     """One enforcer; several may share a folder. Ready when there is a server, else at once."""
@@ -153,7 +155,7 @@ async def outpost(
         counters.start()
         stack.push_async_callback(counters.close)
         outcomes: Counter[str] = Counter()
-        journal = FileJournal(folder / "journal", enforcers, steps=steps)
+        journal = journal or FileJournal(folder / "journal", enforcers, steps=steps)
         stack.push_async_callback(journal.close)
         programs = Programs(definitions, counters)
         emergency = Emergency(

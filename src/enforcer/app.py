@@ -20,6 +20,7 @@ from enforcer.adapters.counters.redis import RedisCounters, RedisOptions
 from enforcer.adapters.definitions.corrections import SqlCorrections
 from enforcer.adapters.definitions.sql import SqlDefinitions
 from enforcer.adapters.journal.files import FileJournal
+from enforcer.adapters.journal.kafka import KafkaJournal
 from enforcer.adapters.meter import MeterClient
 from enforcer.core.breaker import BreakerOptions
 from enforcer.core.emergency import Shares
@@ -44,15 +45,18 @@ from enforcer.transport.events import EventsEndpoint
 from enforcer.transport.grpcio import GrpcServer
 from enforcer.transport.http import HttpServer
 from enforcer.transport.services import methods
+from meter.adapters.kafka.client import KafkaOptions
 from meter.adapters.sql.marks import SqlMarks
 from meter.crash import crash_points
 from meter.errors import MeterError
+from meter.settings import load_kafka
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from enforcer.adapters.counters.mend import Marks
     from enforcer.ports.counters import CounterStore
+    from enforcer.ports.journal import Journal
     from enforcer.settings import Settings
 
 __all__ = ["main", "serve"]
@@ -85,7 +89,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 window_ms=int(settings.replay_window.total_seconds() * 1000),
                 patience=settings.store_patience_seconds,
                 reply_timeout=settings.store_reply_seconds,
-                fail_open_wait=settings.fail_open_wait_seconds if settings.journal_dir else None,
+                fail_open_wait=settings.fail_open_wait_seconds if settings.fails_open else None,
                 breaker=BreakerOptions(
                     settings.breaker_window_seconds,
                     settings.breaker_least_calls,
@@ -108,11 +112,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         counters.start()
         stack.push_async_callback(counters.close)
         programs = Programs(definitions, counters, settings.cached_programs)
-        journal = None
-        if settings.journal_dir is not None:
-            journal = FileJournal(
-                settings.journal_dir, settings.most_enforcers, settings.journal_most_bytes, steps
-            )
+        journal = _journal(settings, steps)
+        if journal is not None:
             stack.push_async_callback(journal.close)
         emergency = Emergency(
             journal, Shares(settings.most_enforcers), programs.now_ms, metrics.emergency
@@ -247,6 +248,21 @@ async def _finish_corrections(carrier: Carrier, counters: RedisCounters) -> None
         except MetergateError as error:
             _log.warning("corrections are waiting", reason=error.reason)
         await asyncio.sleep(UNFINISHED_SECONDS)
+
+
+def _journal(settings: Settings, steps: Callable[[str], None]) -> Journal | None:
+    if settings.journal_kafka:
+        try:
+            options = KafkaOptions.of(load_kafka())
+        except MeterError as error:
+            raise MisconfiguredError(error.message) from error
+        if not options.servers:
+            raise MisconfiguredError("METERGATE_JOURNAL_KAFKA needs METERGATE_KAFKA_SERVERS")
+        return KafkaJournal(options, settings.enforcer_number)
+    if settings.journal_dir is None:
+        return None
+    most = settings.most_enforcers, settings.journal_most_bytes
+    return FileJournal(settings.journal_dir, *most, steps)
 
 
 async def _weigh(counting: Counting) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from enforcer.errors import MisconfiguredError
@@ -51,6 +52,10 @@ class Settings(BaseSettings):
     journal_dir: Path | None = None
     """Where uses of features that fail open are journaled while Redis is away: a folder on a disk, which the enforcers of
     one machine share. Without it every feature fails closed."""
+    journal_kafka: bool = False
+    """Instead of a folder: the topic of records with `.journal` behind, at METERGATE_KAFKA_SERVERS."""
+    enforcer_number: int = Field(default=0, ge=0)
+    """With `journal_kafka`: this enforcer's number, from 0 and below `most_enforcers`; no two at once have the same."""
     journal_most_bytes: int = Field(default=1 << 30, ge=1 << 16)
     """How much the uncounted uses of one enforcer may fill; beyond it features fail closed."""
     most_enforcers: int = Field(default=1, ge=1, le=10_000)
@@ -112,6 +117,22 @@ class Settings(BaseSettings):
             )
         return value
 
+    @model_validator(mode="after")
+    def _journal(self) -> Self:
+        if self.journal_kafka and self.journal_dir is not None:
+            raise ValueError("METERGATE_JOURNAL_DIR and METERGATE_JOURNAL_KAFKA: set one of them")
+        if self.enforcer_number >= self.most_enforcers:
+            raise ValueError(
+                "METERGATE_ENFORCER_NUMBER: must be less than METERGATE_MOST_ENFORCERS, "
+                f"which is {self.most_enforcers}"
+            )
+        return self
+
+    @property
+    def fails_open(self) -> bool:
+        """Whether there is a journal, without which every feature fails closed."""
+        return self.journal_kafka or self.journal_dir is not None
+
     @field_validator("log_level")
     @classmethod
     def _level(cls, value: str) -> str:
@@ -129,7 +150,9 @@ def load() -> Settings:
         return Settings()  # type: ignore[call-arg]  # required ones come from the environment
     except ValidationError as error:
         faults = "; ".join(
-            f"METERGATE_{'_'.join(str(part) for part in fault['loc']).upper()}: {fault['msg']}"
+            ": ".join(
+                (*(f"METERGATE_{str(part).upper()}" for part in fault["loc"][:1]), fault["msg"])
+            )
             for fault in error.errors(include_url=False, include_input=False)
         )
         raise MisconfiguredError(f"wrong settings: {faults}") from None

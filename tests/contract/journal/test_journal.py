@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 from enforcer.adapters.journal.files import FileJournal
+from enforcer.adapters.journal.kafka import KafkaJournal
 from enforcer.core.commands import Sent
 from enforcer.core.emergency import Use
 from enforcer.errors import JournalUnavailableError
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from enforcer.ports.journal import Journal
+    from meter.adapters.kafka.client import KafkaOptions
 
 SLOTS = 3
+OLD = 3.0
+"""What others wrote in Kafka so many seconds ago is counted by anybody."""
 
 
 def use(quantity: int, bucket: int = 0, customer: str = "acme") -> Use:
@@ -27,14 +31,17 @@ def use(quantity: int, bucket: int = 0, customer: str = "acme") -> Use:
 
 
 class Maker(Protocol):
-    """Makes the journal of another enforcer of the same deployment."""
+    """Makes the journal of the enforcer with this number."""
 
-    def __call__(self) -> Journal: ...
+    def __call__(self, number: int = 0) -> Journal: ...
 
 
-@pytest.fixture(params=["files"])
-def make(tmp_path: Path) -> Maker:
-    return lambda: FileJournal(tmp_path / "journal", SLOTS)
+@pytest.fixture(params=["files", "kafka"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Maker:
+    if request.param == "files":
+        return lambda _number=0: FileJournal(tmp_path / "journal", SLOTS)
+    options: KafkaOptions = request.getfixturevalue("kafka")
+    return lambda number=0: KafkaJournal(options, number, old=OLD)
 
 
 async def counted(journal: Journal, *, discard: bool = True) -> dict[str, list[Use]]:
@@ -102,18 +109,24 @@ async def test_a_successor_finds_what_was_left_and_weighs_it(make: Maker) -> Non
 
 
 async def test_a_living_enforcer_s_journal_is_its_own(make: Maker) -> None:
-    first, second = make(), make()
-    await first.append(use(1))
+    first, second = make(0), make(1)
     await second.append(use(2))
+    await first.append(use(1))
     ((_, uses),) = (await counted(second)).items()
     assert [one.quantity for one in uses] == [2]
     await first.close()
-    ((_, uses),) = (await counted(second)).items()
+    async with asyncio.timeout(30):
+        while not (found := await counted(second)):  # noqa: ASYNC110 - asks again and again
+            await asyncio.sleep(0.1)
+    ((_, uses),) = found.items()
     assert [one.quantity for one in uses] == [1]
     await second.close()
 
 
-async def test_one_enforcer_more_than_there_may_be_has_no_journal(make: Maker) -> None:
+async def test_one_enforcer_more_than_there_may_be_has_no_journal(tmp_path: Path) -> None:
+    def make() -> FileJournal:
+        return FileJournal(tmp_path / "journal", SLOTS)
+
     journals = [make() for _ in range(SLOTS)]
     for one in journals:
         await one.append(use(1))

@@ -325,6 +325,7 @@ async def test_topics_that_do_not_fit_stop_the_start(kafka: KafkaOptions) -> Non
     assert await prepare_topics(kafka, create=True) == {
         kafka.topic: False,
         kafka.dead_letters: False,
+        kafka.journal: False,
     }
 
 

@@ -25,6 +25,8 @@ REQUEST_MS = 10_000
 """A broker that does not answer for so long is away."""
 PATIENCE = 15.0
 """Seconds for anything that is asked of Kafka: longer than one request and a second try."""
+JOURNAL_HOURS = 30 * 24
+"""What nobody has counted for so long is lost."""
 UNKNOWN_TOPIC = 3
 TOPIC_EXISTS = 36
 
@@ -68,6 +70,11 @@ class KafkaOptions:
     def dead_letters(self) -> str:
         """The topic of messages that are no records."""
         return f"{self.topic}.dead"
+
+    @property
+    def journal(self) -> str:
+        """The topic of what enforcers allowed while the counters were away."""
+        return f"{self.topic}.journal"
 
     @property
     def access(self) -> dict[str, Any]:
@@ -125,7 +132,11 @@ async def prepare_topics(
     """
     made: dict[str, bool] = {}
     async with _administering(options) as admin:
-        wanted = {options.topic: options.partitions, options.dead_letters: 1}
+        wanted = {
+            options.topic: options.partitions,
+            options.journal: options.partitions,
+            options.dead_letters: 1,
+        }
         found = {topic["topic"]: topic for topic in await admin.describe_topics(list(wanted))}
         for name, partitions in wanted.items():
             topic = found.get(name)
@@ -141,7 +152,8 @@ async def prepare_topics(
                 continue
             if not create:
                 raise MisconfiguredError(f"topic {name} is missing: run `metergate kafka init`")
-            await _create(admin, name, partitions, replication, retention_hours)
+            least = JOURNAL_HOURS if name == options.journal else 0
+            await _create(admin, name, partitions, replication, max(retention_hours, least))
     return made
 
 
