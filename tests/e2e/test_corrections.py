@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from tests.e2e.test_main_job import catalog, clean_audit, reported
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.fixtures.stack import Stack
 
 
@@ -73,3 +76,29 @@ def test_a_mistake_is_voided_amended_and_backfilled(stack: Stack) -> None:
     assert by_month[f"{datetime.now(UTC):%Y-%m}"] == (9, -4)
     refused = stack.run("void", place, "--reason", "twice")
     assert "[RECORD_VOIDED]" in refused.stderr
+
+
+def test_an_enforcer_killed_between_counters_and_list_loses_and_repeats_nothing(
+    new_stack: Callable[..., Stack],
+) -> None:
+    """Each enforcer dies when it has carried out its second correction and is about to note that."""
+    stack = new_stack("data", "--workers", "1")
+    stack.environment["METERGATE_CRASH_AT"] = "enforcer.corrected:2:kill"
+    stack.start()
+    stack.apply(catalog("killed", "{feature: export.pdf, model: quota, limit: 100, per: month}"))
+    places = []
+    for quantity in ("5", "7", "1"):
+        record = stack.json("check", "killed", "export.pdf", "-n", quantity)["record"]
+        places.append(f"{record['bucket']}/{record['generation']}-{record['sequence']}")
+    stack.json("void", places[0], "--reason", "a test", "--key", "first")
+    died = stack.run("void", places[1], "--reason", "a test", "--key", "second")
+    assert died.returncode == 3, died
+    give_up = time.monotonic() + 60
+    while stack.run("void", places[1], "--reason", "a test", "--key", "second").returncode:
+        assert time.monotonic() < give_up, "the correction was never finished"
+        time.sleep(0.2)
+    assert stack.events("restart")
+    assert reported(stack, "export.pdf", "killed") == 1
+    assert stack.json("balance", "killed", "export.pdf")["limits"][0]["used"] == 1
+    trail = stack.json("corrections", "--customer", "killed")["corrections"]
+    assert [one["state"] for one in trail] == ["CORRECTION_STATE_APPLIED"] * 2
