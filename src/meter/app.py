@@ -154,6 +154,7 @@ async def _add_rollup(
         flush_interval=settings.meter_flush_interval_ms / 1000,
         flush_records=settings.meter_flush_records,
         look_ahead=settings.meter_look_ahead,
+        raw_days=settings.meter_raw_days,
     )
     steps = crash_points("rollup")
     rollup = Rollup(source, marks, ClickHouseWarehouse(writer), metrics, options, steps)

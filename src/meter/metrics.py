@@ -34,6 +34,9 @@ class Metrics:
             "Messages of the topic that were no records and went to the dead letters.",
             registry=registry,
         )
+        self.days_dropped = Counter(
+            "meter_raw_days_dropped", "Days of raw records that were dropped.", registry=registry
+        )
         self.expired_windows = Counter(
             "meter_windows_not_recomputed",
             "Corrected windows whose least, greatest, latest and distinct values stay: raw is gone.",

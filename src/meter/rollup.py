@@ -49,16 +49,18 @@ LEASES = frozenset({RecordType.LEASE_START, RecordType.LEASE_END, RecordType.LEA
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 BACKLOG_EVERY = 2.0
 GAP_PATIENCE = 2.0
+EXPIRE_EVERY = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How the rollup works: intervals in seconds, sizes in records."""
+    """How the rollup works: intervals in seconds, sizes in records. `raw_days`: see the setting."""
 
     flush_interval: float = 0.2
     flush_records: int = 50_000
     look_ahead: int = 1_000
     idle_wait: float = 0.25
+    raw_days: int = 90
 
 
 class Progress:
@@ -198,6 +200,7 @@ class Rollup:
         self._stored: set[tuple[int, int, int]] = set()
         self._gap_since: dict[int, float] = {}
         self._backlog_at = 0.0
+        self._expired_at = -EXPIRE_EVERY
         self._repeats: Counter[int] = Counter()
         self._ahead: asyncio.Task[Batch] | None = None
         self.progress = Progress()
@@ -266,6 +269,7 @@ class Rollup:
         self.progress.seen = {b: one.read for b, one in self._sequencers.items()}
         await self.progress.moved()
         await self._measure()
+        await self._expire()
         return len(part.records)
 
     async def _read(self, wait: float) -> Batch:
@@ -425,6 +429,26 @@ class Rollup:
         if time.monotonic() - self._backlog_at > BACKLOG_EVERY:
             self._metrics.lag.set(await self._source.backlog())
             self._backlog_at = time.monotonic()
+
+    async def _expire(self) -> None:
+        """Drop days of raw that were kept long enough, the oldest first; never what is not rolled up."""
+        if time.monotonic() - self._expired_at < EXPIRE_EVERY:
+            return
+        self._expired_at = time.monotonic()
+        for day in await self._warehouse.old_days(self._options.raw_days):
+            places = await self._warehouse.places(day)
+            marks = await self._marks.load(places)
+            waiting = {bucket for bucket, place in places.items() if place > marks[bucket]}
+            if waiting:
+                _log.warning("raw is kept: not rolled up yet", day=str(day), buckets=waiting)
+                return
+            async with self.progress.still():
+                self._steps("expire")
+                await self._warehouse.keep_sums(day)
+                self._steps("drop")
+                await self._warehouse.drop_day(day)
+            self._metrics.days_dropped.inc()
+            _log.info("a day of raw records was dropped", day=str(day))
 
     def _stage(self, name: str) -> _Timed:
         self._steps(name)

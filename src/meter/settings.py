@@ -78,6 +78,8 @@ class Settings(KafkaSettings):
     """The rollup gathers records for this long before it writes them."""
     meter_flush_records: int = Field(default=50_000, ge=1, le=1_000_000)
     """A slice has about this many records at most."""
+    meter_raw_days: int = Field(default=90, ge=1, le=36_500)
+    """Raw records are kept for so many whole days after the day of storing, then dropped. Reports stay."""
     meter_look_ahead: int = Field(default=1_000, ge=1, le=100_000)
     """How many records a bucket keeps beyond a gap before it is held."""
     meter_compare_wait_seconds: float = Field(default=30.0, gt=0, le=600)

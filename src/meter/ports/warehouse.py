@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from datetime import date
 
     from meter.core.records import RecordType
     from meter.core.sequence import Entry, Position, Range
@@ -83,6 +84,25 @@ class Warehouse(Protocol):
 
     async def corrected(self, manifest: Manifest) -> Sequence[WindowKey]:
         """Return the windows that have corrections in the slice; not the sealed ones."""
+        ...
+
+    async def old_days(self, days: int) -> Sequence[date]:
+        """Return the days of storing that raw has and that are more than `days` days before today."""
+        ...
+
+    async def places(self, day: date) -> Mapping[int, Position]:
+        """Return the last place of each bucket among the records stored on that day."""
+        ...
+
+    async def keep_sums(self, day: date) -> None:
+        """Note what audits need of the day's records: from then on raw's records of it count no more.
+
+        Call it for the oldest day first, and only when all its records are rolled up.
+        """
+        ...
+
+    async def drop_day(self, day: date) -> None:
+        """Drop the records stored on that day. Call it after `keep_sums`."""
         ...
 
     async def retained_since(self) -> int:

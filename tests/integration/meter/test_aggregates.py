@@ -67,7 +67,7 @@ class World:
         customer = rng.choice(CUSTOMERS)
         value = rng.choice([1, 5, rng.randrange(1, 1000), 2**53 - 1])
         body = Body("t", "acme", customer, METER, METER, q=value, d=labels, at=at)
-        kind = rng.choice([RecordType.USAGE, RecordType.COMMIT])
+        kind = rng.choice([RecordType.USAGE, RecordType.COMMIT, RecordType.BACKFILL])
         place = await self.meter.outbox.use(0, value, body=body, kind=kind)
         self.events[place] = Event(place, body, value)
 
@@ -100,8 +100,7 @@ class World:
             begin = event.body.at // 1000 // width * width
             key = begin, event.body.c, tuple(labels.get(name, "") for name in by)
             rows.setdefault(key, []).append(event)
-        values = {key: plain(way, found) for key, found in rows.items()}
-        return {key: value for key, value in values.items() if value}
+        return {key: plain(way, found) for key, found in rows.items()}
 
 
 def plain(way: Aggregation, events: list[Event]) -> int:
@@ -138,7 +137,7 @@ async def answer(meter: Stand, question: UsageQuery) -> dict[Any, int | None]:
     while True:
         page = await meter.reports().query(question)
         for line in page.lines:
-            if line.value:
+            if line.row.events:
                 out[line.start, line.row.key.customer, line.row.key.values] = line.value
         if not page.next_page_token:
             return out
@@ -158,7 +157,7 @@ def crashing(rng: random.Random) -> Callable[[str], None]:
     return steps
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 async def test_every_aggregation_is_exact_over_random_slices_kills_and_corrections(
     meter: Stand, seed: int
 ) -> None:
@@ -173,11 +172,10 @@ async def test_every_aggregation_is_exact_over_random_slices_kills_and_correctio
             except Crash:
                 continue
         await meter.drain()
-        way = world.rng.choice(WAYS[2:])
+        way = world.rng.choice(WAYS)
         assert await answer(meter, query(way)) == world.expected(way, 3600)
-    for way in WAYS[2:]:
-        for window, width in ((Window.QUARTER_HOUR, QUARTER), (Window.HOUR, 3600)):
-            assert await answer(meter, query(way, window)) == world.expected(way, width)
+    for way in WAYS:
+        assert await answer(meter, query(way, Window.QUARTER_HOUR)) == world.expected(way, QUARTER)
         whole = {
             (START, customer, values): value
             for (_, customer, values), value in world.expected(way, 10**10).items()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from meter.adapters.clickhouse.retention import Retention
 from meter.adapters.clickhouse.scope import beginning, chosen, key_of, split
 from meter.adapters.clickhouse.slices import ONE_BLOCK, add_once, buckets_of, covers, upto
 from meter.core.records import RecordType
@@ -41,11 +42,8 @@ _REPEATABLE = ONE_BLOCK | {"insert_deduplicate": 0, "deduplicate_insert_select":
 """Rows that may be there twice: no token is needed."""
 
 
-class Aggregates:
+class Aggregates(Retention):
     """Part of the warehouse. See its port for what each method promises."""
-
-    def __init__(self, writer: ClickHouse) -> None:
-        self._writer = writer
 
     async def kinds(self, manifest: Manifest) -> frozenset[RecordType]:
         rows = await self._writer.rows(
@@ -102,9 +100,6 @@ class Aggregates:
             " AND NOT adjusts ORDER BY ALL"
         )
         return [WindowKey(*row) for row in rows]
-
-    async def retained_since(self) -> int:
-        return 0
 
     async def recompute(self, manifest: Manifest, windows: Sequence[WindowKey]) -> None:
         if not windows:

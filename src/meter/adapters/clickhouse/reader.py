@@ -6,9 +6,11 @@ import struct
 from typing import TYPE_CHECKING
 
 from meter.adapters.clickhouse.aggregates import AggregateReader
+from meter.adapters.clickhouse.retention import LIVE
 from meter.adapters.clickhouse.scope import beginning, chosen, key_of, split
+from meter.adapters.clickhouse.slices import USAGE_TYPES
 from meter.adapters.clickhouse.slices import upto as _upto
-from meter.adapters.clickhouse.warehouse import USAGE_TYPES, effects_of, entry_of
+from meter.adapters.clickhouse.warehouse import effects_of, entry_of
 from meter.core.records import RecordType
 from meter.core.sequence import Entry, Range
 from meter.ports.usage import Key, Row
@@ -179,17 +181,24 @@ class ClickHouseReader(AggregateReader):
         return [entry_of(*row) for row in rows]
 
     async def counts(self, upto: Mapping[int, Position]) -> Sequence[RowCount]:
-        query = (
-            "SELECT bucket, generation, count(), max(seq) FROM raw {final} WHERE"  # noqa: S608
-            f" {_upto(upto)} GROUP BY bucket, generation ORDER BY bucket, generation"
+        rows = await self._reader.rows(
+            f"""
+            SELECT bucket, generation, sum(copies), sum(places), max(end) FROM (
+                SELECT bucket, generation, toInt64(count()) AS copies,
+                    toInt64(uniqExact(seq)) AS places, toInt64(max(seq)) AS end
+                FROM raw WHERE ({_upto(upto)}) AND {LIVE} GROUP BY bucket, generation
+                UNION ALL
+                SELECT bucket, generation, toInt64(sum(expired.rows)),
+                    toInt64(sum(last - first + 1)),
+                    toInt64(max(last))
+                FROM expired FINAL
+                WHERE tenant = '' AND bucket IN {{buckets:Array(UInt32)}}
+                GROUP BY bucket, generation
+            ) GROUP BY bucket, generation ORDER BY bucket, generation
+            """,  # noqa: S608
+            {"buckets": list(upto)},
         )
-        every = await self._reader.rows(query.replace("{final}", ""))
-        once = await self._reader.rows(query.replace("{final}", "FINAL"))
-        places = {(row[0], row[1]): row[2] for row in once}
-        return [
-            RowCount(bucket, generation, rows, places[bucket, generation], last)
-            for bucket, generation, rows, last in every
-        ]
+        return [RowCount(*map(int, row)) for row in rows]
 
     async def find(self, bucket: int, place: Position) -> tuple[str, Entry] | None:
         rows = await self._reader.rows(
@@ -235,11 +244,15 @@ class ClickHouseReader(AggregateReader):
 
     async def gaps(self, bucket: int, generation: int, last: int) -> Sequence[Range]:
         rows = await self._reader.rows(
-            "SELECT seq, following FROM (SELECT toInt64(seq) AS seq, leadInFrame(seq, 1,"
-            " {last:Int64}) OVER (ORDER BY seq ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED"
-            " FOLLOWING) AS following FROM (SELECT DISTINCT toInt64(seq) AS seq FROM raw WHERE"
-            " bucket = {bucket:UInt32} AND generation = {generation:UInt64} AND seq < {last:Int64}"
-            " UNION ALL SELECT toInt64(-1))) WHERE following > seq + 1 ORDER BY seq LIMIT 1000",
+            "SELECT end, following FROM (SELECT end, leadInFrame(begin, 1, {last:Int64}) OVER (ORDER BY"  # noqa: S608
+            " begin ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING) AS following FROM ("
+            "SELECT DISTINCT toInt64(seq) AS begin, begin AS end FROM raw WHERE bucket ="
+            " {bucket:UInt32} AND generation = {generation:UInt64} AND seq < {last:Int64}"
+            f" AND {LIVE} UNION ALL SELECT toInt64(first), toInt64(expired.last) FROM expired FINAL"
+            " WHERE bucket = {bucket:UInt32} AND generation = {generation:UInt64} AND tenant = ''"
+            " AND meter = ''"
+            " UNION ALL SELECT toInt64(-1), toInt64(-1)"
+            ")) WHERE following > end + 1 ORDER BY end LIMIT 1000",
             {"bucket": bucket, "generation": generation, "last": last},
         )
         return [Range(bucket, generation, row[0] + 1, row[1]) for row in rows]
@@ -252,8 +265,11 @@ class ClickHouseReader(AggregateReader):
                     SELECT toString(who.t) AS tenant, toString(who.m) AS meter,
                         sum(toInt128(granted)) AS part
                     FROM raw FINAL
-                    WHERE ({_upto(marks)}) AND type IN ({USAGE_TYPES}) AND flaw = ''
+                    WHERE ({_upto(marks)}) AND {LIVE} AND type IN ({USAGE_TYPES}) AND flaw = ''
                     GROUP BY tenant, meter
+                    UNION ALL
+                    SELECT expired.tenant AS tenant, expired.meter AS meter, sum(granted) AS part
+                    FROM expired FINAL WHERE expired.tenant != '' GROUP BY tenant, meter
                     UNION ALL
                     SELECT toString(usage.tenant) AS tenant, toString(usage.meter) AS meter,
                         -sum(quantity) - sum(adjustment) AS part

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from meter.core.records import RecordType
 from meter.errors import WarehouseUnavailableError
 
 if TYPE_CHECKING:
@@ -22,7 +23,19 @@ if TYPE_CHECKING:
     from meter.core.sequence import Position, Range
     from meter.ports.marks import Manifest
 
-__all__ = ["ONE_BLOCK", "add_once", "buckets_of", "covers", "upto"]
+__all__ = ["ONE_BLOCK", "USAGE_TYPES", "add_once", "buckets_of", "covers", "upto"]
+
+USAGE_TYPES = ", ".join(
+    f"{kind:d}"
+    for kind in (
+        RecordType.USAGE,
+        RecordType.COMMIT,
+        RecordType.VOID,
+        RecordType.AMEND,
+        RecordType.BACKFILL,
+    )
+)
+"""Records whose `granted` is usage, or a difference of it."""
 
 ONE_BLOCK: dict[str, str | int] = {
     "max_insert_threads": 1,

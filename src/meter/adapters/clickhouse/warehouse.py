@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from meter.adapters.clickhouse.aggregates import Aggregates
 from meter.adapters.clickhouse.series import SeriesWriter
-from meter.adapters.clickhouse.slices import add_once, covers
+from meter.adapters.clickhouse.slices import USAGE_TYPES, add_once, covers
 from meter.core.records import RecordType
 from meter.core.sequence import Entry
 
@@ -17,18 +17,8 @@ if TYPE_CHECKING:
     from meter.core.sequence import Position
     from meter.ports.marks import Manifest
 
-__all__ = ["USAGE_TYPES", "ClickHouseWarehouse", "effects_of", "entry_of"]
+__all__ = ["ClickHouseWarehouse", "effects_of", "entry_of"]
 
-USAGE_TYPES = ", ".join(
-    f"{kind:d}"
-    for kind in (
-        RecordType.USAGE,
-        RecordType.COMMIT,
-        RecordType.VOID,
-        RecordType.AMEND,
-        RecordType.BACKFILL,
-    )
-)
 DENIAL = f"{RecordType.DENIAL:d}"
 
 RAW_COLUMNS = ("bucket", "generation", "seq", "body", "effects", "rest")
