@@ -377,6 +377,24 @@ async def test_without_a_journal_that_can_be_written_features_fail_closed(
     await agree(post, server, 1 + AMOUNT)
 
 
+async def test_readiness_tells_the_truth(server: ValkeyProcess, tmp_path: Path) -> None:
+    server.stop()
+    async with outpost(server.url, tmp_path) as post:
+        fine, why = post.counters.readiness()
+        assert (fine, why[:9]) == (False, "counters:"), "no server was ever met"
+        server.start()
+        await post.serving()
+        assert post.counters.readiness() == (True, "ready")
+        await post.check("open")
+        server.kill()
+        await post.held_back()
+        fine, why = post.counters.readiness()
+        assert (fine, why[:9]) == (True, "degraded:"), "what fails open is answered here"
+        server.start()
+        await post.serving()
+        assert post.counters.readiness() == (True, "ready")
+
+
 async def test_an_emptied_server_is_an_outage_until_it_is_made_again(
     server: ValkeyProcess, tmp_path: Path
 ) -> None:

@@ -250,6 +250,7 @@ class RedisCounters:
         self._slots = list(range(1, SLOTS + 1))
         self._probing = False
         self.ready.set()
+        self._met = self._met or self._connected
         self._schedule()
 
     async def _fence(self, link: Connection, hands: Handshake, opened: Mapping[int, bool]) -> None:
@@ -363,6 +364,7 @@ class RedisCounters:
                 hands.closed.pop(bucket, None)
                 self._parked_since.pop(bucket, None)
             if opened:
+                self._met = True
                 pause = 0.05
                 self._queue, self._parked = self._parked + self._queue, []
                 self._schedule()
@@ -385,7 +387,6 @@ class RedisCounters:
             if link is not None and link.silence(now) > self._options.reply_timeout:
                 self.last_error = "no reply"
                 self._drop(link)
-            self._met = self._met or self._connected
             self._probe(now)
             for flying in list(self._flying.values()):
                 self._withdraw(flying, now)
@@ -616,6 +617,8 @@ class RedisCounters:
         except codec.FencedError:
             waiting.sent = None
             self._queue.append(waiting)
+            if self._link is not None:
+                self._drop(self._link)  # nothing of it will ever run again
             return
         last = answers[-1]
         if isinstance(last, Decision):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
+import struct
 import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -521,3 +522,16 @@ async def test_one_bad_check_does_not_spoil_its_neighbours(server: ValkeyProcess
     assert "WRONGTYPE" in str(bad[0])
     assert isinstance(good[0], Decision)
     assert good[0].granted == 1
+
+
+async def test_a_connection_that_somebody_fenced_off_is_replaced(server: ValkeyProcess) -> None:
+    """As one does who counts the journal of an enforcer that it takes for dead."""
+    async with store(server, Generations()) as counters:
+        await decided(counters, ask(1))
+        client = redis.asyncio.Redis.from_url(server.url)
+        fence = struct.pack("<ddd", 2, -1, 0)
+        await client.hset(f"{bucket_tag(0)}f", counters._enforcer, fence)
+        await client.aclose()
+        async with asyncio.timeout(20):
+            assert (await decided(counters, ask(2, key="k"))).granted == 2
+        assert (await counters.counters(0)).counters[0].used == 3
