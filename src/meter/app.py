@@ -121,7 +121,7 @@ async def _add_relay(
 def _add_log(settings: Settings, stack: AsyncExitStack, metrics: Metrics) -> LogSource:
     """Where the rollup reads records: Kafka, or the outboxes themselves."""
     if not settings.kafka_servers:
-        outbox = OutboxLog(settings.redis_url, range(settings.buckets))
+        outbox = OutboxLog(settings.redis_url, settings.share)
         stack.push_async_callback(outbox.close)
         return outbox
     options = KafkaOptions.of(settings)
@@ -159,16 +159,20 @@ async def _add_rollup(
     steps = crash_points("rollup")
     rollup = Rollup(source, marks, ClickHouseWarehouse(writer), metrics, options, steps)
     running.append(rollup)
+
+    def fresh() -> int | None:
+        # What the buckets of other processes have is not known here.
+        whole = len(rollup.progress.marks) == settings.buckets
+        return rollup.progress.fresh_until_ms if whole else None
+
     token = settings.internal_token.get_secret_value()
     questions = ClickHouseReader(reader)
-    reports = Reports(questions, lambda: rollup.progress.fresh_until_ms, token.encode())
+    reports = Reports(questions, fresh, token.encode())
     audit = Audit(rollup.progress, questions, marks, settings.meter_compare_wait_seconds)
     caller = Caller(token)
     recall = Recall(rollup.progress, questions, settings.meter_compare_wait_seconds)
     lookup = Lookup(rollup.progress, questions, settings.meter_compare_wait_seconds)
-    series = Series(
-        ClickHouseSeries(reader), lambda: rollup.progress.fresh_until_ms, token.encode()
-    )
+    series = Series(ClickHouseSeries(reader), fresh, token.encode())
     services += [
         ReportService(reports, series, caller),
         LedgerService(audit, recall, lookup, caller),

@@ -232,14 +232,20 @@ class Rollup:
         await self._forget()
 
     async def recover(self) -> None:
-        """Finish the manifest in doubt, forget what was only in memory, go back to the marks."""
+        """Finish manifests in doubt, forget what was only in memory, go back to the marks.
+
+        Whoever claimed them may be dead, or may be a live process that had some of these buckets a moment ago:
+        running a manifest beside it changes nothing. Manifests of other buckets are left to those who have these.
+        """
         await self._forget()
         buckets = await self._source.assigned()
         async with self.progress.still():
-            for manifest in await self._marks.unapplied():
+            # First the marks, then what was claimed before them: a bucket goes on from a mark only when all up to
+            # it is applied. What another process claims in between runs here, too, and the claim from the older mark fails.
+            marks = await self._marks.load(buckets)
+            for manifest in await self._marks.unapplied(buckets):
                 _log.info("manifest in doubt runs again", token=manifest.token)
                 await self._apply(manifest)
-            marks = await self._marks.load(buckets)
             for bucket in self.progress.held:
                 self._metrics.held.labels(str(bucket)).set(0)
             self.progress.begin(marks)

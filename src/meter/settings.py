@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -64,6 +65,8 @@ class Settings(KafkaSettings):
     """`redis://`, `rediss://`, `unix://`, or `redis+sentinel://host:port,host:port/name` with a Sentinel's name for it."""
     buckets: int = Field(default=8, ge=1, le=65_536)
     """How many buckets the deployment has. Fixed for its life; equal on every process."""
+    meter_buckets: str = ""
+    """Which buckets this process rolls up, such as `0-3,6`; empty: all. For several rollup processes without Kafka."""
     clickhouse_url: str = ""
     """`chdb:<folder>` for the engine in this process, or `http(s)://user:password@host:port/database`."""
     meter_database_url: str = ""
@@ -87,6 +90,13 @@ class Settings(KafkaSettings):
     meter_metrics_listen: str = ""
     """`host:port` of the Prometheus endpoint; empty = none."""
     log_level: str = "info"
+
+    @field_validator("meter_buckets")
+    @classmethod
+    def _share(cls, value: str) -> str:
+        if not re.fullmatch(r"(\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*)?", value):
+            raise ValueError("must be numbers and ranges such as 0-3,6")
+        return value
 
     @field_validator("redis_url")
     @classmethod
@@ -137,6 +147,29 @@ class Settings(KafkaSettings):
     def _relays(self) -> Self:
         if "relay" in self.meter_roles and not self.kafka_servers:
             raise ValueError("the role relay needs METERGATE_KAFKA_SERVERS")
+        return self
+
+    @property
+    def share(self) -> frozenset[int]:
+        """The buckets that this process rolls up."""
+        if not self.meter_buckets:
+            return frozenset(range(self.buckets))
+        share: set[int] = set()
+        for part in self.meter_buckets.split(","):
+            first, _, last = part.partition("-")
+            share.update(range(int(first), int(last or first) + 1))
+        return frozenset(share)
+
+    @model_validator(mode="after")
+    def _check_share(self) -> Self:
+        if not self.share or max(self.share) >= self.buckets:
+            raise ValueError(
+                f"METERGATE_METER_BUCKETS: must name buckets from 0 to {self.buckets - 1}"
+            )
+        if self.meter_buckets and self.kafka_servers:
+            raise ValueError("METERGATE_METER_BUCKETS: has no meaning with Kafka, which deals them")
+        if self.meter_buckets and not self.clickhouse_url.startswith("http"):
+            raise ValueError("METERGATE_METER_BUCKETS: needs a METERGATE_CLICKHOUSE_URL over HTTP")
         return self
 
     @model_validator(mode="after")

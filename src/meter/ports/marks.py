@@ -49,8 +49,8 @@ class Marks(Protocol):
         """Note that the manifest is in the rollups."""
         ...
 
-    async def unapplied(self) -> Sequence[Manifest]:
-        """Return the manifests claimed but not noted as applied, oldest first."""
+    async def unapplied(self, buckets: Iterable[int] | None = None) -> Sequence[Manifest]:
+        """Return the manifests claimed but not noted as applied, oldest first: of all buckets, or any of these."""
         ...
 
     async def repeats(self, buckets: Iterable[int]) -> int:

@@ -53,7 +53,7 @@ class Aggregates(Retention):
 
     async def add_aggregates(self, manifest: Manifest) -> None:
         marker = (
-            "SELECT max(manifest) FROM aggregates WHERE tenant = '' AND account = '' AND meter = ''"  # noqa: S608
+            "tenant = '' AND account = '' AND meter = ''"
             f" AND customer = '{manifest.ranges[0].bucket:d}'"
         )
         revision, revisions = "toUInt64(0)", ""
@@ -67,10 +67,10 @@ class Aggregates(Retention):
         await add_once(
             self._writer,
             manifest,
+            "aggregates",
+            f"{_COLUMNS}, manifest",
             marker,
             f"""
-            INSERT INTO aggregates ({_COLUMNS}, manifest)
-            SELECT * FROM (
                 SELECT tenant, account, meter, window, {revision} AS revision, customer, dimensions,
                     least, greatest, latest, toUInt64({manifest.number:d}) AS manifest
                 FROM (
@@ -89,7 +89,6 @@ class Aggregates(Retention):
                     toDateTime(0, 'UTC'), toUInt64(0), toString(arrayJoin({buckets_of(manifest)})),
                     CAST([], 'Array(Tuple(String, String))'), toInt64(0), toInt64(0),
                     CAST((0, 0, 0, 0, 0), '{_LATEST}'), toUInt64({manifest.number:d})
-            ) ORDER BY tenant, account, meter, window, revision, customer, dimensions
             """,  # noqa: S608
         )
 

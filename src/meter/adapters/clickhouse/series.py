@@ -38,16 +38,16 @@ class SeriesWriter:
 
     async def add_seats(self, manifest: Manifest) -> None:
         marker = (
-            "SELECT max(manifest) FROM seats WHERE tenant = '' AND grain = 0 AND meter = ''"  # noqa: S608
+            "tenant = '' AND grain = 0 AND meter = ''"
             f" AND account = '' AND customer = '{manifest.ranges[0].bucket:d}'"
         )
         await add_once(
             self._writer,
             manifest,
+            "seats",
+            "tenant, grain, meter, account, customer, at, delta, manifest",
             marker,
             f"""
-            INSERT INTO seats (tenant, grain, meter, account, customer, at, delta, manifest)
-            SELECT * FROM (
                 SELECT CAST(who.t, '{_NAME}') AS tenant, toUInt8(step.1) AS grain,
                     CAST(who.m, '{_NAME}') AS meter, who.a AS account, who.c AS customer,
                     fromUnixTimestamp64Milli(step.2, 'UTC') AS at,
@@ -61,23 +61,18 @@ class SeriesWriter:
                 SELECT CAST('', '{_NAME}'), toUInt8(0), CAST('', '{_NAME}'), '',
                     toString(arrayJoin({buckets_of(manifest)})), fromUnixTimestamp64Milli(0, 'UTC'),
                     toInt64(0), toUInt64({manifest.number:d})
-            ) ORDER BY ALL
             """,  # noqa: S608
         )
 
     async def add_denials(self, manifest: Manifest) -> None:
-        marker = (
-            "SELECT max(manifest) FROM denials WHERE tenant = '' AND meter = ''"  # noqa: S608
-            f" AND customer = '{manifest.ranges[0].bucket:d}'"
-        )
+        marker = f"tenant = '' AND meter = '' AND customer = '{manifest.ranges[0].bucket:d}'"
         await add_once(
             self._writer,
             manifest,
+            "denials",
+            ("tenant, meter, window, account, customer, reason, limit, events, quantity, manifest"),
             marker,
             f"""
-            INSERT INTO denials (tenant, meter, window, account, customer, reason, limit, events,
-                quantity, manifest)
-            SELECT * FROM (
                 SELECT CAST(who.t, '{_NAME}') AS tenant, CAST(who.m, '{_NAME}') AS meter, window,
                     who.a AS account, who.c AS customer, reason, toInt64(effects[9]) AS limit,
                     toUInt64(sum(count)) AS events, sum(toInt128(raw.quantity)) AS refused,
@@ -89,7 +84,6 @@ class SeriesWriter:
                 SELECT CAST('', '{_NAME}'), CAST('', '{_NAME}'), toDateTime(0, 'UTC'), '',
                     toString(arrayJoin({buckets_of(manifest)})), toInt64(0), toInt64(0), toUInt64(0),
                     toInt128(0), toUInt64({manifest.number:d})
-            ) ORDER BY ALL
             """,  # noqa: S608
         )
 

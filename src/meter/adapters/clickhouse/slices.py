@@ -1,16 +1,26 @@
 """What adding a slice to any rollup has in common.
 
-Exactly once rests on two things. A slice is one INSERT of one block into an unpartitioned table, so
-it becomes one part, whole or not at all; and the same part carries marker rows with the manifest's
-number. Whoever runs a manifest again looks for the marker first. The deduplication token covers the
-rest: two processes that run one manifest at the same time.
+Exactly once rests on four things, since a process may die, or pause for any time, before any of them,
+and another may run its manifest meanwhile:
 
-The token alone would not do: ClickHouse notes it before it renames the part into place, and a kill in
-between leaves a token whose rows never come (see MergeTreeSink). The marker tells the difference.
+- A slice is one INSERT of one block into an unpartitioned table, so it becomes one part, whole or not at
+  all; and the same part carries marker rows with the manifest's number.
+- The INSERT adds nothing where its marker is. The server decides that while it runs the statement, so a
+  process that wakes up after an hour adds nothing.
+- Two that run at the same time both find no marker. They have the same deduplication token, and the
+  server takes one of them. They also have the same `query_id`, and it refuses to run the second at all.
+- ClickHouse notes a token before it renames the part into place, and a kill in between leaves a token
+  whose rows never come (see MergeTreeSink). Then the marker stays away, though the INSERT succeeded. The
+  next token is tried only when no INSERT of the manifest runs any more: one that runs may be the one that
+  noted the token, with its rows still to come. One that arrives later has a token that is noted.
+
+`system.processes` is the server's own: the writers of a deployment use one server, or one replica of it.
 """
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import TYPE_CHECKING
 
 from meter.core.records import RecordType
@@ -36,6 +46,11 @@ USAGE_TYPES = ", ".join(
     )
 )
 """Records whose `granted` is usage, or a difference of it."""
+
+MOST_ATTEMPTS = 5
+"""Each but the last was cut off by a kill of the server at the worst instant."""
+PATIENCE, POLL = 60.0, 0.02
+"""Seconds."""
 
 ONE_BLOCK: dict[str, str | int] = {
     "max_insert_threads": 1,
@@ -76,11 +91,37 @@ def buckets_of(manifest: Manifest) -> list[int]:
     return sorted({part.bucket for part in manifest.ranges})
 
 
-async def add_once(writer: ClickHouse, manifest: Manifest, marker: str, insert: str) -> None:
-    """Run the insert unless its marker is there. See the module for why twice at most."""
-    for token in (manifest.token, f"{manifest.token}/again"):
-        if int((await writer.rows(marker))[0][0]) >= manifest.number:
+async def add_once(  # what one insert is made of
+    writer: ClickHouse, manifest: Manifest, table: str, columns: str, marker: str, rows: str
+) -> None:
+    """Add `rows`, a query, to the table, unless its `marker`, a condition, is there. See the module for why once."""
+    seek = f"SELECT max(manifest) FROM {table} WHERE {marker}"  # noqa: S608 - no user's words
+    insert = (
+        f"INSERT INTO {table} ({columns}) SELECT * FROM ({rows})"  # noqa: S608
+        f" WHERE ({seek}) < {manifest.number:d} ORDER BY ALL"
+    )
+    for attempt in range(1, MOST_ATTEMPTS + 1):
+        token = manifest.token if attempt == 1 else f"{manifest.token}/{attempt}"
+        settings = {"insert_deduplication_token": token, "query_id": f"{token}-{table}"}
+        await writer.command(insert, ONE_BLOCK | settings)
+        if await _there(writer, seek, manifest):
             return
-        await writer.command(insert, ONE_BLOCK | {"insert_deduplication_token": token})
-    if int((await writer.rows(marker))[0][0]) < manifest.number:
-        raise WarehouseUnavailableError(f"manifest {manifest.token} left no marker")
+        await _until_ended(writer, manifest)
+        if await _there(writer, seek, manifest):
+            return
+    raise WarehouseUnavailableError(f"manifest {manifest.token} left no marker in {table}")
+
+
+async def _there(writer: ClickHouse, seek: str, manifest: Manifest) -> bool:
+    return int((await writer.rows(seek))[0][0]) >= manifest.number
+
+
+async def _until_ended(writer: ClickHouse, manifest: Manifest) -> None:
+    """Wait until the server runs no insert of this manifest, whoever sent it."""
+    # The token is of our own making. In this process's own engine statements have other names, and run one by one.
+    running = f"SELECT count() FROM system.processes WHERE startsWith(query_id, '{manifest.token}')"  # noqa: S608
+    give_up = time.monotonic() + PATIENCE
+    while (await writer.rows(running))[0][0]:
+        if time.monotonic() > give_up:
+            raise WarehouseUnavailableError(f"an insert of manifest {manifest.token} does not end")
+        await asyncio.sleep(POLL)

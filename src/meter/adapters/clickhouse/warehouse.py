@@ -96,18 +96,20 @@ class ClickHouseWarehouse(Aggregates, SeriesWriter):
 
     async def add_usage(self, manifest: Manifest) -> None:
         marker = (
-            "SELECT max(manifest) FROM usage WHERE tenant = '' AND account = '' AND meter = ''"  # noqa: S608
+            "tenant = '' AND account = '' AND meter = ''"
             f" AND customer = '{manifest.ranges[0].bucket:d}'"
         )
         buckets = sorted({part.bucket for part in manifest.ranges})
         await add_once(
             self._writer,
             manifest,
+            "usage",
+            (
+                "tenant, account, meter, window, customer, dimensions, adjusted, "
+                "quantity, events, overage, denied_quantity, denied_events, adjustment, manifest"
+            ),
             marker,
             f"""
-            INSERT INTO usage (tenant, account, meter, window, customer, dimensions, adjusted, quantity,
-                events, overage, denied_quantity, denied_events, adjustment, manifest)
-            SELECT * FROM (
                 SELECT CAST(who.t, 'LowCardinality(String)') AS tenant, who.a AS account,
                     CAST(who.m, 'LowCardinality(String)') AS meter, window, who.c AS customer,
                     arraySort(CAST(who.d, 'Array(Tuple(String, String))')) AS dimensions,
@@ -128,23 +130,19 @@ class ClickHouseWarehouse(Aggregates, SeriesWriter):
                     CAST([], 'Array(Tuple(String, String))'), toDateTime(0, 'UTC'), toInt128(0),
                     toInt64(0), toInt128(0), toInt128(0), toUInt64(0), toInt128(0),
                     toUInt64({manifest.number:d})
-            ) ORDER BY ALL
             """,  # noqa: S608
         )
 
     async def add_ledger(self, manifest: Manifest) -> None:
-        marker = (
-            "SELECT max(manifest) FROM ledger WHERE limit = 0 AND period = 0"  # noqa: S608
-            f" AND bucket = {manifest.ranges[0].bucket:d}"
-        )
+        marker = f"limit = 0 AND period = 0 AND bucket = {manifest.ranges[0].bucket:d}"
         buckets = sorted({part.bucket for part in manifest.ranges})
         await add_once(
             self._writer,
             manifest,
+            "ledger",
+            "bucket, limit, period, used, held, manifest",
             marker,
             f"""
-            INSERT INTO ledger (bucket, limit, period, used, held, manifest)
-            SELECT * FROM (
                 SELECT bucket, toInt64(e.1) AS limit, toInt64(e.2) AS period,
                     sum(toInt64(e.3)) AS used, sum(toInt64(e.4)) AS held,
                     toUInt64({manifest.number:d}) AS manifest
@@ -153,7 +151,6 @@ class ClickHouseWarehouse(Aggregates, SeriesWriter):
                 UNION ALL
                 SELECT toUInt32(arrayJoin({buckets})), toInt64(0), toInt64(0), toInt64(0), toInt64(0),
                     toUInt64({manifest.number:d})
-            ) ORDER BY ALL
             """,  # noqa: S608
         )
 

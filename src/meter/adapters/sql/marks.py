@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import delete, event, func, insert, select, update
+from sqlalchemy import delete, event, func, insert, select, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -78,8 +78,10 @@ class SqlMarks:
             raise MarksUnavailableError(f"marks: {error}") from error
 
     async def migrate(self) -> None:
-        """Bring the schema up to date."""
+        """Bring the schema up to date. Safe to call from several processes: one does it, the others wait."""
         async with self._transaction() as connection:
+            if self._engine.dialect.name == "postgresql":
+                await connection.execute(text("SELECT pg_advisory_xact_lock(7268902)"))
             await connection.run_sync(_upgrade)
 
     async def load(self, buckets: Iterable[int]) -> Mapping[int, Position]:
@@ -122,19 +124,23 @@ class SqlMarks:
                 )
             )
 
-    async def unapplied(self) -> Sequence[Manifest]:
+    async def unapplied(self, buckets: Iterable[int] | None = None) -> Sequence[Manifest]:
+        wanted = None if buckets is None else set(buckets)
         async with self._transaction() as connection:
             rows = await connection.execute(
                 select(manifests.c.number, manifests.c.token, manifests.c.ranges)
                 .where(manifests.c.applied.is_(False))
                 .order_by(manifests.c.number)
             )
-            return [
+            found = [
                 Manifest(
                     row.number, row.token, tuple(Range(*part) for part in json.loads(row.ranges))
                 )
                 for row in rows
             ]
+        if wanted is None:
+            return found
+        return [one for one in found if wanted.intersection(part.bucket for part in one.ranges)]
 
     async def repeats(self, buckets: Iterable[int]) -> int:
         async with self._transaction() as connection:
