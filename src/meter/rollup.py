@@ -441,10 +441,14 @@ class Rollup:
         if time.monotonic() - self._expired_at < EXPIRE_EVERY:
             return
         self._expired_at = time.monotonic()
+        if min(self._sequencers, default=1) != 0:
+            return  # one of several processes does it: the one that has the first bucket
         for day in await self._warehouse.old_days(self._options.raw_days):
             places = await self._warehouse.places(day)
             marks = await self._marks.load(places)
             waiting = {bucket for bucket, place in places.items() if place > marks[bucket]}
+            for manifest in await self._marks.unapplied(places):
+                waiting.update(part.bucket for part in manifest.ranges)
             if waiting:
                 _log.warning("raw is kept: not rolled up yet", day=str(day), buckets=waiting)
                 return
