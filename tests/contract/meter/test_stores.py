@@ -124,8 +124,8 @@ async def test_a_crash_before_any_step_changes_no_total(meter: Stand) -> None:
             crashed.append(step)
         if number % 3 == 0:
             await meter.drain()
-    # A correction has a step of its own.
-    assert set(STAGES) - set(crashed) <= {"recompute"}
+    # Corrections, seats and denials have steps of their own.
+    assert set(STAGES) - set(crashed) <= {"recompute", "seats", "denials"}
     await meter.drain()
     assert await meter.total() == used
     assert await audited(meter, place, used) == len(STAGES) + 1
