@@ -56,6 +56,8 @@ POINTS = {
     "rollup.denials": "as before, and denials are not in their series",
     "rollup.applied": "a slice is rolled up, SQL still holds it in doubt",
     "rollup.commit": "a slice is done, the log still has its records",
+    "rollup.expire": "a day of raw is over its keeping, audits have no sums of it",
+    "rollup.drop": "audits have the day's sums, its raw records are still there",
     "relay.read": "the outboxes are about to be read",
     "relay.publish": "records were read from the outboxes, Kafka has none of them",
     "relay.trim": "Kafka has acknowledged records, the outboxes still have them",
