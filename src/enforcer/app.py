@@ -31,6 +31,7 @@ from enforcer.errors import (
     MisconfiguredError,
 )
 from enforcer.gateway import Gateway
+from enforcer.gateway.audits import Audits
 from enforcer.gateway.backfill import Backfilling
 from enforcer.gateway.carrying import Carrier
 from enforcer.gateway.corrections import Correcting, CorrectionRules
@@ -145,6 +146,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         _log.info("listening", listen=settings.listen)
         background = [
             asyncio.create_task(_tell_health(server, counters, metrics)),
+            asyncio.create_task(
+                _watch(Audits(counters, usage, definitions, settings.buckets), settings, metrics)
+            ),
             asyncio.create_task(_tick(counters, settings.buckets, metrics)),
             asyncio.create_task(_finish_changes(definitions, counters)),
             asyncio.create_task(_finish_corrections(carrier, counters)),
@@ -208,6 +212,12 @@ async def _lease_secret(definitions: SqlDefinitions, stop: asyncio.Event) -> byt
             except TimeoutError:
                 pause = min(pause * 2, 5.0)
     return None
+
+
+async def _watch(audits: Audits, settings: Settings, metrics: Metrics) -> None:
+    """Audit all the time, unless another enforcer does."""
+    if settings.audit_interval_seconds:
+        await audits.watch(settings.audit_interval_seconds, metrics.audited, metrics.audit_age.set)
 
 
 async def _tell_health(server: GrpcServer, counters: RedisCounters, metrics: Metrics) -> None:

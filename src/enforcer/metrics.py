@@ -94,6 +94,26 @@ class Metrics:
             ("state",),
             registry=registry,
         )
+        self._drift = Gauge(
+            "enforcer_audit_drift_counters",
+            "Counters that differ from their records, at the last comparison of each bucket.",
+            ("bucket",),
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._gaps = Gauge(
+            "enforcer_audit_gaps",
+            "Open gaps in sequences, at the last comparison of each bucket.",
+            ("bucket",),
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self.audit_age = Gauge(
+            "enforcer_audit_age_seconds",
+            "How long ago the bucket was compared with its records that has waited longest.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self.ready = Gauge(
             "enforcer_ready",
             "1 while this worker has a Redis connection with opened generations, and calls pass.",
@@ -121,6 +141,11 @@ class Metrics:
         if child is None:
             child = self._decision_children[mode, reason] = self._decisions.labels(mode, reason)
         child.inc()
+
+    def audited(self, bucket: int, drift: int, gaps: int) -> None:
+        """One bucket was held against its records."""
+        self._drift.labels(str(bucket)).set(drift)
+        self._gaps.labels(str(bucket)).set(gaps)
 
     def batched(self, checks: int, seconds: float) -> None:
         """One script call."""

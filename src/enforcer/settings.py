@@ -66,6 +66,9 @@ class Settings(BaseSettings):
     """… and there were at least so many …"""
     breaker_failure_percent: int = Field(default=50, ge=1, le=100)
     """… of which at least so many in a hundred failed."""
+    audit_interval_seconds: float = Field(default=60.0, ge=0, le=86_400)
+    """Every so often one bucket's counters are held against its records; 0 = never. One enforcer of a deployment is
+    enough. A comparison that takes long is repeated less often: it never takes more than a twentieth of the time."""
     cached_programs: int = Field(default=100_000, ge=100, le=10_000_000)
     """How many customers' terms for a feature stay compiled."""
     backfill_days: int = Field(default=400, ge=2, le=36_500)

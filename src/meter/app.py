@@ -175,7 +175,7 @@ async def _add_rollup(
     series = Series(ClickHouseSeries(reader), fresh, token.encode())
     services += [
         ReportService(reports, series, caller),
-        LedgerService(audit, recall, lookup, caller),
+        LedgerService(audit, recall, lookup, rollup, caller),
     ]
 
 

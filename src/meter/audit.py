@@ -53,7 +53,7 @@ class Difference(NamedTuple):
 
 @dataclass(slots=True)
 class Comparison:
-    """What was found. All but `records` and `counters` should be empty or 0."""
+    """What was found. All but `records`, `counters` and `accepted` should be empty or 0."""
 
     records: int = 0
     counters: int = 0
@@ -61,6 +61,7 @@ class Comparison:
     repeats: int = 0
     drift: list[Difference] = field(default_factory=list)
     rollup_difference: int = 0
+    accepted: list[Gap] = field(default_factory=list)
 
 
 class Audit:
@@ -69,8 +70,12 @@ class Audit:
     def __init__(self, rolled: Rolled, reader: LedgerReader, marks: Marks, wait: float) -> None:
         self._rolled, self._reader, self._marks, self._wait = rolled, reader, marks, wait
 
-    async def compare(self, states: Sequence[BucketCounters]) -> Comparison:
+    async def compare(
+        self, states: Sequence[BucketCounters], *, rollups: bool = True
+    ) -> Comparison:
         """Compare the counters with the ledger as of exactly their last record.
+
+        `rollups`: also all of usage with all of raw, of whichever bucket.
 
         Raise `RollupBehindError` when the rollup does not get there in time,
         `WarehouseUnavailableError` or `MarksUnavailableError` when a store is away.
@@ -84,7 +89,10 @@ class Audit:
             await self._sequences(wanted, out)
             for state in states:
                 await self._counters(state, marks.get(state.bucket, Position(0, -1)), out)
-            out.rollup_difference = await self._reader.rollup_difference(marks)
+            if rollups:
+                out.rollup_difference = await self._reader.rollup_difference(marks)
+        out.accepted += await self._marks.accepted(wanted)
+        out.gaps = [gap for gap in out.gaps if not any(_lies_in(gap, one) for one in out.accepted)]
         out.repeats += await self._marks.repeats(wanted)
         return out
 
@@ -105,7 +113,7 @@ class Audit:
                 out.gaps.append(Gap(bucket, place.generation, 0, place.sequence + 1, "missing"))
         found = set(out.gaps)
         for gap in self._rolled.held.values():
-            if gap not in found:
+            if gap.bucket in wanted and gap not in found:
                 out.gaps.append(gap)
 
     async def _counters(self, state: BucketCounters, mark: Position, out: Comparison) -> None:
@@ -123,3 +131,8 @@ class Audit:
             ledger = (used - used_later, held - held_later)
             if ledger != shown:
                 out.drift.append(Difference(state.bucket, counter, shown, ledger))
+
+
+def _lies_in(gap: Gap, other: Gap) -> bool:
+    same = gap[:2] == other[:2]
+    return same and other.first <= gap.first and gap.last <= other.last

@@ -13,6 +13,7 @@ MeterError
 │   ├── WarehouseUnavailableError
 │   ├── MarksUnavailableError
 │   └── RollupBehindError
+├── GapUnknownError          no bucket is held at the gap that is to be accepted
 ├── FencedError              another process has moved the rollup's marks
 └── MisconfiguredError       a setting is wrong; the process does not start
 """
@@ -26,6 +27,7 @@ import grpc
 __all__ = [
     "DOMAIN",
     "FencedError",
+    "GapUnknownError",
     "InvalidRequestError",
     "LogMovedError",
     "LogUnavailableError",
@@ -146,6 +148,14 @@ class MarksUnavailableError(UnavailableError):
     """The SQL database of marks and manifests failed."""
 
     reason = "MARKS_UNAVAILABLE"
+
+
+class GapUnknownError(MeterError):
+    """The bucket is not held at the gap that is to be accepted."""
+
+    reason = "GAP_UNKNOWN"
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    http = 409
 
 
 class RollupBehindError(UnavailableError):

@@ -29,10 +29,10 @@ import structlog
 
 from meter.core.records import RecordType
 from meter.core.sequence import Entry, Gap, Position, Range, Sequencer, Verdict
-from meter.errors import FencedError, RollupBehindError, UnavailableError
+from meter.errors import FencedError, GapUnknownError, RollupBehindError, UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 
     from meter.metrics import Metrics
     from meter.ports.log import Batch, LogSource
@@ -195,7 +195,7 @@ class Rollup:
         self._metrics = metrics
         self._options = options or Options()
         self._steps = steps
-        self._stopping = asyncio.Event()
+        self._stopping, self._again = asyncio.Event(), asyncio.Event()
         self._sequencers: dict[int, Sequencer] = {}
         self._stored: set[tuple[int, int, int]] = set()
         self._gap_since: dict[int, float] = {}
@@ -215,7 +215,7 @@ class Rollup:
         while not self._stopping.is_set():
             try:
                 await self.recover()
-                while not self._stopping.is_set():
+                while not self._stopping.is_set() and not self._again.is_set():
                     began = time.monotonic()
                     await self.flush(self._options.idle_wait)
                     pause = FIRST_PAUSE
@@ -237,6 +237,7 @@ class Rollup:
         Whoever claimed them may be dead, or may be a live process that had some of these buckets a moment ago:
         running a manifest beside it changes nothing. Manifests of other buckets are left to those who have these.
         """
+        self._again.clear()
         await self._forget()
         buckets = await self._source.assigned()
         async with self.progress.still():
@@ -248,8 +249,10 @@ class Rollup:
                 await self._apply(manifest)
             for bucket in self.progress.held:
                 self._metrics.held.labels(str(bucket)).set(0)
+            self._stored = await self._warehouse.stored_beyond(marks)
+            marks = dict(marks)
+            await self._finish_flush(marks)
             self.progress.begin(marks)
-        self._stored = await self._warehouse.stored_beyond(marks)
         self._sequencers = {
             bucket: Sequencer(bucket, mark, self._options.look_ahead)
             for bucket, mark in marks.items()
@@ -333,7 +336,7 @@ class Rollup:
                     if (bucket, entry.generation, entry.sequence) not in self._stored
                 ]
                 self._stored -= {(bucket, e.generation, e.sequence) for bucket, e in part.records}
-                self._note_orphans(part)
+                self._adopt_orphans(part)
             await self._warehouse.store(new)
             await self._warehouse.review_late(part.late)
             self._metrics.review.inc(len(part.late))
@@ -351,18 +354,64 @@ class Rollup:
         with self._stage("commit"):
             await self._source.commit({b: new for b, (_, new) in part.moves.items()})
 
-    def _note_orphans(self, part: _Slice) -> None:
-        """Tell of records that raw has, but that the log lost before they were claimed.
+    def _adopt_orphans(self, part: _Slice) -> None:
+        """Claim with this slice what raw has of generations that it ends, and the log has lost.
 
-        Their generation is over: they are in no slice. An audit shows them as a difference of the
-        rollup, until a person decides.
+        A crash between storing and claiming left them. They were decided, so they count.
         """
         over = {bucket: new.generation for bucket, (_, new) in part.moves.items()}
         orphans = {key for key in self._stored if key[1] < over.get(key[0], 0)}
         if orphans:
             self._stored -= orphans
-            self._metrics.review.inc(len(orphans))
-            _log.error("raw has records that the log has lost", places=sorted(orphans)[:10])
+            part.ranges += ranges_of(orphans)
+            _log.warning("records that the log has lost count all the same", count=len(orphans))
+
+    async def _finish_flush(self, marks: dict[int, Position]) -> None:
+        """Claim what raw has right behind the marks: a crash came between storing and claiming."""
+        ranges = []
+        for part in ranges_of(self._stored):
+            mark = marks[part.bucket]
+            if (part.generation, part.first) == (mark.generation, mark.sequence + 1):
+                ranges.append(part)
+        if not ranges:
+            return
+        moves = {
+            part.bucket: (marks[part.bucket], Position(part.generation, part.last - 1))
+            for part in ranges
+        }
+        manifest = await self._marks.claim(moves, ranges, {})
+        await self._apply(manifest)
+        marks.update({bucket: new for bucket, (_, new) in moves.items()})
+        for bucket, generation, first, last in ranges:
+            self._stored -= {(bucket, generation, place) for place in range(first, last)}
+        _log.info("a flush that was cut short is finished", ranges=ranges)
+
+    async def accept(self, gap: Gap, actor: str, seconds: float) -> int:
+        """Go on behind a gap that holds its bucket; return how many of its records raw has and count now.
+
+        Raise `GapUnknownError` unless the bucket is held at exactly this gap.
+        """
+        async with self.progress.still() as marks:
+            held = self.progress.held.get(gap.bucket)
+            if held is None or held[:4] != gap[:4]:
+                where = (
+                    "nowhere" if held is None else f"at {held.generation} {held.first} {held.last}"
+                )
+                raise GapUnknownError(
+                    f"bucket {gap.bucket} is held {where}, not at {gap.generation} {gap.first} {gap.last}"
+                )
+            inside = {
+                key for key in self._stored if key[:2] == gap[:2] and gap.first <= key[2] < gap.last
+            }
+            await self._marks.accept(gap, marks[gap.bucket], ranges_of(inside), actor)
+            # From now on whoever waits for the bucket waits until it has gone on.
+            self._again.set()
+            del self.progress.held[gap.bucket]
+            self._metrics.held.labels(str(gap.bucket)).set(0)
+        _log.warning("gap accepted", actor=actor, **gap._asdict())
+        self.progress.wanted.set()
+        await self.progress.reached({gap.bucket: Position(gap.generation, gap.last - 1)}, seconds)
+        return len(inside)
 
     async def _apply(self, manifest: Manifest) -> None:
         """Add a claimed manifest to the rollups. Running it again changes nothing."""
@@ -410,6 +459,8 @@ class Rollup:
 
     def _hold(self) -> None:
         """Stop reading buckets whose gap has outlasted the look ahead or the patience."""
+        if self._again.is_set():
+            return  # the marks were moved: what is known here is out of date
         now = time.monotonic()
         for bucket, sequencer in self._sequencers.items():
             if sequencer.gap is None:
@@ -480,6 +531,17 @@ class Rollup:
                     await self._stopping.wait()
             except TimeoutError:
                 return
+
+
+def ranges_of(places: Iterable[tuple[int, int, int]]) -> list[Range]:
+    """Places (bucket, generation, number) as ranges."""
+    found: list[Range] = []
+    for bucket, generation, place in sorted(places):
+        if found and found[-1][:2] == (bucket, generation) and found[-1].last == place:
+            found[-1] = found[-1]._replace(last=place + 1)
+        else:
+            found.append(Range(bucket, generation, place, place + 1))
+    return found
 
 
 class _Timed:

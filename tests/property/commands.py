@@ -63,7 +63,7 @@ def plan(runs: int, steps: int) -> settings:
     )
 
 
-def replaced(body: bytes, **fields: str) -> bytes:
+def replaced(body: bytes, **fields: Any) -> bytes:
     """A body with other fields."""
     return encode_body(msgspec.structs.replace(decode_body(body), **fields))
 
@@ -205,7 +205,19 @@ class Commands(RuleBasedStateMachine):
             (ask, *_) = self.group(dice, customer)
             after = number - 1 if dice.random() < 0.9 else 0
             mode, journaled = Mode.RECORD_ONLY, Journaled(place[1], number, after)
-            groups.append([replace(ask, mode=mode, reservation="", ttl_ms=0, journaled=journaled)])
+            body = replaced(ask.body, j=place[1], jn=number)
+            groups.append(
+                [
+                    replace(
+                        ask,
+                        mode=mode,
+                        body=body,
+                        reservation="",
+                        ttl_ms=0,
+                        journaled=journaled,
+                    )
+                ]
+            )
             if after <= self.journals[place]:
                 self.journals[place] = max(number, self.journals[place])
         for (ask,), (answer,) in zip(groups, self.say("decide_all", groups), strict=True):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from enforcer.adapters.counters.mend import Truth
-    from enforcer.core.commands import Answer, Ask
+    from enforcer.core.commands import Answer, Ask, Counter
     from enforcer.core.corrections import Correction
     from enforcer.core.model import Customer, Feature
     from enforcer.core.rebuild import Account
@@ -142,6 +142,9 @@ class RedisTwin:
         certain: bool = False,
     ) -> Any:
         return self._run(self._store.correct(bucket, acknowledged, corrections, certain=certain))
+
+    def repair(self, bucket: int, body: bytes, changes: Sequence[Counter]) -> Any:
+        return self._run(self._store.repair(bucket, body, changes))
 
     def counters(self, bucket: int) -> Any:
         return self._run(self._store.counters(bucket))

@@ -149,6 +149,19 @@ class Twins(Commands):
             changes=changes,
         )
 
+    @rule(seed=SEEDS)
+    def repair(self, seed: int) -> None:
+        """A counter, and one that is not there."""
+        dice = self.dice(seed)
+        bucket = dice.randrange(BUCKETS)
+        known = self.memory.counters(bucket).counters
+        if not known:
+            return
+        one = replace(dice.choice(known), used=dice.randint(0, 3), held=0)
+        for change in (one, replace(one, limit=10**6)):
+            done = self.say("repair", bucket, b'{"w":"repair"}', [change])
+            Twins.all_seen["repaired"] += len(done)
+
     def teardown(self) -> None:
         try:
             for bucket in range(BUCKETS):
@@ -199,6 +212,7 @@ def test_scripts_and_specification_are_twins(valkey: ValkeyProcess) -> None:
         "replayed",
         "renewed",
         "ended",
+        "repaired",
         "OutOfTurn",
         "counted",
         "counted before",

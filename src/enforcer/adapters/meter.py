@@ -75,6 +75,9 @@ class MeterClient:
         call = self._ledger.Compare(request, metadata=metadata, timeout=SECONDS)
         return await _answered(call)
 
+    async def skip_gap(self, request: ledger_pb2.SkipGapRequest) -> ledger_pb2.SkipGapResponse:
+        return await _answered(self._ledger.SkipGap(request, **self._own))
+
     async def catch_up(self, request: ledger_pb2.CatchUpRequest) -> ledger_pb2.CatchUpResponse:
         return await _answered(self._ledger.CatchUp(request, **self._own))
 

@@ -18,6 +18,7 @@ from enforcer.cli import (
     corrections,
     kafka,
     leases,
+    repair,
     replay,
     series,
     up,
@@ -80,6 +81,8 @@ app.command("backfill")(corrections.backfill)
 app.command("corrections")(corrections.corrections)
 app.command("seal")(corrections.seal)
 app.add_typer(corrections.review, name="review")
+app.command("reconcile")(repair.reconcile)
+app.add_typer(repair.gap_app)
 app.add_typer(kafka.app)
 
 

@@ -20,7 +20,7 @@ from meter.v1.report_pb2_grpc import ReportServiceStub
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["audit", "findings"]
+__all__ = ["audit", "drifting", "findings"]
 
 
 def audit(
@@ -50,7 +50,19 @@ def audit(
         )
         for finding in found:
             typer.echo(f"finding: {finding}")
+        for gap in response.accepted_gaps:
+            typer.echo(f"accepted before: {_gap(gap)}")
     raise typer.Exit(Status.REFUSED if found else Status.OK)
+
+
+def drifting(drift: report_pb2.Drift) -> str:
+    """A counter that differs, with both sides."""
+    return (
+        f"bucket {drift.bucket}, limit {drift.limit}, "
+        f"period {drift.period_start}: used {number(drift.counter_used)} in the counter and "
+        f"{number(drift.ledger_used)} in the ledger, held {number(drift.counter_held)} and "
+        f"{number(drift.ledger_held)}"
+    )
 
 
 def findings(response: report_pb2.AuditResponse) -> Iterator[str]:
@@ -59,18 +71,17 @@ def findings(response: report_pb2.AuditResponse) -> Iterator[str]:
     Repeats are one, although each was counted once: something upstream wrote a record twice.
     """
     for gap in response.gaps:
-        yield (
-            f"gap in bucket {gap.bucket}, generation {gap.generation}: "
-            f"records {gap.first} to {gap.last - 1} are missing"
-        )
+        yield f"gap in {_gap(gap)}"
     if response.repeats:
         yield f"{number(response.repeats)} records arrived more than once and were counted once"
     for drift in response.drift:
-        yield (
-            f"drift in bucket {drift.bucket}, limit {drift.limit}, "
-            f"period {drift.period_start}: used {number(drift.counter_used)} in the counter and "
-            f"{number(drift.ledger_used)} in the ledger, held {number(drift.counter_held)} and "
-            f"{number(drift.ledger_held)}"
-        )
+        yield f"drift in {drifting(drift)}"
     if response.rollup_difference:
         yield f"rollups differ from the raw records by {number(response.rollup_difference)}"
+
+
+def _gap(gap: report_pb2.SequenceGap) -> str:
+    return (
+        f"bucket {gap.bucket}, generation {gap.generation}: "
+        f"records {gap.first} to {gap.last - 1} are missing"
+    )

@@ -135,7 +135,11 @@ class Plan:
             Part(
                 f"enforcer-{worker}",
                 (sys.executable, "-m", "enforcer.app"),
-                _environment(self._settings() | self._marks()),
+                _environment(
+                    self._settings()
+                    | self._marks()
+                    | ({} if worker == 1 else {"METERGATE_AUDIT_INTERVAL_SECONDS": "0"})
+                ),
                 ready,
             )
             for worker in range(1, self.workers + 1)

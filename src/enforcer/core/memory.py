@@ -7,7 +7,7 @@ clock and finds replies, counters, leases and records equal.
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from enforcer.core.commands import (
@@ -596,6 +596,19 @@ class MemoryCounters:
                 break
         return outcomes
 
+    def repair(self, bucket: int, body: bytes, changes: Sequence[Counter]) -> list[Counter]:
+        step = self._step(bucket)
+        done, entries = [], []
+        for state in step.bucket.states.values():
+            for code, slot in state.slots.items():
+                for one in changes:
+                    if one.limit == code >> 3 and _repaired(Family(code & 7), slot, one):
+                        entries.append(Effect(*astuple(one)))
+                        done.append(one)
+        if done:
+            step.append(body, Effects(RecordType.REPAIR, step.now, entries=tuple(entries)))
+        return done
+
     def counters(self, bucket: int) -> BucketState:
         found = self._buckets[bucket]
         counters = [
@@ -612,6 +625,24 @@ class MemoryCounters:
         return BucketState(
             bucket, found.generation, found.sequence - 1, tuple(sorted(counters, key=_place))
         )
+
+
+def _repaired(family: Family, slot: list[float], change: Counter) -> bool:
+    """Change a slot, if it counts that period."""
+    if family is Family.COUNT and slot[PERIOD] == change.period:
+        slot[USED] += change.used
+        slot[HELD] += change.held
+        return True
+    if family is not Family.RING24:
+        return False
+    count = RING_SLOTS[family]
+    if change.period == 0:
+        slot[RING_HELD] += change.held
+        return True
+    if not slot[NEWEST] - count < change.period <= slot[NEWEST]:
+        return False
+    slot[RING + change.period % count] += change.used
+    return True
 
 
 def _place(counter: Counter) -> tuple[int, int, int, int]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         Answer,
         Ask,
         BucketState,
+        Counter,
         EpochStale,
         HoldGone,
         KeyReused,
@@ -103,6 +104,14 @@ class CounterStore(Protocol):
         `acknowledged`: all up to this number are settled in the list of corrections; their outcomes are forgotten here.
         Outcomes come in the order of the corrections, up to and with the first that has to be planned again. In a new
         generation nothing is done unless `certain`: what is behind `acknowledged` is in no record.
+        """
+        ...
+
+    async def repair(self, bucket: int, body: bytes, changes: Sequence[Counter]) -> list[Counter]:
+        """Add to counters what they lack, with one record that says so; return the changes that were made.
+
+        A counter that has left the period of its change is left alone. The record's effects are no part of the ledger:
+        they bring the counters to it.
         """
         ...
 

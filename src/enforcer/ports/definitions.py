@@ -137,6 +137,10 @@ class Definitions(Protocol):
         """Redis has the bucket: from now on its absence there is a loss."""
         ...
 
+    async def note(self, tenant: str, actor: str, action: str, kind: str, key: str) -> None:
+        """Write an entry of the audit log: who did what to which thing, now."""
+        ...
+
     async def last_generation(self, bucket: int) -> int:
         """The greatest generation given out; 0 if the bucket was never opened."""
         ...

@@ -31,6 +31,10 @@ class UsageReports(Protocol):
         """What was refused to one tenant's customers over time."""
         ...
 
+    async def skip_gap(self, request: ledger_pb2.SkipGapRequest) -> ledger_pb2.SkipGapResponse:
+        """Go on behind a gap."""
+        ...
+
     async def compare(self, request: ledger_pb2.CompareRequest) -> ledger_pb2.CompareResponse:
         """Hold counters against the ledger."""
         ...

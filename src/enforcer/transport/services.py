@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from enforcer.catalog.parse import parse
 from enforcer.catalog.read import Issue, refuse
 from enforcer.errors import InvalidRequestError
+from enforcer.gateway.audits import Audits
 from enforcer.v1 import catalog_pb2, enforcer_pb2
-from meter.v1 import ledger_pb2, report_pb2, usage_pb2
+from meter.v1 import ledger_pb2, repair_pb2, report_pb2, usage_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -96,12 +97,10 @@ class _Reports:
     def __init__(
         self,
         definitions: Definitions,
-        counters: CounterStore,
         usage: UsageReports,
-        buckets: int,
+        audits: Audits,
     ) -> None:
-        self._definitions, self._counters = definitions, counters
-        self._usage, self._buckets = usage, buckets
+        self._definitions, self._usage, self._audits = definitions, usage, audits
 
     async def query(self, caller: Caller, request: report_pb2.QueryUsageRequest) -> Message:
         """Forwards to the meter, for the caller's tenant alone."""
@@ -161,30 +160,41 @@ class _Reports:
                 request.aggregations.add(meter=meter, aggregation=number, dimension=dimension)
 
     async def audit(self, _: Caller, __: report_pb2.AuditRequest) -> Message:
-        """Reads every counter with the record it contains last, and has the meter hold them against the ledger."""
-        question = ledger_pb2.CompareRequest()
-        for bucket in range(self._buckets):
-            state = await self._counters.counters(bucket)
-            question.buckets.add(
-                bucket=bucket,
-                generation=state.generation,
-                last_sequence=state.last,
-                counters=[
-                    ledger_pb2.Counter(
-                        limit=one.limit, period_start=one.period, used=one.used, held=one.held
-                    )
-                    for one in state.counters
-                ],
+        """Every counter with the record it contains last, held against the ledger by the meter."""
+        return await self._audits.audit()
+
+
+class _Repairs:
+    """`meter.v1.RepairService`: what an operator decides. The audit log has who and what."""
+
+    def __init__(self, definitions: Definitions, usage: UsageReports, audits: Audits) -> None:
+        self._definitions, self._usage, self._audits = definitions, usage, audits
+
+    async def accept_gap(self, caller: Caller, request: repair_pb2.AcceptGapRequest) -> Message:
+        """Goes on behind a gap."""
+        found = await self._usage.skip_gap(
+            ledger_pb2.SkipGapRequest(
+                bucket=request.bucket,
+                generation=request.generation,
+                first=request.first,
+                last=request.last,
+                actor=caller.key_id,
             )
-        found = await self._usage.compare(question)
-        return report_pb2.AuditResponse(
-            records=found.records,
-            gaps=found.gaps,
-            repeats=found.repeats,
-            drift=found.drift,
-            counters=found.counters,
-            rollup_difference=found.rollup_difference,
         )
+        await self._definitions.note(
+            caller.tenant,
+            caller.key_id,
+            "accepted",
+            "gap",
+            f"{request.bucket}/{request.generation}/{request.first}-{request.last}",
+        )
+        return repair_pb2.AcceptGapResponse(found=found.found)
+
+    async def reconcile(self, caller: Caller, request: repair_pb2.ReconcileRequest) -> Message:
+        """Brings counters to their records."""
+        if request.dry_run:
+            return repair_pb2.ReconcileResponse(drift=(await self._audits.audit()).drift)
+        return await self._audits.reconcile(caller)
 
 
 def methods(
@@ -197,7 +207,9 @@ def methods(
 ) -> list[Method]:
     """All of them. `steps` is called with the name of each step of a change before it begins."""
     catalog = _Catalog(definitions, counters, steps)
-    reports = _Reports(definitions, counters, usage, buckets)
+    audits = Audits(counters, usage, definitions, buckets)
+    reports = _Reports(definitions, usage, audits)
+    repairs = _Repairs(definitions, usage, audits)
 
     def by_tenant(answer: Callable[[str, Any], Awaitable[Message]]) -> Callable[..., Any]:
         async def call(caller: Caller, request: Any) -> Message:
@@ -298,6 +310,22 @@ def methods(
             report_pb2.AuditResponse,
             "admin",
             reports.audit,
+        ),
+        Method(
+            "meter.v1.RepairService",
+            "AcceptGap",
+            repair_pb2.AcceptGapRequest,
+            repair_pb2.AcceptGapResponse,
+            "admin",
+            repairs.accept_gap,
+        ),
+        Method(
+            "meter.v1.RepairService",
+            "Reconcile",
+            repair_pb2.ReconcileRequest,
+            repair_pb2.ReconcileResponse,
+            "admin",
+            repairs.reconcile,
         ),
     ]
     return found

@@ -33,7 +33,8 @@ or 0, `quantity` is what counts from now on, and `extra` is 1 where the window o
 usage is an adjustment in the window of `now`. VOID and AMEND name in their body the record that they correct.
 
 Usage is what records of `USAGE`, `COMMIT` and corrections have granted; their time is the body's `at` or else `now`. The
-sum of `used` and `held` per (limit, period) over all records of a bucket is the ledger: what the counters must show.
+sum of `used` and `held` per (limit, period) over all records of a bucket is the ledger: what the counters must show. Only what a
+REPAIR changed is no part of it: it brought counters to the ledger.
 """
 
 from __future__ import annotations

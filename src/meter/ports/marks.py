@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from meter.core.sequence import Position, Range
+    from meter.core.sequence import Gap, Position, Range
 
 __all__ = ["Manifest", "Marks"]
 
@@ -43,6 +43,17 @@ class Marks(Protocol):
         All in one transaction, durable on return. `repeats` adds to the buckets' counts of repeats.
         Raise `FencedError` when a mark is not at its old place: another process has gone on.
         """
+        ...
+
+    async def accept(self, gap: Gap, old: Position, ranges: Sequence[Range], actor: str) -> None:
+        """Move a bucket's mark from `old` behind the gap, note who decided so, and claim the ranges.
+
+        All in one transaction. Raise `FencedError` as `claim` does.
+        """
+        ...
+
+    async def accepted(self, buckets: Iterable[int]) -> Sequence[Gap]:
+        """Return the gaps of the buckets that were accepted, in order."""
         ...
 
     async def applied(self, manifest: Manifest) -> None:

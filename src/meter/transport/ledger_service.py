@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from meter.audit import BucketCounters
-from meter.core.sequence import START, Position
+from meter.core.sequence import START, Gap, Position
 from meter.errors import InvalidRequestError
 from meter.ports.warehouse import Choice, Counter
 from meter.transport.calls import faults
@@ -20,15 +20,27 @@ if TYPE_CHECKING:
     from meter.recall import Recall
     from meter.transport.calls import Caller
 
+    class Gaps(Protocol):
+        """What goes on behind a gap: the rollup."""
+
+        async def accept(self, gap: Gap, actor: str, seconds: float) -> int:
+            """Go on; return how many of the gap's records were there all the same."""
+            ...
+
+
 __all__ = ["LedgerService"]
+
+SKIP_SECONDS = 20.0
 
 
 class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
     """Over all tenants: for the deployment's own processes."""
 
-    def __init__(self, audit: Audit, recall: Recall, lookup: Lookup, caller: Caller) -> None:
+    def __init__(
+        self, audit: Audit, recall: Recall, lookup: Lookup, gaps: Gaps, caller: Caller
+    ) -> None:
         self._audit, self._recall, self._lookup = audit, recall, lookup
-        self._caller = caller
+        self._gaps, self._caller = gaps, caller
 
     async def Compare(  # noqa: N802
         self,
@@ -38,7 +50,8 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
         """See the proto."""
         async with faults(context):
             self._caller.check(context)
-            return _answer(await self._audit.compare([_state(part) for part in request.buckets]))
+            states = [_state(part) for part in request.buckets]
+            return _answer(await self._audit.compare(states, rollups=not request.without_rollups))
         raise AssertionError  # the call was aborted
 
     async def CatchUp(  # noqa: N802
@@ -80,6 +93,17 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
                     for counter, (used, held) in found
                 ]
             )
+        raise AssertionError  # the call was aborted
+
+    async def SkipGap(  # noqa: N802
+        self, request: ledger_pb2.SkipGapRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> ledger_pb2.SkipGapResponse:
+        """See the proto."""
+        async with faults(context):
+            self._caller.check(context)
+            gap = Gap(request.bucket, request.generation, request.first, request.last, "accepted")
+            found = await self._gaps.accept(gap, request.actor, SKIP_SECONDS)
+            return ledger_pb2.SkipGapResponse(found=found)
         raise AssertionError  # the call was aborted
 
     async def Recall(  # noqa: N802
@@ -225,4 +249,10 @@ def _answer(found: Comparison) -> ledger_pb2.CompareResponse:
         ],
         counters=found.counters,
         rollup_difference=found.rollup_difference,
+        accepted_gaps=[
+            report_pb2.SequenceGap(
+                bucket=gap.bucket, generation=gap.generation, first=gap.first, last=gap.last
+            )
+            for gap in found.accepted
+        ],
     )

@@ -34,7 +34,9 @@ class _ChoiceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Choice.ValueTy
     CHOICE_OPEN: _Choice.ValueType  # 2
     """Starts of leases and reservations whose end is not among the records."""
     CHOICE_KEYED: _Choice.ValueType  # 3
-    """Those with an idempotency key, and settlements of reservations."""
+    """Those with an idempotency key, settlements of reservations, what a journal of emergency uses counted, and
+    corrections.
+    """
     CHOICE_BOUND: _Choice.ValueType  # 4
     """Of each holder of seats the last start of a lease, and the last end that unbound the holder's device."""
     CHOICE_JOURNALED: _Choice.ValueType  # 5
@@ -48,7 +50,9 @@ CHOICE_ALL: Choice.ValueType  # 1
 CHOICE_OPEN: Choice.ValueType  # 2
 """Starts of leases and reservations whose end is not among the records."""
 CHOICE_KEYED: Choice.ValueType  # 3
-"""Those with an idempotency key, and settlements of reservations."""
+"""Those with an idempotency key, settlements of reservations, what a journal of emergency uses counted, and
+corrections.
+"""
 CHOICE_BOUND: Choice.ValueType  # 4
 """Of each holder of seats the last start of a lease, and the last end that unbound the holder's device."""
 CHOICE_JOURNALED: Choice.ValueType  # 5
@@ -60,16 +64,20 @@ class CompareRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BUCKETS_FIELD_NUMBER: _builtins.int
+    WITHOUT_ROLLUPS_FIELD_NUMBER: _builtins.int
+    without_rollups: _builtins.bool
+    """Leave out what is not of these buckets alone: `rollup_difference`."""
     @_builtins.property
     def buckets(self) -> _containers.RepeatedCompositeFieldContainer[Global___BucketCounters]: ...
     def __init__(
         self,
         *,
         buckets: _abc.Iterable[Global___BucketCounters] | None = ...,
+        without_rollups: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buckets", b"buckets", "without_rollups", b"without_rollups"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -145,6 +153,7 @@ class CompareResponse(_message.Message):
     DRIFT_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
     ROLLUP_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    ACCEPTED_GAPS_FIELD_NUMBER: _builtins.int
     records: _builtins.int
     repeats: _builtins.int
     counters: _builtins.int
@@ -153,6 +162,10 @@ class CompareResponse(_message.Message):
     def gaps(self) -> _containers.RepeatedCompositeFieldContainer[_report_pb2.SequenceGap]: ...
     @_builtins.property
     def drift(self) -> _containers.RepeatedCompositeFieldContainer[_report_pb2.Drift]: ...
+    @_builtins.property
+    def accepted_gaps(self) -> _containers.RepeatedCompositeFieldContainer[_report_pb2.SequenceGap]:
+        """Gaps that somebody has accepted."""
+
     def __init__(
         self,
         *,
@@ -162,14 +175,65 @@ class CompareResponse(_message.Message):
         drift: _abc.Iterable[_report_pb2.Drift] | None = ...,
         counters: _builtins.int = ...,
         rollup_difference: _builtins.int = ...,
+        accepted_gaps: _abc.Iterable[_report_pb2.SequenceGap] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "drift", b"drift", "gaps", b"gaps", "records", b"records", "repeats", b"repeats", "rollup_difference", b"rollup_difference"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_gaps", b"accepted_gaps", "counters", b"counters", "drift", b"drift", "gaps", b"gaps", "records", b"records", "repeats", b"repeats", "rollup_difference", b"rollup_difference"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CompareResponse: _TypeAlias = CompareResponse  # noqa: Y015
+
+@_typing.final
+class SkipGapRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUCKET_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    bucket: _builtins.int
+    generation: _builtins.int
+    first: _builtins.int
+    last: _builtins.int
+    actor: _builtins.str
+    def __init__(
+        self,
+        *,
+        bucket: _builtins.int = ...,
+        generation: _builtins.int = ...,
+        first: _builtins.int = ...,
+        last: _builtins.int = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "bucket", b"bucket", "first", b"first", "generation", b"generation", "last", b"last"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SkipGapRequest: _TypeAlias = SkipGapRequest  # noqa: Y015
+
+@_typing.final
+class SkipGapResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FOUND_FIELD_NUMBER: _builtins.int
+    found: _builtins.int
+    def __init__(
+        self,
+        *,
+        found: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["found", b"found"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SkipGapResponse: _TypeAlias = SkipGapResponse  # noqa: Y015
 
 @_typing.final
 class CatchUpRequest(_message.Message):

@@ -74,6 +74,11 @@ class LedgerServiceStub(object):
                 request_serializer=meter_dot_v1_dot_ledger__pb2.TotalsRequest.SerializeToString,
                 response_deserializer=meter_dot_v1_dot_ledger__pb2.TotalsResponse.FromString,
                 _registered_method=True)
+        self.SkipGap = channel.unary_unary(
+                '/meter.v1.LedgerService/SkipGap',
+                request_serializer=meter_dot_v1_dot_ledger__pb2.SkipGapRequest.SerializeToString,
+                response_deserializer=meter_dot_v1_dot_ledger__pb2.SkipGapResponse.FromString,
+                _registered_method=True)
 
 
 class LedgerServiceServicer(object):
@@ -139,6 +144,13 @@ class LedgerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SkipGap(self, request, context):
+        """What RepairService.AcceptGap asks for, on behalf of an actor.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LedgerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -181,6 +193,11 @@ def add_LedgerServiceServicer_to_server(servicer, server):
                     servicer.Totals,
                     request_deserializer=meter_dot_v1_dot_ledger__pb2.TotalsRequest.FromString,
                     response_serializer=meter_dot_v1_dot_ledger__pb2.TotalsResponse.SerializeToString,
+            ),
+            'SkipGap': grpc.unary_unary_rpc_method_handler(
+                    servicer.SkipGap,
+                    request_deserializer=meter_dot_v1_dot_ledger__pb2.SkipGapRequest.FromString,
+                    response_serializer=meter_dot_v1_dot_ledger__pb2.SkipGapResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -399,6 +416,33 @@ class LedgerService(object):
             '/meter.v1.LedgerService/Totals',
             meter_dot_v1_dot_ledger__pb2.TotalsRequest.SerializeToString,
             meter_dot_v1_dot_ledger__pb2.TotalsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SkipGap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meter.v1.LedgerService/SkipGap',
+            meter_dot_v1_dot_ledger__pb2.SkipGapRequest.SerializeToString,
+            meter_dot_v1_dot_ledger__pb2.SkipGapResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,6 +57,8 @@ class LedgerServiceStub:
     """
     Totals: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.TotalsRequest, _ledger_pb2.TotalsResponse]
     """The sums of effects of some counters of a bucket, as far as they are rolled up."""
+    SkipGap: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.SkipGapRequest, _ledger_pb2.SkipGapResponse]
+    """What RepairService.AcceptGap asks for, on behalf of an actor."""
 
 @_typing.type_check_only
 class LedgerServiceAsyncStub(LedgerServiceStub):
@@ -85,6 +87,8 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     """
     Totals: _aio.UnaryUnaryMultiCallable[_ledger_pb2.TotalsRequest, _ledger_pb2.TotalsResponse]  # type: ignore[assignment]
     """The sums of effects of some counters of a bucket, as far as they are rolled up."""
+    SkipGap: _aio.UnaryUnaryMultiCallable[_ledger_pb2.SkipGapRequest, _ledger_pb2.SkipGapResponse]  # type: ignore[assignment]
+    """What RepairService.AcceptGap asks for, on behalf of an actor."""
 
 class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -158,5 +162,13 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_ledger_pb2.TotalsResponse, _abc.Awaitable[_ledger_pb2.TotalsResponse]]:
         """The sums of effects of some counters of a bucket, as far as they are rolled up."""
+
+    @_abc_1.abstractmethod
+    def SkipGap(
+        self,
+        request: _ledger_pb2.SkipGapRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_ledger_pb2.SkipGapResponse, _abc.Awaitable[_ledger_pb2.SkipGapResponse]]:
+        """What RepairService.AcceptGap asks for, on behalf of an actor."""
 
 def add_LedgerServiceServicer_to_server(servicer: LedgerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

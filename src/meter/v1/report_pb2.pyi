@@ -627,6 +627,7 @@ class AuditResponse(_message.Message):
     DRIFT_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
     ROLLUP_DIFFERENCE_FIELD_NUMBER: _builtins.int
+    ACCEPTED_GAPS_FIELD_NUMBER: _builtins.int
     records: _builtins.int
     """Records in the sequences, up to the place that was audited."""
     repeats: _builtins.int
@@ -643,6 +644,10 @@ class AuditResponse(_message.Message):
     def drift(self) -> _containers.RepeatedCompositeFieldContainer[Global___Drift]:
         """Counters that differ from the sum of their records' effects."""
 
+    @_builtins.property
+    def accepted_gaps(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequenceGap]:
+        """Gaps that somebody has accepted: no finding any more."""
+
     def __init__(
         self,
         *,
@@ -652,10 +657,11 @@ class AuditResponse(_message.Message):
         drift: _abc.Iterable[Global___Drift] | None = ...,
         counters: _builtins.int = ...,
         rollup_difference: _builtins.int = ...,
+        accepted_gaps: _abc.Iterable[Global___SequenceGap] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counters", b"counters", "drift", b"drift", "gaps", b"gaps", "records", b"records", "repeats", b"repeats", "rollup_difference", b"rollup_difference"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_gaps", b"accepted_gaps", "counters", b"counters", "drift", b"drift", "gaps", b"gaps", "records", b"records", "repeats", b"repeats", "rollup_difference", b"rollup_difference"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,7 +15,7 @@ from enforcer.errors import DefinitionsUnavailableError
 from enforcer.transport import callers
 from enforcer.v1 import catalog_pb2
 from enforcer.v1 import enforcer_pb2 as pb
-from meter.v1 import report_pb2, usage_pb2
+from meter.v1 import ledger_pb2, repair_pb2, report_pb2, usage_pb2
 from tests.fixtures.gateway import BUCKETS, ms
 
 if TYPE_CHECKING:
@@ -172,10 +172,40 @@ async def test_a_revoked_key_is_refused(sold: Service, monkeypatch: pytest.Monke
 async def test_changes_and_audits_need_a_role(sold: Service) -> None:
     apply = sold.door.call(sold.door.catalog.Apply, catalog_pb2.ApplyRequest(document=CATALOG))
     audit = sold.door.call(sold.door.reports.Audit, report_pb2.AuditRequest())
-    for call in (apply, audit):
+    accept = sold.door.call(sold.door.repairs.AcceptGap, repair_pb2.AcceptGapRequest())
+    reconcile = sold.door.call(sold.door.repairs.Reconcile, repair_pb2.ReconcileRequest())
+    for call in (apply, audit, accept, reconcile):
         found = await sold.fault(call)
         assert found.named == ("PERMISSION_DENIED", "ROLE_REQUIRED")
         assert found.metadata == {"role": "admin"}
+
+
+async def test_an_accepted_gap_is_passed_on_with_the_name_of_who_accepts(sold: Service) -> None:
+    key = sold.keys["admin"]
+    request = repair_pb2.AcceptGapRequest(bucket=1, generation=2, first=3, last=5)
+    answer = await sold.door.call(sold.door.repairs.AcceptGap, request, key)
+    assert answer.found == 2
+    (asked,) = sold.usage.skipped
+    caller = await sold.definitions.caller(key)
+    assert caller is not None
+    assert asked == ledger_pb2.SkipGapRequest(
+        bucket=1, generation=2, first=3, last=5, actor=caller.key_id
+    )
+
+
+async def test_a_reconciliation_adds_what_the_ledger_has_more(sold: Service) -> None:
+    await sold.door.check("api.calls", 4)
+    ((limit, period, _, _),) = await sold.counted()
+    sold.usage.drift = [
+        report_pb2.Drift(bucket=0, limit=limit, period_start=period, counter_used=4, ledger_used=6),
+        report_pb2.Drift(bucket=0, limit=10**6, counter_used=1),
+    ]
+    for dry_run, used in ((True, 4), (False, 6)):
+        request = repair_pb2.ReconcileRequest(dry_run=dry_run)
+        answer = await sold.door.call(sold.door.repairs.Reconcile, request, sold.keys["admin"])
+        assert list(answer.drift) == sold.usage.drift
+        assert [one.limit for one in answer.left] == ([] if dry_run else [10**6])
+        assert await sold.counted() == [(limit, period, used, 0)]
 
 
 async def test_reports_and_audits_ask_the_meter(sold: Service) -> None:

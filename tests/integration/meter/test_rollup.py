@@ -13,7 +13,7 @@ from meter.audit import BucketCounters
 from meter.core.keys import outbox
 from meter.core.records import Body, Effects, RecordType, encode_body, encode_effects
 from meter.core.sequence import Entry, Position
-from meter.errors import FencedError, RollupBehindError
+from meter.errors import FencedError, GapUnknownError, RollupBehindError
 from meter.metrics import STAGES
 from meter.ports.log import Batch
 from meter.ports.warehouse import Counter
@@ -280,22 +280,69 @@ async def test_late_records_of_an_old_generation_go_to_review(meter: Stand) -> N
     assert await meter.total() == 0
 
 
-async def test_records_that_the_log_lost_after_they_were_stored_are_told(meter: Stand) -> None:
+async def test_records_that_the_log_lost_after_they_were_stored_count(meter: Stand) -> None:
+    await meter.outbox.open(0, 1)
+    await meter.outbox.use(0, 1)
+    await meter.drain()
+    await meter.outbox.use(0, 5)
+    with pytest.raises(Crash):
+        await meter.drain(meter.rollup(crash_at("claim")))
+    # The server comes back on a copy that lacks them.
+    await meter.outbox.redis.delete(outbox(0))
+    await meter.outbox.open(0, 2, previous=1, last=2)
+    place = await meter.outbox.use(0, 6, generation=2)
+    await meter.drain()
+    assert await meter.total() == 12
+    found = await meter.audit().compare([state(0, 12, place)])
+    assert (found.rollup_difference, found.drift, found.gaps, found.repeats) == (0, [], [], 0)
+
+
+async def test_a_flush_cut_short_before_its_first_claim_is_adopted(meter: Stand) -> None:
     await meter.outbox.open(0, 1)
     await meter.outbox.use(0, 5)
     with pytest.raises(Crash):
         await meter.drain(meter.rollup(crash_at("claim")))
-    # The server comes back on a copy that has only the opening.
     await meter.outbox.redis.delete(outbox(0))
     await meter.outbox.open(0, 1)
     await meter.outbox.open(0, 2, previous=1, last=0)
     place = await meter.outbox.use(0, 6, generation=2)
     await meter.drain()
-    assert await meter.total() == 6
-    assert meter.metrics.registry.get_sample_value("meter_records_for_review_total") == 1
-    found = await meter.audit().compare([state(0, 6, place)])
-    assert found.rollup_difference == 5
-    assert found.drift == []
+    assert await meter.total() == 11
+    found = await meter.audit().compare([state(0, 11, place)])
+    assert (found.rollup_difference, found.drift, found.gaps, found.repeats) == (0, [], [], 0)
+
+
+async def test_behind_an_accepted_gap_a_bucket_goes_on_and_what_is_there_of_it_counts(
+    meter: Stand,
+) -> None:
+    await meter.outbox.open(0, 1)
+    await meter.outbox.use(0, 1)
+    await meter.drain()
+    await meter.outbox.use(0, 5)
+    with pytest.raises(Crash):
+        await meter.drain(meter.rollup(crash_at("claim")))
+    await meter.outbox.redis.delete(outbox(0))
+    await meter.outbox.open(0, 2, previous=1, last=4)
+    place = await meter.outbox.use(0, 6, generation=2)
+    rollup = meter.rollup()
+    running = asyncio.create_task(rollup.run())
+    try:
+        await eventually(lambda: 0 in rollup.progress.held)
+        gap = rollup.progress.held[0]
+        assert gap[:4] == (0, 1, 3, 5)
+        for wrong in (gap._replace(last=6), gap._replace(bucket=1)):
+            with pytest.raises(GapUnknownError):
+                await rollup.accept(wrong, "ann", 5)
+        before = await meter.audit().compare([state(0, 12, place)])
+        assert (0, 1, 3, 5) in [one[:4] for one in before.gaps]
+        assert await rollup.accept(gap, "ann", 10) == 0
+        found = await meter.audit().compare([state(0, 12, place)])
+    finally:
+        rollup.stop()
+        await running
+    assert await meter.total() == 12
+    assert (found.rollup_difference, found.drift, found.gaps) == (0, [], [])
+    assert [one[:4] for one in found.accepted] == [(0, 1, 3, 5)]
 
 
 async def test_drift_is_named_with_both_sides(meter: Stand) -> None:

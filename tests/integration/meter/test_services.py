@@ -51,7 +51,11 @@ async def services(meter: Stand) -> AsyncIterator[Services]:
         "127.0.0.1:0",
         ReportService(meter.reports(), meter.series(), caller),
         LedgerService(
-            meter.audit(wait=0.1), meter.recall(wait=0.1), meter.lookup(wait=0.1), caller
+            meter.audit(wait=0.1),
+            meter.recall(wait=0.1),
+            meter.lookup(wait=0.1),
+            meter.current or meter.rollup(),
+            caller,
         ),
     )
     await server.start()

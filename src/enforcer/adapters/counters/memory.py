@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         Answer,
         Ask,
         BucketState,
+        Counter,
         EpochStale,
         HoldGone,
         KeyReused,
@@ -80,6 +81,9 @@ class MemoryStore:
         certain: bool = False,
     ) -> list[Outcome]:
         return self._counters.correct(bucket, acknowledged, corrections, certain=certain)
+
+    async def repair(self, bucket: int, body: bytes, changes: Sequence[Counter]) -> list[Counter]:
+        return self._counters.repair(bucket, body, changes)
 
     async def counters(self, bucket: int) -> BucketState:
         return self._counters.counters(bucket)

@@ -77,6 +77,7 @@ STALE_MS = 5_000
 """Whoever rebuilds and has not written for so long is taken for dead."""
 _pack = msgspec.msgpack.encode
 _LEASE_ENDS = (RecordType.LEASE_END, RecordType.LEASE_EXPIRED)
+_CORRECTIONS = (RecordType.VOID, RecordType.AMEND, RecordType.BACKFILL)
 _HOLD_ENDS = (RecordType.COMMIT, RecordType.RELEASE, RecordType.HOLD_EXPIRED)
 
 Command = tuple[Any, ...]
@@ -251,7 +252,7 @@ class Mender:
     async def _clear(self, bucket: int, own: tuple[str, Any, Any]) -> None:
         """Remove what is left of the bucket but its outbox, whose records may not have been read."""
         tag = bucket_tag(bucket)
-        kept = {f"{tag}{name}".encode() for name in ("o", "w", "f")}
+        kept = {f"{tag}{name}".encode() for name in ("o", "w", "f", "j", "c")}
         cursor: Any = b"0"
         while True:
             cursor, keys = await self._connection.call(
@@ -470,14 +471,20 @@ class Mender:
         if body.k:
             customer, feature = await self._who(body)
             account = 0 if customer is None else customer.account_id
+        # How far journals of emergency uses and the list of corrections are carried out: nothing is done twice.
+        journal: list[Command] = [("HSET", f"{tag}j", body.j, body.jn)] if body.j else []
+        if effects.type in _CORRECTIONS and body.n:
+            journal.append(("HSET", f"{tag}c", "n", body.n))
         found = rebuild.remembered(account, feature, body, effects, record.entry.position)
         if found is None or found.at // self._window_ms < now // self._window_ms - 1:
-            return []
+            return journal
         key = f"{tag}r:{found.at // self._window_ms}"
         packed = struct.pack(f"<{len(found.numbers)}d", *found.numbers)
         value = found.key[16:] + packed + found.id.encode()
         return [
-            ("HSET", key, found.key[:16], value),
+            *journal,
+            # A journaled use counts what its check had not counted: the check's own answer stays.
+            ("HSETNX" if body.j else "HSET", key, found.key[:16], value),
             ("PEXPIRE", key, 3 * self._window_ms),
         ]
 

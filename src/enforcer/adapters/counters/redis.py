@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from enforcer.adapters.counters.mend import Marks, Truth
     from enforcer.core.breaker import BreakerState
-    from enforcer.core.commands import Answer, Ask, BucketState, LeaseInfo, Settled
+    from enforcer.core.commands import Answer, Ask, BucketState, Counter, LeaseInfo, Settled
     from enforcer.core.corrections import Correction, Levels, Outcome
     from enforcer.ports.ledger import Ledger
 
@@ -226,9 +226,11 @@ class RedisCounters:
                 self._greeting = None
             delay = 0.02
             opening = asyncio.create_task(self._keep_open(link), name="redis buckets")
-            await down.wait()
-            opening.cancel()
-            await asyncio.wait({opening})
+            try:
+                await down.wait()
+            finally:
+                opening.cancel()
+                await asyncio.wait({opening})
             self._drop(link)
             self.last_error = "connection lost"
 
@@ -763,6 +765,14 @@ class RedisCounters:
         packed = [codec.correction(one) for one in corrections]
         reply = await self._hold("correct", bucket, acknowledged, int(certain), *packed)
         return [codec.outcome(one) for one in reply]
+
+    async def repair(self, bucket: int, body: bytes, changes: Sequence[Counter]) -> list[Counter]:
+        words = [
+            word
+            for change in changes
+            for word in (change.limit, change.period, change.used, change.held)
+        ]
+        return [changes[int(place)] for place in await self._hold("repair", bucket, body, *words)]
 
     async def counters(self, bucket: int) -> BucketState:
         return codec.bucket_state(bucket, await self._hold("counters", bucket))

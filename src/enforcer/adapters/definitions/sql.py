@@ -430,11 +430,21 @@ class SqlDefinitions:
                     created_ms=_now_ms(),
                 )
             )
-            await self._log(connection, tenant, actor, "created", name)
+            await self._log(connection, tenant, actor, "created", "api_key", name)
         return key
 
+    async def note(self, tenant: str, actor: str, action: str, kind: str, key: str) -> None:
+        async with self._transaction(write=True) as connection:
+            await self._log(connection, tenant, actor, action, kind, key)
+
     async def _log(
-        self, connection: AsyncConnection, tenant: str, actor: str, action: str, key_id: str
+        self,
+        connection: AsyncConnection,
+        tenant: str,
+        actor: str,
+        action: str,
+        kind: str,
+        key: str,
     ) -> None:
         await connection.execute(
             insert(t.audit_log).values(
@@ -442,8 +452,8 @@ class SqlDefinitions:
                 tenant=tenant,
                 actor=actor,
                 action=action,
-                kind="api_key",
-                key=key_id,
+                kind=kind,
+                key=key,
             )
         )
 
@@ -460,7 +470,7 @@ class SqlDefinitions:
                 .values(revoked_ms=_now_ms())
             )
             if ended.rowcount:
-                await self._log(connection, tenant, actor, "removed", key_id)
+                await self._log(connection, tenant, actor, "removed", "api_key", key_id)
         return bool(ended.rowcount)
 
     # -- changing

@@ -159,7 +159,8 @@ class ClickHouseReader(AggregateReader):
                 f" JSONExtractString(body, 'id') FROM raw WHERE {own} AND type IN ({ENDS}))"
             )
         elif choice is Choice.KEYED:
-            where += f" AND ((type IN ({KEYED}) AND JSONHas(body, 'k')) OR type IN ({SETTLED}))"
+            where += f" AND ((type IN ({KEYED}) AND JSONHas(body, 'k'))"
+            where += f" OR type IN ({SETTLED}) OR JSONHas(body, 'j') OR JSONHas(body, 'n'))"
         elif choice is Choice.BOUND:
             holder = "JSONExtractString(body, 'h')"
             where += (

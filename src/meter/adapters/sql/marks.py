@@ -15,8 +15,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from meter.adapters.sql.tables import manifests, marks
-from meter.core.sequence import START, Position, Range
+from meter.adapters.sql.tables import accepted_gaps, manifests, marks
+from meter.core.sequence import START, Gap, Position, Range
 from meter.errors import FencedError, MarksUnavailableError, MisconfiguredError
 from meter.ports.marks import Manifest
 
@@ -112,6 +112,36 @@ class SqlMarks:
             )
         assert number is not None
         return Manifest(number, token, tuple(ranges))
+
+    async def accept(self, gap: Gap, old: Position, ranges: Sequence[Range], actor: str) -> None:
+        async with self._transaction() as connection:
+            await _move(connection, gap.bucket, old, Position(gap.generation, gap.last - 1), 0)
+            await connection.execute(
+                insert(accepted_gaps).values(
+                    bucket=gap.bucket,
+                    generation=gap.generation,
+                    first=gap.first,
+                    last=gap.last,
+                    actor=actor,
+                )
+            )
+            if ranges:
+                await connection.execute(
+                    insert(manifests).values(
+                        token=uuid.uuid4().hex, ranges=json.dumps(ranges), applied=False
+                    )
+                )
+
+    async def accepted(self, buckets: Iterable[int]) -> Sequence[Gap]:
+        async with self._transaction() as connection:
+            rows = await connection.execute(
+                select(accepted_gaps)
+                .where(accepted_gaps.c.bucket.in_(list(buckets)))
+                .order_by(*accepted_gaps.primary_key.columns)
+            )
+            return [
+                Gap(row.bucket, row.generation, row.first, row.last, "accepted") for row in rows
+            ]
 
     async def applied(self, manifest: Manifest) -> None:
         async with self._transaction() as connection:

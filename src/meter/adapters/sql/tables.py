@@ -15,7 +15,7 @@ from sqlalchemy import (
     func,
 )
 
-__all__ = ["manifests", "marks", "metadata"]
+__all__ = ["accepted_gaps", "manifests", "marks", "metadata"]
 
 metadata = MetaData()
 
@@ -43,4 +43,16 @@ manifests = Table(
     comment="Slices of records, each added to the rollups once.",
     # A number is never given out again: markers in ClickHouse compare by it.
     sqlite_autoincrement=True,
+)
+
+accepted_gaps = Table(
+    "meter_accepted_gaps",
+    metadata,
+    Column("bucket", Integer, primary_key=True, autoincrement=False),
+    Column("generation", BigInteger, primary_key=True, autoincrement=False),
+    Column("first", BigInteger, primary_key=True, autoincrement=False),
+    Column("last", BigInteger, primary_key=True, autoincrement=False),
+    Column("actor", Text, nullable=False),
+    Column("accepted_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    comment="Places [first, last) of a sequence that are missing, and who decided to go on behind them.",
 )

@@ -366,6 +366,30 @@ async def test_an_emptied_server_is_answered_from_again_when_its_counters_are_re
     assert (opened.type, opened.extra, opened.quantity) == (RecordType.GENERATION, 1, 2)
 
 
+async def test_a_server_on_an_old_copy_catches_up_and_what_nobody_has_is_named(
+    server: ValkeyProcess, tmp_path: Path
+) -> None:
+    records = Records(server.url)
+    async with store(server, Generations(), records, patience=20) as counters:
+        await decided(counters, ask(1))
+        shutil.copytree(server.folder, tmp_path / "copy")
+        await decided(counters, ask(10, key="read"))
+        records.read()
+        await decided(counters, ask(100))
+        await decided(counters, ask(100))
+        server.kill()
+        shutil.rmtree(server.folder)
+        (tmp_path / "copy").rename(server.folder)
+        server.start()
+        again = await decided(counters, ask(10, key="read"))
+        state = await counters.counters(0)
+    assert again.replayed
+    assert state.counters[0].used == 11
+    found = await records_of(server)
+    assert [one.type for one in found[-2:]] == [RecordType.USAGE, RecordType.GENERATION]
+    assert (found[-1].extra, found[-1].quantity) == (1, 4)
+
+
 async def test_nothing_is_answered_while_the_meter_is_away(server: ValkeyProcess) -> None:
     generations, records = Generations(), Records(server.url)
     async with store(server, generations, records) as counters:

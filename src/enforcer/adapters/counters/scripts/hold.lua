@@ -12,6 +12,8 @@
 --                                                batches of its older connections are refused
 --   correct   acknowledged, 1 if certain, corrections → outcomes, see correct.lua
 --   slots     levels                           → generation, last sequence, now, level states
+--   repair    body, then for each counter: limit, period, change of used, of held
+--                                              → places (from 0) of those that were there and are changed
 --   counters                                   → generation, last sequence, level states, (limit, leases) pairs
 -- A lease is returned as id, holder, started, expires, body. 'lost' and 'fenced' as single strings for any operation.
 local REAPED_AT_ONCE = @REAPED@
@@ -251,6 +253,45 @@ function operations.counters()
     end
   end
   return {number(generation), number(last), states, pairs_}
+end
+
+function operations.repair(body, ...)
+  local wanted, done, entries, states = {...}, {}, {}, {}
+  for _, suffix in ipairs(call('SMEMBERS', prefix .. 'k')) do
+    local state, n = values_of(call('GET', prefix .. 's:' .. suffix))
+    local p, dirty = 3, false
+    while p <= n do
+      local family, limit = state[p] % 8, floor(state[p] / 8)
+      for i = 1, #wanted, 4 do
+        if tonumber(wanted[i]) == limit then
+          local period, used, held = tonumber(wanted[i + 1]), tonumber(wanted[i + 2]), tonumber(wanted[i + 3])
+          local there = true
+          if family == COUNT_F and state[p + 1] == period then
+            state[p + 3] = state[p + 3] + used
+            state[p + 4] = state[p + 4] + held
+          elseif family == RING24_F and period == 0 then
+            state[p + 2] = state[p + 2] + held
+          elseif family == RING24_F and period <= state[p + 1] and period > state[p + 1] - RING_COUNT[family] then
+            local k = p + 3 + period % RING_COUNT[family]
+            state[k] = state[k] + used
+          else
+            there = false
+          end
+          if there then
+            local m = #entries
+            entries[m + 1], entries[m + 2], entries[m + 3], entries[m + 4] = limit, period, used, held
+            done[#done + 1] = number((i - 1) / 4)
+            dirty = true
+          end
+        end
+      end
+      p = p + 1 + WIDTH[family]
+    end
+    if dirty then states[suffix] = pack(doubles(n), unpack(state, 1, n)) end
+  end
+  if #done > 0 then append(body, effects_of(@REPAIR@, now, 0, 0, 0, 0, 0, entries)) end
+  for suffix, packed_state in pairs(states) do call('SET', prefix .. 's:' .. suffix, packed_state) end
+  return done
 end
 
 function operations.fence()
