@@ -94,10 +94,13 @@ async def _enforcer(gateway: Deployment, clients: Clients, step: str, plan: str)
     await gateway.all_up(but=first)
     paused = None
     if step in _OPENING or step == "mend":
-        # The other one must not be faster, and is to take over afterwards.
+        # The other one must not be faster, and is to take over afterwards. Nobody asks at the instant when it is
+        # stopped: SQLite's lock would stay with a process that stands still in the middle of a change.
+        await clients.pause()
         await asyncio.to_thread(first.kill)
         assert second.process is not None
         os.kill(second.process.pid, signal.SIGSTOP)
+        clients.go_on()
         paused = second
         if step == "mend":
             await gateway.rolled_up()
