@@ -256,7 +256,7 @@ class Commands(RuleBasedStateMachine):
         dice = self.dice(seed)
         bucket, name = dice.choice(self.holds[-6:])
         if dice.random() < 0.7:
-            answer = self.say("commit", bucket, name, dice.choice([None, 0, 1, 2, 5]))
+            answer = self.say("commit", bucket, name, dice.choice([None, 0, 1, 2, 5, 10**6]))
         else:
             answer = self.say("release", bucket, name)
         self.seen[type(answer).__name__] += 1

@@ -628,7 +628,7 @@ class MemoryCounters:
 
 
 def _repaired(family: Family, slot: list[float], change: Counter) -> bool:
-    """Change a slot, if it counts that period."""
+    """Change a slot, if it counts that: a ring is used by number and held as a whole, period 0."""
     if family is Family.COUNT and slot[PERIOD] == change.period:
         slot[USED] += change.used
         slot[HELD] += change.held
@@ -636,9 +636,11 @@ def _repaired(family: Family, slot: list[float], change: Counter) -> bool:
     if family is not Family.RING24:
         return False
     count = RING_SLOTS[family]
-    if change.period == 0:
+    if change.period == 0 and change.used == 0:
         slot[RING_HELD] += change.held
         return True
+    if change.period == 0 or change.held:
+        return False
     if not slot[NEWEST] - count < change.period <= slot[NEWEST]:
         return False
     slot[RING + change.period % count] += change.used

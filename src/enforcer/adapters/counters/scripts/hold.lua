@@ -269,9 +269,9 @@ function operations.repair(body, ...)
           if family == COUNT_F and state[p + 1] == period then
             state[p + 3] = state[p + 3] + used
             state[p + 4] = state[p + 4] + held
-          elseif family == RING24_F and period == 0 then
+          elseif family == RING24_F and period == 0 and used == 0 then
             state[p + 2] = state[p + 2] + held
-          elseif family == RING24_F and period <= state[p + 1] and period > state[p + 1] - RING_COUNT[family] then
+          elseif family == RING24_F and period > 0 and held == 0 and period <= state[p + 1] and period > state[p + 1] - RING_COUNT[family] then
             local k = p + 3 + period % RING_COUNT[family]
             state[k] = state[k] + used
           else
