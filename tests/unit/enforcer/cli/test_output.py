@@ -59,6 +59,7 @@ def test_an_audit_has_numbers_at_every_depth() -> None:
     assert set(found) == {
         "records",
         "gaps",
+        "accepted_gaps",
         "repeats",
         "drift",
         "counters",
