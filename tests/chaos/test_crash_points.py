@@ -48,12 +48,12 @@ async def crash_each(path: str, folder: Path, kafka: dict[str, str] | None = Non
                 assert (row.lost, row.repeated) == (table.lost, table.repeated) == (0, 0)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_a_crash_before_any_step_loses_and_repeats_nothing(tmp_path: Path) -> None:
     await crash_each("embedded", tmp_path)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_a_crash_on_the_way_through_kafka_loses_and_repeats_nothing(
     kafka: KafkaOptions, tmp_path: Path
 ) -> None:
