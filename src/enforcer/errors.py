@@ -12,7 +12,8 @@ MetergateError
 │   ├── CountersRebuildingError  Redis may lack counters: they are held against the records, or made again
 │   ├── DefinitionsUnavailableError
 │   ├── JournalUnavailableError  an emergency use could not be made durable
-│   └── MeterUnavailableError
+│   ├── MeterUnavailableError
+│   └── TermsChangingError     a customer's terms change faster than they are read
 ├── OutcomeUnknownError        a check without idempotency key may have run or not
 ├── MisconfiguredError         a setting is wrong: the process does not start
 │   └── StoreMisconfiguredError
@@ -47,6 +48,7 @@ __all__ = [
     "RelayedError",
     "StoreMisconfiguredError",
     "StoreUnavailableError",
+    "TermsChangingError",
     "UnauthenticatedError",
     "UnavailableError",
 ]
@@ -185,6 +187,19 @@ class MeterUnavailableError(UnavailableError):
     """The meter does not answer: no reports for the moment. Checks go on."""
 
     reason = "METER_UNAVAILABLE"
+
+
+class TermsChangingError(UnavailableError):
+    """The customer's terms changed each time they had been read. Nothing was decided."""
+
+    reason = "TERMS_CHANGING"
+
+    def __init__(self, customer: str) -> None:
+        super().__init__(
+            f"the terms of {customer!r} change faster than they can be read: nothing was decided",
+            customer=customer,
+            retry_after_ms="1000",
+        )
 
 
 class JournalUnavailableError(UnavailableError):

@@ -29,7 +29,7 @@ __all__ = ["CUSTOMERS", "Clients", "Saw", "reason_of"]
 CUSTOMERS: Final = ("ada", "bob")
 """In buckets of their own."""
 THINK_SECONDS: Final = 0.02
-NOT_RUN: Final = ("STORE_UNAVAILABLE", "COUNTERS_REBUILDING")
+NOT_RUN: Final = ("STORE_UNAVAILABLE", "COUNTERS_REBUILDING", "TERMS_CHANGING")
 """A check that fails with these has consumed nothing, and with any other perhaps."""
 RETRIED: Final = (
     grpc.StatusCode.UNAVAILABLE,
@@ -87,7 +87,8 @@ class Clients:
         self._going = asyncio.Event()
         self._ended = False
         self._busy = 0
-        self._asked: dict[object, float] = {}
+        self._asked: dict[object, tuple[float, str]] = {}
+        """Calls that wait: since when, and what they ask."""
         self.saw: defaultdict[tuple[str, str], Saw] = defaultdict(Saw)
         self.failures: Counter[str] = Counter()
         self.longest = 0.0
@@ -155,10 +156,13 @@ class Clients:
         while True:
             self._check()
             now = time.monotonic()
-            oldest = min(self._asked.values(), default=now)
+            oldest, what = min(self._asked.values(), default=(now, ""))
             if now - max(self.last_failure, began) > seconds and now - oldest < seconds:
                 return
-            assert now - began < within, f"clients still fail after {within} s: {self.failures}"
+            assert now - began < within, (
+                f"clients still fail after {within} s: {self.failures}, the last one "
+                f"{now - self.last_failure:.1f} s ago; {what} waits for {now - oldest:.1f} s"
+            )
             await asyncio.sleep(0.02)
 
     def _check(self) -> None:
@@ -275,7 +279,8 @@ class Clients:
         if not begun:
             self._busy += 1
         answered = False
-        asked = self._asked[call := object()] = time.monotonic()
+        asked = time.monotonic()
+        self._asked[call := object()] = asked, method
         try:
             while True:
                 stub = self._dice.choice(self._usage if method == "Void" else self._stubs)

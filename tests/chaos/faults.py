@@ -336,7 +336,7 @@ async def _probe(seen: dict[str, int], call: Callable[[], Awaitable[None]]) -> N
         except grpc.aio.AioRpcError as error:
             reason = reason_of(error)
             seen[reason] = seen.get(reason, 0) + 1
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.5)
 
 
 async def _report(gateway: Deployment) -> None:

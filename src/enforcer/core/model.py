@@ -299,7 +299,8 @@ class Customer:
     """One node with all above it, read from the definitions in one transaction.
 
     `path` leads from the customer itself up to the account's root; `account_id` is the root's number; `epoch` counts
-    the changes of the account's tree; `bucket` is where its counters live.
+    the changes of the account's tree, `revision` those of the tenant's products and features; `bucket` is where its
+    counters live.
     """
 
     tenant: str
@@ -308,3 +309,4 @@ class Customer:
     bucket: int
     epoch: int
     path: tuple[Node, ...]
+    revision: int = 0

@@ -35,7 +35,7 @@ from enforcer.errors import (
     StoreUnavailableError,
 )
 from enforcer.gateway.emergency import AWAY
-from enforcer.gateway.programs import Name, Programs, gave_up
+from enforcer.gateway.programs import Name, Programs, Rounds
 from enforcer.gateway.replies import check_response, has_seats, limits_of, record_id, set_ms
 from enforcer.gateway.requests import (
     dimensions_of,
@@ -302,8 +302,8 @@ class Gateway:
 
     async def _decide(self, group: Sequence[_Asked]) -> tuple[list[Program], list[Decision]]:
         """Decide a group; what the store finds stale is mended and asked again."""
-        stale: object = None
-        for _ in range(4 + len(group)):
+        rounds = Rounds(group[0].name.customer, 4 + len(group))
+        while True:
             programs, asks = await self._programs_of(group)
             answers = await self._counters.decide(asks)
             place = self._not_decided(answers)
@@ -312,8 +312,7 @@ class Gateway:
                 for asked, decision in zip(group, decisions, strict=True):
                     self._observe(asked.mode.name, decision.reason.name)
                 return programs, decisions
-            stale = await self._mend(group[place], answers[place])
-        raise gave_up(repr(stale))
+            rounds.another(await self._mend(group[place], answers[place]))
 
     async def _decide_each(
         self, asked: list[_Asked | MetergateError]
@@ -514,7 +513,8 @@ class Gateway:
         token = self._read(tenant, request.token, "lease")
         name = Name(tenant, token.customer, token.feature)
         stale: EpochStale | None = None
-        for _ in range(4):
+        rounds = Rounds(token.customer, 4)
+        while True:
             program = await self._program_of_lease(name, token, reread=stale is not None)
             ttl_ms = ttl_of(
                 request.ttl if request.HasField("ttl") else None,
@@ -531,9 +531,9 @@ class Gateway:
                 stale = renewed
                 if stale.stored < program.epoch:
                     await self._counters.project(token.bucket, program.account_id, program.epoch)
+                rounds.another(stale)
                 continue
             return pb.RenewLeaseResponse(lease=_lease(renewed, request.token))
-        raise gave_up(repr(stale))
 
     async def _program_of_lease(self, name: Name, token: Token, *, reread: bool) -> Program:
         """The program that a lease lives by; one that denies ends the lease."""

@@ -6,20 +6,27 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from enforcer.core.commands import SliceStale
+from enforcer.core.commands import EpochStale, SliceStale
 from enforcer.core.compile import compile_program
-from enforcer.errors import InternalError, InvalidRequestError, NotFoundError
+from enforcer.errors import (
+    InternalError,
+    InvalidRequestError,
+    NotFoundError,
+    TermsChangingError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from enforcer.core.commands import EpochStale
     from enforcer.core.model import Customer, Feature
     from enforcer.core.program import Program
     from enforcer.ports.counters import CounterStore
     from enforcer.ports.definitions import Definitions
 
-__all__ = ["Name", "Programs"]
+__all__ = ["Name", "Programs", "Rounds"]
+
+CHANGING_SECONDS = 2.0
+"""How long a call follows terms that change again and again."""
 
 
 class Name(NamedTuple):
@@ -111,7 +118,11 @@ class Programs:
         if isinstance(stale, SliceStale):
             await self._make(name, stale.now)
         elif program is None or stale.stored > program.epoch:
-            await self._load(name.tenant, name.customer)
+            joined = name[:2] in self._loading
+            customer = await self._load(name.tenant, name.customer)
+            if joined and customer.epoch < stale.stored:
+                # That reading may have begun before the change.
+                await self._load(name.tenant, name.customer)
             await self._make(name, self.now_ms())
         else:
             await self._counters.project(program.bucket, program.account_id, program.epoch)
@@ -155,13 +166,19 @@ class Programs:
         if len(self._programs) >= self._size:
             for old in list(self._programs)[: self._size // 4]:
                 del self._programs[old]
-        self._programs[name] = program
+        known = self._programs.get(name)
+        if (
+            known is None
+            or known.account_id != program.account_id
+            or known.epoch <= program.epoch  # one that was compiled meanwhile may be newer
+        ):
+            self._programs[name] = program
 
     async def _feature(self, name: Name, customer: Customer) -> Feature:
-        """A change of a feature raises the epochs of its customers: one read with an older epoch is read again."""
+        """One that was read at an older revision than the customer is read again."""
         key = name.tenant, name.feature
         known = self._features.get(key)
-        if known is not None and known[0] >= customer.epoch:
+        if known is not None and known[0] >= customer.revision:
             return known[1]
         feature = await self._definitions.feature(*key)
         if feature is None:
@@ -170,7 +187,7 @@ class Programs:
             )
         if len(self._features) >= self._size:
             self._features.clear()
-        self._features[key] = customer.epoch, feature
+        self._features[key] = customer.revision, feature
         return feature
 
     async def _load(self, tenant: str, customer: str) -> Customer:
@@ -195,6 +212,23 @@ class Programs:
         return found
 
 
-def gave_up(what: str) -> InternalError:
-    """For loops that end: the store and the definitions do not come to agree."""
-    return InternalError(f"counters and definitions do not agree: {what}")
+class Rounds:
+    """How often one call is made again because what it was made with was out of date.
+
+    `tries` times, and afresh whenever the terms have changed once more, within `CHANGING_SECONDS`.
+    """
+
+    def __init__(self, customer: str, tries: int) -> None:
+        self._customer, self._tries, self._left = customer, tries, tries
+        self._newest = 0
+        self._until = time.monotonic() + CHANGING_SECONDS
+
+    def another(self, stale: object) -> None:
+        """Return if there is one more. Raise `TermsChangingError`, or `InternalError` when store and definitions do not come to agree."""
+        self._left -= 1
+        if isinstance(stale, EpochStale) and stale.stored > self._newest:
+            self._newest, self._left = stale.stored, self._tries
+            if time.monotonic() > self._until:
+                raise TermsChangingError(self._customer)
+        if self._left <= 0:
+            raise InternalError(f"counters and definitions do not agree: {stale!r}")

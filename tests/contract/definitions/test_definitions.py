@@ -493,6 +493,7 @@ async def test_a_changed_feature_concerns_the_accounts_that_have_it(
     await declare(definitions)
     await declare(definitions, CATALOG.replace(old, new))
     assert await epochs(definitions, "acme", "globex") == concerned
+    assert (await customer(definitions)).revision == concerned[0]
 
 
 async def test_a_subscription_gives_its_plan_its_time_its_licence_and_its_anchor(

@@ -69,6 +69,7 @@ class Application:
         await self._trees.check()
         if work.issues:
             raise refuse(work.issues)
+        await self._raise_revision()
         await work.raise_epochs()
         await work.log(self._actor, self._now)
         return Applied(tuple(work.changes), await pending(self._db, self._tenant))
@@ -205,6 +206,15 @@ class Application:
                 if key not in kept:
                     await self._db.execute(delete(table).where(mine, table.c.key == key))
                     self._work.changed("removed", kind, key)
+
+    async def _raise_revision(self) -> None:
+        """After any change of products and features, so that what was read of them before is read again."""
+        if any(change.kind in ("product", "feature") for change in self._work.changes):
+            await self._db.execute(
+                update(t.tenants)
+                .where(t.tenants.c.key == self._tenant)
+                .values(revision=t.tenants.c.revision + 1)
+            )
 
     async def _touch_users_of(self, features: Iterable[str]) -> None:
         mine = select(t.entitlements.c.account_id).where(t.entitlements.c.tenant == self._tenant)

@@ -49,8 +49,9 @@ _PATIENCE = {"timeout": 5, "command_timeout": 30}
 def _engine(url: str) -> AsyncEngine:
     try:
         parsed = make_url(url)
-        patience = _PATIENCE if parsed.get_backend_name() == "postgresql" else {}
-        engine = create_async_engine(parsed, pool_pre_ping=True, connect_args=patience)
+        remote = parsed.get_backend_name() == "postgresql"
+        patience = _PATIENCE if remote else {}
+        engine = create_async_engine(parsed, pool_pre_ping=remote, connect_args=patience)
     except (ArgumentError, ImportError) as error:
         raise MisconfiguredError(
             "METERGATE_DATABASE_URL must be sqlite+aiosqlite:///path or postgresql+asyncpg://…"
@@ -152,8 +153,9 @@ class SqlDefinitions:
         async with self._transaction() as connection:
             row = (
                 await connection.execute(
-                    select(t.nodes, t.accounts.c.bucket, t.accounts.c.epoch)
+                    select(t.nodes, t.accounts.c.bucket, t.accounts.c.epoch, t.tenants.c.revision)
                     .join(t.accounts, t.accounts.c.id == t.nodes.c.account_id)
+                    .join(t.tenants, t.tenants.c.key == t.nodes.c.tenant)
                     .where(t.nodes.c.tenant == tenant, t.nodes.c.key == customer)
                 )
             ).first()
@@ -186,6 +188,7 @@ class SqlDefinitions:
             path=tuple(
                 Node(node.id, node.key, node.suspended, tuple(found[node.id])) for node in path
             ),
+            revision=row.revision,
         )
 
     async def feature(self, tenant: str, key: str) -> Feature | None:

@@ -54,6 +54,8 @@ tenants = Table(
     metadata,
     Column("key", String, primary_key=True),
     Column("name", String, nullable=False),
+    # Counts the changes of products and features.
+    Column("revision", BigInteger, nullable=False, server_default="0"),
 )
 
 api_keys = Table(
