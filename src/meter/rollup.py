@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import TYPE_CHECKING
 
 import structlog
@@ -57,7 +57,7 @@ class Options:
     """How the rollup works: intervals in seconds, sizes in records. `raw_days`: see the setting."""
 
     flush_interval: float = 0.2
-    flush_records: int = 50_000
+    flush_records: int = 100_000
     look_ahead: int = 1_000
     idle_wait: float = 0.25
     raw_days: int = 90
@@ -164,14 +164,16 @@ class _Slice:
         """Add what follows `start`, in order: one range for each generation met."""
         if not entries:
             return
-        self.records += [(bucket, entry) for entry in entries]
-        self.moves[bucket] = (start, entries[-1].position)
-        first = entries[0]
-        for before, entry in pairwise(entries):
-            if entry[0] != before[0]:
-                self.ranges.append(Range(bucket, first.generation, first.sequence, before[1] + 1))
-                first = entry
-        last = entries[-1]
+        self.records += zip(repeat(bucket), entries)
+        first, last = entries[0], entries[-1]
+        self.moves[bucket] = (start, last.position)
+        if first.generation != last.generation:
+            for before, entry in pairwise(entries):
+                if entry[0] != before[0]:
+                    self.ranges.append(
+                        Range(bucket, first.generation, first.sequence, before[1] + 1)
+                    )
+                    first = entry
         self.ranges.append(Range(bucket, first.generation, first.sequence, last.sequence + 1))
 
 

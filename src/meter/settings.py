@@ -79,7 +79,7 @@ class Settings(KafkaSettings):
     """What this process does, as a JSON list: `rollup` (and reports), `relay` (outboxes to Kafka), or both."""
     meter_flush_interval_ms: int = Field(default=200, ge=1, le=60_000)
     """The rollup gathers records for this long before it writes them."""
-    meter_flush_records: int = Field(default=50_000, ge=1, le=1_000_000)
+    meter_flush_records: int = Field(default=100_000, ge=1, le=1_000_000)
     """A slice has about this many records at most."""
     meter_raw_days: int = Field(default=90, ge=1, le=36_500)
     """Raw records are kept for so many whole days after the day of storing, then dropped. Reports stay."""

@@ -15,7 +15,7 @@ import struct
 from base64 import b64decode, b64encode
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
@@ -69,7 +69,7 @@ class _Data(msgspec.Struct, frozen=True, gc=False):
     count: int
     quantity: int
     extra: int
-    changes: list[_Change]
+    changes: msgspec.Raw
     body: msgspec.Raw
 
 
@@ -91,12 +91,21 @@ class _Event(msgspec.Struct, frozen=True, gc=False):
     data: msgspec.Raw
 
 
-HEAD = (
+class _Told(msgspec.Struct, frozen=True, gc=False):
+    """The event of a record, read at once."""
+
+    id: str
+    source: str
+    type: Literal["io.metergate.record.v1"]
+    data: _Data
+
+
+EVENT = (
     b'{"specversion":"1.0","id":"%d-%d","source":"/metergate/buckets/%d",'
-    b'"type":"io.metergate.record.v1","subject":%s,"time":"%s.%03dZ",'
-    b'"datacontenttype":"application/json","data":{"kind":"%s","now":%d,"granted":%d,'
-    b'"overage":%d,"reason":%d,"count":%d,"quantity":%d,"extra":%d,'
+    b'"type":"io.metergate.record.v1","subject":%b,"time":"%b%02d.%03dZ",'
+    b'"datacontenttype":"application/json","data":{"kind":"%b","now":%d,%b,"changes":[%b],"body":%b}}'
 )
+AMOUNTS = b'"granted":%d,"overage":%d,"reason":%d,"count":%d,"quantity":%d,"extra":%d'
 CHANGE = b'{"limit":%d,"period":%d,"used":%d,"held":%d}'
 BARE = (
     b'{"specversion":"1.0","id":"%d-%d","source":"/metergate/buckets/%d",'
@@ -108,81 +117,91 @@ _NUMBERS = {name.decode(): number for number, name in _KINDS.items()}
 _bodies = msgspec.json.Decoder(Body)
 _events = msgspec.json.Decoder(_Event)
 _data = msgspec.json.Decoder(_Data)
+_changes = msgspec.json.Decoder(list[_Change]).decode
+_told = msgspec.json.Decoder(_Told).decode
 _bytes = msgspec.json.Decoder(_Bytes)
 _buckets = msgspec.json.Decoder(_Buckets)
 _text = msgspec.json.Encoder().encode
 
 
+# The effects of a record are cut into what repeats: `now` apart from the header, and each change.
+_NOW, _FIRST, _CHANGED = struct.Struct("<d"), struct.Struct("<8d"), struct.Struct(f"<{ENTRY}d")
+_WHOLE = struct.Struct(f"<{HEADER}d")
+_NOW_AT, _NOW_END, _CHANGES_AT = 16, 24, HEADER * 8
+REMEMBERED = 32_768
+"""Pieces of events that are kept to be written again."""
+
+
 @lru_cache(maxsize=1024)
-def _doubles(count: int) -> struct.Struct:
-    return struct.Struct(f"<{count}d")
-
-
-@lru_cache(maxsize=64)
-def _second(seconds: int) -> bytes:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}".encode()
+def _minute(minutes: int) -> bytes:
+    return f"{datetime.fromtimestamp(minutes * 60, UTC):%Y-%m-%dT%H:%M:}".encode()
 
 
 def encode(bucket: int, entry: Entry) -> bytes:
     """The event of a record. Whatever its bytes are, `decode` gives them back."""
-    readable = _readable(entry)
-    if readable is None:
-        return BARE % (
-            entry.generation,
-            entry.sequence,
-            bucket,
-            b64encode(entry.body),
-            b64encode(entry.effects),
-        )
-    subject, values = readable
-    now = values[2]
-    return _template(len(values)) % (
-        entry.generation,
-        entry.sequence,
-        bucket,
-        subject,
-        _second(now // 1000),
-        now % 1000,
-        _KINDS[values[1]],
-        *values[2:],
-        entry.body,
-    )
-
-
-@lru_cache(maxsize=1024)
-def _template(count: int) -> bytes:
-    """The event of a record with that many numbers in its effects."""
-    changes = b",".join([CHANGE] * ((count - HEADER) // ENTRY))
-    return HEAD + b'"changes":[' + changes + b'],"body":%s}}'
-
-
-def _readable(entry: Entry) -> tuple[bytes, tuple[int, ...]] | None:
-    """Subject and effects of a record that can be written by name and read back, else None."""
-    values = _integers(entry.effects)
-    if not values or values[0] != VERSION or values[1] not in _KINDS:
-        return None
+    generation, sequence, body, effects = entry
     # White space around a body would not come back.
-    if not 0 <= values[2] <= LATEST or entry.body[:1] != b"{" or entry.body[-1:] != b"}":
-        return None
+    if body[:1] == b"{" and body[-1:] == b"}" and len(effects) >= _CHANGES_AT:
+        (now,) = _NOW.unpack_from(effects, _NOW_AT)
+        kind, amounts = _header(effects[:_NOW_AT] + effects[_NOW_END:_CHANGES_AT])
+        changes = [
+            _change(effects[at : at + 32]) for at in range(_CHANGES_AT, len(effects), ENTRY * 8)
+        ]
+        subject = _subject(body)
+        if kind and subject and 0 <= now <= LATEST and all(changes):
+            ms = int(now)
+            if _NOW.pack(ms) == effects[_NOW_AT:_NOW_END]:
+                minutes, rest = divmod(ms, 60_000)
+                return EVENT % (
+                    generation,
+                    sequence,
+                    bucket,
+                    subject,
+                    _minute(minutes),
+                    rest // 1000,
+                    rest % 1000,
+                    kind,
+                    ms,
+                    amounts,
+                    b",".join(changes),
+                    body,
+                )
+    return BARE % (generation, sequence, bucket, b64encode(body), b64encode(effects))
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _header(packed: bytes) -> tuple[bytes, bytes]:
+    """Kind and amounts of a header without its `now`; both empty when they would not come back."""
+    values = _integers(_FIRST, packed)
+    if not values or values[0] != VERSION or values[1] not in _KINDS:
+        return b"", b""
+    return _KINDS[values[1]], AMOUNTS % values[2:]
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _change(packed: bytes) -> bytes:
+    """A change of a counter by name; empty when it would not come back."""
+    values = _integers(_CHANGED, packed)
+    return CHANGE % values if values else b""
+
+
+def _subject(body: bytes) -> bytes:
+    """Whose record it is, as JSON; empty when the body is none."""
     try:
-        if not entry.body.isascii():
-            entry.body.decode()
-        return _text(_bodies.decode(entry.body).c), values
+        if not body.isascii():
+            body.decode()
+        return _text(_bodies.decode(body).c)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None
+        return b""
 
 
-def _integers(effects: bytes) -> tuple[int, ...]:
+def _integers(form: struct.Struct, packed: bytes) -> tuple[int, ...]:
     """The doubles as integers that give the same bytes again; nothing if they are none, or too few."""
-    count, rest = divmod(len(effects), 8)
-    if rest or count < HEADER or (count - HEADER) % ENTRY:
-        return ()
-    doubles = _doubles(count)
     try:
-        values = tuple(map(int, doubles.unpack(effects)))
-    except (ValueError, OverflowError):  # not a number, or infinite
+        values = tuple(map(int, form.unpack(packed)))
+    except (struct.error, ValueError, OverflowError):  # cut off; not a number, or infinite
         return ()
-    exact = max(values) <= _MOST and min(values) >= -_MOST and doubles.pack(*values) == effects
+    exact = max(values) <= _MOST and min(values) >= -_MOST and form.pack(*values) == packed
     return values if exact else ()
 
 
@@ -202,22 +221,46 @@ def encode_fresh(at: datetime, buckets: Mapping[int, int]) -> bytes:
 
 def decode(value: bytes) -> Record | Fresh:
     """Read an event. Raise `ValueError` saying why it is none of ours."""
+    try:
+        event = _told(value)
+    except msgspec.ValidationError:
+        return _decode_other(value)
+    data = event.data
+    number = _NUMBERS.get(data.kind)
+    if number is None:
+        raise ValueError(f"a record of the unknown kind {data.kind!r}")
+    try:
+        effects = _WHOLE.pack(
+            VERSION,
+            number,
+            data.now,
+            data.granted,
+            data.overage,
+            data.reason,
+            data.count,
+            data.quantity,
+            data.extra,
+        ) + _packed(bytes(data.changes))
+    except OverflowError as error:
+        raise ValueError("a number is beyond a double") from error
+    bucket, generation, sequence = _identity(event)
+    return Record(bucket, Entry(generation, sequence, bytes(data.body), effects))
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _packed(changes: bytes) -> bytes:
+    """The effects that a list of changes was made of."""
+    return b"".join(
+        _CHANGED.pack(one.limit, one.period, one.used, one.held) for one in _changes(changes)
+    )
+
+
+def _decode_other(value: bytes) -> Record | Fresh:
+    """Read an event that is no sound record: of another type, or none of ours."""
     event = _events.decode(value)
     if event.type == RECORD:
-        bucket, generation, sequence = _identity(event)
-        data = _data.decode(event.data)
-        number = _NUMBERS.get(data.kind)
-        if number is None:
-            raise ValueError(f"a record of the unknown kind {data.kind!r}")
-        values = [VERSION, number, data.now, data.granted, data.overage, data.reason]
-        values += (data.count, data.quantity, data.extra)
-        for change in data.changes:
-            values += (change.limit, change.period, change.used, change.held)
-        try:
-            effects = _doubles(len(values)).pack(*values)
-        except OverflowError as error:
-            raise ValueError("a number is beyond a double") from error
-        return Record(bucket, Entry(generation, sequence, bytes(data.body), effects))
+        _identity(event)
+        _data.decode(event.data)  # raises: its data are wrong, else it had been read
     if event.type == UNREADABLE:
         bucket, generation, sequence = _identity(event)
         raw = _bytes.decode(event.data)
@@ -231,10 +274,16 @@ def decode(value: bytes) -> Record | Fresh:
     raise ValueError(f"an event of the unknown type {event.type!r}")
 
 
-def _identity(event: _Event) -> tuple[int, int, int]:
+def _identity(event: _Event | _Told) -> tuple[int, int, int]:
     """Bucket, generation and sequence."""
     generation, _, sequence = event.id.partition("-")
-    bucket = event.source.removeprefix(_PLACE)
-    if not (generation.isdecimal() and sequence.isdecimal() and bucket.isdecimal()):
+    bucket = _bucket(event.source)
+    if bucket is None or not (generation.isdecimal() and sequence.isdecimal()):
         raise ValueError(f"the event {event.id!r} of {event.source!r} names no record")
-    return int(bucket), int(generation), int(sequence)
+    return bucket, int(generation), int(sequence)
+
+
+@lru_cache(maxsize=4096)
+def _bucket(source: str) -> int | None:
+    bucket = source.removeprefix(_PLACE)
+    return int(bucket) if bucket.isdecimal() else None

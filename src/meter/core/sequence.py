@@ -154,9 +154,9 @@ class Sequencer:
         ):
             return False
         dense = range(first, first + len(entries))
-        if any(entry[0] != generation for entry in entries) or any(
-            entry[1] != place for entry, place in zip(entries, dense, strict=True)
-        ):
+        if {entry[0] for entry in entries} != {generation} or [
+            entry[1] for entry in entries
+        ] != list(dense):
             return False
         self.position = entries[-1].position
         self.read = max(self.read, self.position)

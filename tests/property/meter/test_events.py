@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import json
 import struct
+from base64 import b64encode
 from datetime import UTC, datetime
+from itertools import chain
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from meter.core.events import Fresh, Record, decode, encode, encode_fresh
-from meter.core.records import Body, Effect, Effects, RecordType, encode_body, encode_effects
+from meter.core.records import (
+    Body,
+    Effect,
+    Effects,
+    RecordType,
+    decode_body,
+    decode_effects,
+    encode_body,
+    encode_effects,
+)
 from meter.core.sequence import Entry
 
 quantities = st.integers(-(2**53), 2**53)
@@ -56,6 +68,119 @@ odd = st.builds(
     st.binary(max_size=40) | bodies.map(encode_body) | st.just(b' {"t":"x"} ') | st.just(b"{}"),
     st.binary(max_size=90) | doubles | effects.map(encode_effects),
 )
+
+
+def compact(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def plain(bucket: int, entry: Entry) -> bytes:
+    """The event as its description says it, made of a dict."""
+    place = {
+        "specversion": "1.0",
+        "id": f"{entry.generation}-{entry.sequence}",
+        "source": f"/metergate/buckets/{bucket}",
+    }
+    try:
+        effect = decode_effects(entry.effects)
+        subject = decode_body(entry.body).c
+        entry.body.decode()
+        values = struct.unpack(f"<{len(entry.effects) // 8}d", entry.effects)
+        assert encode_effects(effect) == entry.effects
+        assert max(map(abs, values)) <= 2**53
+        assert 0 <= effect.now <= 253_402_300_799_999
+        assert entry.body == entry.body.strip()
+    except (ValueError, OverflowError, AssertionError):
+        data = {"body": entry.body, "effects": entry.effects}
+        told = {name: b64encode(value).decode() for name, value in data.items()}
+        return compact(place | {"type": "io.metergate.unreadable.v1", "data": told})
+    at = datetime.fromtimestamp(effect.now // 1000, UTC)
+    event = place | {
+        "type": "io.metergate.record.v1",
+        "subject": subject,
+        "time": f"{at:%Y-%m-%dT%H:%M:%S}.{effect.now % 1000:03}Z",
+        "datacontenttype": "application/json",
+        "data": {
+            "kind": effect.type.name.lower(),
+            "now": effect.now,
+            "granted": effect.granted,
+            "overage": effect.overage,
+            "reason": effect.reason,
+            "count": effect.count,
+            "quantity": effect.quantity,
+            "extra": effect.extra,
+            "changes": [
+                {"limit": one.limit, "period": one.period, "used": one.used, "held": one.held}
+                for one in effect.entries
+            ],
+        },
+    }
+    return compact(event)[:-2] + b',"body":' + entry.body + b"}}"
+
+
+@given(st.integers(0, 65_535), readable | odd)
+def test_an_event_is_written_as_it_is_described(bucket: int, entry: Entry) -> None:
+    assert encode(bucket, entry) == plain(bucket, entry)
+
+
+NUMBERS = ("now", "granted", "overage", "reason", "count", "quantity", "extra")
+wrong: st.SearchStrategy[Any] = st.sampled_from(
+    [None, True, "x", "usage", [], {}, [{}], 7, "io.metergate.fresh.v1"]
+)
+
+
+def told_by(event: dict[str, Any]) -> tuple[int, int, int, bytes]:
+    """Bucket, place and effects of a record's event, read from a dict; `ValueError` if it is none."""
+    data = event["data"]
+    if event["type"] != "io.metergate.record.v1" or type(data) is not dict:
+        raise ValueError("another type")
+    changes = data["changes"]
+    if type(changes) is not list or any(type(one) is not dict for one in changes):
+        raise ValueError("no changes")
+    numbers = tuple(data[name] for name in NUMBERS)
+    entries = [[one[name] for name in ("limit", "period", "used", "held")] for one in changes]
+    if {type(number) for number in chain(numbers, *entries)} != {int}:
+        raise ValueError("no number")
+    kind = RecordType[data["kind"].upper()]
+    if data["kind"] != kind.name.lower():
+        raise ValueError("no kind")
+    generation, sequence = map(int, event["id"].split("-"))
+    bucket = int(event["source"].removeprefix("/metergate/buckets/"))
+    data["body"]
+    made = Effects(
+        kind, **dict(zip(NUMBERS, numbers, strict=True)), entries=tuple(Effect(*e) for e in entries)
+    )
+    return bucket, generation, sequence, encode_effects(made)
+
+
+@given(st.integers(0, 65_535), readable, st.data())
+def test_whoever_wrote_an_event_it_is_read_as_it_is_described(
+    bucket: int, entry: Entry, data: st.DataObject
+) -> None:
+    event = json.loads(encode(bucket, entry))
+    for _ in range(data.draw(st.integers(0, 2))):
+        inner = event["data"] if type(event.get("data")) is dict else event
+        holder = data.draw(st.sampled_from([event, inner]))
+        name = data.draw(st.sampled_from(sorted(holder) or ["id"]))
+        if data.draw(st.booleans()):
+            holder[name] = data.draw(wrong)
+        else:
+            holder.pop(name, None)
+    if data.draw(st.booleans()):
+        event = dict(reversed(event.items()))
+    text = json.dumps(event, indent=data.draw(st.sampled_from([None, 1]))).encode()
+    try:
+        expected = told_by(event)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        if event.get("type") == "io.metergate.fresh.v1" and "fresh" in (event.get("data") or ()):
+            return
+        with pytest.raises(ValueError, match=r".+"):
+            decode(text)
+        return
+    read = decode(text)
+    assert isinstance(read, Record)
+    assert (read.bucket, *read.entry[:2], read.entry.effects) == expected
+    assert json.loads(read.entry.body) == event["data"]["body"]
 
 
 @given(st.integers(0, 65_535), readable)

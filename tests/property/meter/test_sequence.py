@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meter.core.records import Effects, RecordType, encode_effects
-from meter.core.sequence import START, Entry, Sequencer, Verdict
+from meter.core.sequence import START, Entry, Position, Sequencer, Verdict
 
 
 def _entries(lengths: list[int]) -> list[Entry]:
@@ -48,3 +48,17 @@ def test_nothing_passes_a_gap(length: int, data: st.DataObject) -> None:
     assert out == entries[:missing]
     assert sequencer.gap is not None
     assert sequencer.gap[1:4] == (1, missing, missing + 1)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 2), st.integers(0, 4)), min_size=1, max_size=5)
+    | st.integers(1, 5).map(lambda count: [(1, place) for place in range(3, 3 + count)]),
+)
+def test_entries_taken_at_once_are_those_that_each_come_next(places: list[tuple[int, int]]) -> None:
+    entries = [Entry(*place, b"", b"") for place in places]
+    at_once, one_by_one = Sequencer(0, Position(1, 2)), Sequencer(0, Position(1, 2))
+    verdicts = {one_by_one.offer(entry) for entry in entries}
+    same = {entry.generation for entry in entries} == {1}
+    assert at_once.follow(entries) == (same and verdicts == {Verdict.NEXT})
+    if at_once.position != Position(1, 2):
+        assert (at_once.position, at_once.read) == (one_by_one.position, one_by_one.read)

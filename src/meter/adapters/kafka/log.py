@@ -22,7 +22,7 @@ from meter.errors import LogMovedError, LogUnavailableError
 from meter.ports.log import Batch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from aiokafka.structs import ConsumerRecord
 
@@ -36,6 +36,8 @@ _log = structlog.get_logger(__name__)
 JOIN_SECONDS = 30.0
 """Longer than a dead member is waited for."""
 PARTITION_BYTES = 4 * 1024 * 1024
+GATHER_SECONDS = 0.5
+"""How long one read goes on while the topic has more: what follows has a price of its own for each slice."""
 
 
 @dataclass(slots=True)
@@ -77,50 +79,65 @@ class KafkaLog:
 
     async def read(self, after: Mapping[int, Position], limit: int, timeout_ms: int) -> Batch:
         consumer = self._present()
-        async with kafka_failures("reading records", PATIENCE + timeout_ms / 1000):
-            found = await consumer.getmany(timeout_ms=timeout_ms, max_records=limit)
-        self._present()
         entries: dict[int, list[Entry]] = {}
         fresh: dict[int, int] = {}
-        for part, messages in found.items():
-            last: dict[int, Position] = {}
-            for message in messages:
-                await self._take(message, after, entries, fresh, last)
-            if part in self._chunks and messages:
-                self._read[part] = messages[-1].offset + 1
-                self._chunks[part].append(_Chunk(self._read[part], last))
-        more = any(at < (consumer.highwater(part) or 0) for part, at in self._read.items())
+        more, until = True, time.monotonic() + timeout_ms / 1000 + GATHER_SECONDS
+        while more and limit > 0 and timeout_ms > 0:
+            async with kafka_failures("reading records", PATIENCE + timeout_ms / 1000):
+                found = await consumer.getmany(timeout_ms=timeout_ms, max_records=limit)
+            self._present()
+            for part, messages in found.items():
+                await self._take(part, messages, after, entries, fresh)
+                limit -= len(messages)
+            more = any(at < (consumer.highwater(part) or 0) for part, at in self._read.items())
+            timeout_ms = int((until - time.monotonic()) * 1000)
         return Batch(entries, fresh, more)
 
     async def _take(
         self,
-        message: ConsumerRecord[Any, Any],
+        part: TopicPartition,
+        messages: Sequence[ConsumerRecord[Any, Any]],
         after: Mapping[int, Position],
         entries: dict[int, list[Entry]],
         fresh: dict[int, int],
-        last: dict[int, Position],
     ) -> None:
-        """Sort one message into what was read, or into the dead letters."""
-        try:
-            event = decode(message.value or b"")
+        """Sort messages of a partition into what was read, and into the dead letters."""
+        found: dict[int, list[Entry]] = {}
+        for message in messages:
+            try:
+                event = decode(message.value or b"")
+            except (ValueError, RecursionError) as error:
+                await self._dead.put(message, str(error) or type(error).__name__)
+                continue
             if isinstance(event, Fresh):
                 fresh.update({b: ms for b, ms in event.buckets.items() if b in after})
-                return
-        except (ValueError, RecursionError) as error:
-            await self._dead.put(message, str(error) or type(error).__name__)
-            return
-        bucket, entry = event
-        if bucket >= self._buckets or bucket % self._options.partitions != message.partition:
-            await self._dead.put(message, f"bucket {bucket} does not belong into this partition")
-            return
-        place = entry.position
-        last[bucket] = max(place, last.get(bucket, place))
-        if bucket not in after:
-            return  # held: read again when it goes on, since this chunk is not committed
-        # Reading begins at the last commit, which may lie before the mark: that is no repeat.
-        begin = self._begin.setdefault(bucket, after[bucket])
-        if place > begin or place.generation < begin.generation:
-            entries.setdefault(bucket, []).append(entry)
+                continue
+            bucket, entry = event
+            if bucket in found:
+                found[bucket].append(entry)
+            elif bucket < self._buckets and bucket % self._options.partitions == part.partition:
+                found[bucket] = [entry]
+            else:
+                reason = f"bucket {bucket} does not belong into this partition"
+                await self._dead.put(message, reason)
+        last = {bucket: max(new).position for bucket, new in found.items()}
+        for bucket, new in found.items():
+            if bucket not in after:
+                continue  # held: read again when it goes on, since this chunk is not committed
+            # Reading begins at the last commit, which may lie before the mark: that is no repeat.
+            begin = self._begin.setdefault(bucket, after[bucket])
+            unread = new
+            if min(new).position <= begin:
+                unread = [
+                    entry
+                    for entry in new
+                    if entry.position > begin or entry.generation < begin.generation
+                ]
+            if unread:
+                entries.setdefault(bucket, []).extend(unread)
+        if part in self._chunks and messages:
+            self._read[part] = messages[-1].offset + 1
+            self._chunks[part].append(_Chunk(self._read[part], last))
 
     async def commit(self, upto: Mapping[int, Position]) -> None:
         self._done.update(upto)

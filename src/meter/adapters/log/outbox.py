@@ -24,6 +24,8 @@ __all__ = ["OutboxLog"]
 
 _log = structlog.get_logger(__name__)
 
+MOST_AT_ONCE = 8_000
+"""Of one command: Redis answers no check meanwhile."""
 FIELDS = 4
 """Of a stream entry as Redis sends it: names and values of `b` and `e`."""
 
@@ -89,7 +91,7 @@ class OutboxLog:
         fresh: dict[int, int] = {}
         wait: int | None = timeout_ms
         while places and limit > 0:
-            count = max(1, limit // len(places))
+            count = max(1, min(limit, MOST_AT_ONCE) // len(places))
             found = await self._xread(places, count, wait)
             wait = None
             for bucket in list(places):
@@ -115,10 +117,7 @@ class OutboxLog:
         if not reply:
             return {}
         pairs = reply.items() if isinstance(reply, dict) else reply
-        return {
-            names[name]: [_entry(identifier, fields) for identifier, fields in stream]
-            for name, stream in pairs
-        }
+        return {names[name]: _entries(stream) for name, stream in pairs}
 
     async def commit(self, upto: Mapping[int, Position]) -> None:
         pipe = self._redis.pipeline(transaction=False)
@@ -163,6 +162,23 @@ def _after(position: Position) -> str:
     if position.generation <= 0:
         return "0-0"
     return f"{position.generation - 1}-18446744073709551615"
+
+
+def _entries(stream: list[tuple[bytes, list[bytes]]]) -> list[Entry]:
+    """A stream's records. Nearly always they are of one generation."""
+    if not stream:
+        return []
+    prefix = stream[0][0].partition(b"-")[0] + b"-"
+    generation, size = int(prefix[:-1]), len(prefix)
+    return [
+        Entry(generation, int(identifier[size:]), fields[1], fields[3])
+        if identifier.startswith(prefix)
+        and len(fields) == FIELDS
+        and fields[0] == b"b"
+        and fields[2] == b"e"
+        else _entry(identifier, fields)
+        for identifier, fields in stream
+    ]
 
 
 def _entry(identifier: bytes, fields: list[bytes]) -> Entry:
