@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise, repeat
 from typing import TYPE_CHECKING
@@ -72,6 +72,7 @@ class Progress:
         self.fresh_ms: dict[int, int] = {}
         self.seen: dict[int, Position] = {}
         self.wanted = asyncio.Event()
+        self._waiting = 0
         self._changed = asyncio.Condition()
         self._adding = asyncio.Lock()
 
@@ -121,9 +122,8 @@ class Progress:
     async def caught_up(self, buckets: Sequence[int], at_ms: int, seconds: float) -> None:
         """Wait until all that was decided in the buckets before `at_ms` is rolled up, or they are held.
 
-        Whatever pause the rollup makes after a failure ends. Raise `RollupBehindError` after `seconds`.
+        The rollup makes no pause after failures meanwhile. Raise `RollupBehindError` after `seconds`.
         """
-        self.wanted.set()
 
         def behind() -> list[int]:
             return [
@@ -132,6 +132,8 @@ class Progress:
                 if bucket not in self.held and self.fresh_ms.get(bucket, -1) < at_ms
             ]
 
+        self._waiting += 1
+        self.wanted.set()
         try:
             async with asyncio.timeout(seconds), self._changed:
                 await self._changed.wait_for(lambda: not behind())
@@ -140,6 +142,18 @@ class Progress:
             raise RollupBehindError(
                 f"the log was not read to its end in time: buckets {late}", buckets=late
             ) from None
+        finally:
+            self._waiting -= 1
+
+    async def pause(self, seconds: float) -> None:
+        """Wait, but not long once anybody waits for the log's end."""
+        if self._waiting:
+            await asyncio.sleep(min(seconds, FIRST_PAUSE))
+            return
+        self.wanted.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.wanted.wait()
 
     async def moved(self) -> None:
         """Wake who waits for a place."""
@@ -518,13 +532,14 @@ class Rollup:
         return _Timed(self._metrics, name)
 
     async def _pause(self, seconds: float) -> None:
-        """After a failure, unless somebody waits."""
-        self.progress.wanted.clear()
-        stopping = asyncio.ensure_future(self._stopping.wait())
-        wanted = asyncio.ensure_future(self.progress.wanted.wait())
-        await asyncio.wait({stopping, wanted}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        wanted.cancel()
+        """After a failure, unless it is stopped."""
+        tasks = {
+            asyncio.create_task(self._stopping.wait()),
+            asyncio.create_task(self.progress.pause(seconds)),
+        }
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
 
     async def _sleep(self, seconds: float) -> None:
         if seconds > 0:

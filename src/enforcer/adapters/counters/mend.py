@@ -7,19 +7,24 @@ A bucket is in one of three states, by what Redis shows and what the meter has, 
   each together with its effects, chunk after chunk. After a kill the next one goes on at the place that Redis shows then.
 - Redis lacks the bucket: it is made again from the sums of the ledger, from open leases and reservations, and from
   answers that may still be asked for. The meta key, without which nobody is answered, comes last; so a rebuild that was
-  cut short begins again. One token owns a rebuild at a time, and writes of any other are refused.
+  cut short begins again. One token owns a rebuild at a time, and writes of any other are refused. Its owner gives a
+  sign of life however slowly the meter answers; when there is none any more, another begins again.
 """
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import struct
 from collections import defaultdict
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import hiredis
 import msgspec
 import structlog
 
+from enforcer.adapters.counters.connection import ConnectionLostError
 from enforcer.adapters.counters.handshake import Generations, Site, look, open_generation
 from enforcer.adapters.counters.scripts import script
 from enforcer.core import rebuild
@@ -75,6 +80,9 @@ _log = structlog.get_logger(__name__)
 ACCOUNTS, RECORDS, WRITES = 100, 2_000, 256
 STALE_MS = 5_000
 """Whoever rebuilds and has not written for so long is taken for dead."""
+SIGNS = 5
+"""Of life, at least, in that time."""
+_TAKEN = "another enforcer is at work on it"
 _pack = msgspec.msgpack.encode
 _LEASE_ENDS = (RecordType.LEASE_END, RecordType.LEASE_EXPIRED)
 _CORRECTIONS = (RecordType.VOID, RecordType.AMEND, RecordType.BACKFILL)
@@ -92,11 +100,12 @@ class _Waits(Exception):  # noqa: N818 - no error
 
 
 class Process(NamedTuple):
-    """The server process, its clock for scripts, and how long answers are remembered at least."""
+    """The server process, its clock for scripts, how long answers are remembered at least, and who writes: 16 letters."""
 
     run_id: str
     clock: str
     window_ms: int
+    writer: str
 
 
 class _Read(NamedTuple):
@@ -123,6 +132,7 @@ class Mender:
         run_id, clock = process.run_id, process.clock
         self._steps = steps
         self._connection, self._run_id, self._window_ms = connection, run_id, process.window_ms
+        self._writer = process.writer
         self._truth, self._ledger, self._known, self._marks = truth, ledger, known, marks
         self._open = script("open", run_id, clock)
         self._site = Site(connection, self._open, run_id, truth, steps)
@@ -139,26 +149,40 @@ class Mender:
         self._customers.clear()
         self._features.clear()
         opened: dict[int, bool] = {}
+        wanted: list[int] = []
+        # What another enforcer has opened or rebuilds needs no question to the meter.
+        for bucket in list(closed):
+            found = await look(self._connection, self._open, bucket, self._run_id)
+            if found.run == self._run_id:
+                opened[bucket] = False
+            elif not found.run and await self._taken(bucket):
+                closed[bucket] = _TAKEN
+            else:
+                wanted.append(bucket)
+        if not wanted:
+            return opened
         self._steps("catch_up")
         try:
             reached = await self._ledger.catch_up(
-                ledger_pb2.CatchUpRequest(buckets=closed, decided_before_ms=await self.now())
+                ledger_pb2.CatchUpRequest(buckets=wanted, decided_before_ms=await self.now())
             )
         except MetergateError as error:
-            closed.update(dict.fromkeys(closed, error.message))
-            return await self._by_marks(closed) if self._marks is not None else opened
+            closed.update(dict.fromkeys(wanted, error.message))
+            if self._marks is not None:
+                opened |= await self._by_marks(wanted)
+            return opened
         for one in reached.reached:
             try:
                 intact = await self._bucket(one)
             except (_Waits, MetergateError) as error:
                 closed[one.bucket] = str(error)
             except _Elsewhere:
-                closed[one.bucket] = "another enforcer is at work on it"
+                closed[one.bucket] = _TAKEN
             else:
                 opened[one.bucket] = intact
         return opened
 
-    async def _by_marks(self, closed: dict[int, str]) -> dict[int, bool]:
+    async def _by_marks(self, closed: Iterable[int]) -> dict[int, bool]:
         """Open what the meter's own marks show to be complete.
 
         They do not tell of records that a meter had stored and not yet claimed when it died: should Redis lack those as
@@ -178,6 +202,14 @@ class Mender:
             if found.run == self._run_id or await open_generation(self._site, bucket):
                 opened[bucket] = True
         return opened
+
+    async def _taken(self, bucket: int) -> bool:
+        """Whether another enforcer that lives rebuilds it."""
+        mark = f"{bucket_tag(bucket)}w"
+        token, seen = await self._connection.call("HMGET", mark, "token", "seen")
+        if token is None or token.startswith(self._writer.encode()):
+            return False
+        return await self.now() - int(seen) < STALE_MS
 
     async def now(self) -> int:
         """The time of the counters."""
@@ -212,12 +244,18 @@ class Mender:
     async def _write(
         self, bucket: int, guard: tuple[str, Any, Any], commands: Iterable[Command]
     ) -> None:
-        """One atomic step. Raise `_Elsewhere` when the guard refuses it."""
+        """One step of the work."""
+        self._steps("mend")
+        await self._send(bucket, guard, commands)
+
+    async def _send(
+        self, bucket: int, guard: tuple[str, Any, Any], commands: Iterable[Command]
+    ) -> None:
+        """Write atomically. Raise `_Elsewhere` when the guard refuses it."""
         tag = bucket_tag(bucket)
         words: list[Any] = []
         for command in commands:
             words += (len(command), *command)
-        self._steps("mend")
         reply = await self._connection.call("EVAL", self._mend, 1, f"{tag}m", tag, *guard, *words)
         if reply != b"done":
             raise _Elsewhere
@@ -225,29 +263,52 @@ class Mender:
     # -- Redis lacks the bucket
 
     async def _rebuild(self, bucket: int, mark: Position, known: Position) -> None:
-        token = secrets.token_hex(8)
+        token = self._writer + secrets.token_hex(8)
         await self._write(bucket, ("begin", token, STALE_MS), ())
         own = ("own", token, "")
         _log.warning("counters are missing: rebuilding", bucket=bucket, records_to=str(mark))
-        await self._clear(bucket, own)
-        now = await self.now()
-        for commands in [
-            self._counts(bucket, now),
-            self._open_starts(bucket, now),
-            self._bindings(bucket),
-            self._journals(bucket),
-            self._answers(bucket, now),
-        ]:
-            async for some in _chunks(commands):
-                await self._write(bucket, own, some)
-        if not known.generation:
-            # Something was there: at the least the opening of the generation that nobody has.
-            known = Position(await self._truth.last_generation(bucket), 0)
-        if not await open_generation(self._site, bucket, token, known):
-            raise _Elsewhere
+        async with self._alive(bucket, own):
+            await self._clear(bucket, own)
+            now = await self.now()
+            for commands in [
+                self._counts(bucket, now),
+                self._open_starts(bucket, now),
+                self._bindings(bucket),
+                self._journals(bucket),
+                self._answers(bucket, now),
+            ]:
+                async for some in _chunks(commands):
+                    await self._write(bucket, own, some)
+            if not known.generation:
+                # Something was there: at the least the opening of the generation that nobody has.
+                known = Position(await self._truth.last_generation(bucket), 0)
+            if not await open_generation(self._site, bucket, token, known):
+                raise _Elsewhere
         _log.warning(
-            "counters are rebuilt", bucket=bucket, known_to=str(known), rolled_to=str(mark)
+            "counters are rebuilt",
+            bucket=bucket,
+            known_to=str(known),
+            rolled_to=str(mark),
+            seconds=(await self.now() - now) / 1000,
         )
+
+    @asynccontextmanager
+    async def _alive(self, bucket: int, own: tuple[str, Any, Any]) -> AsyncIterator[None]:
+        """Give signs of life: answers of a busy meter may take longer than one is waited for that says nothing."""
+
+        async def give() -> None:
+            # Where it is refused or the connection is lost, the next write is as well, and tells.
+            with suppress(_Elsewhere, ConnectionLostError, hiredis.ReplyError):
+                while True:
+                    await asyncio.sleep(STALE_MS / 1000 / SIGNS)
+                    await self._send(bucket, own, ())
+
+        giving = asyncio.create_task(give(), name="signs of life")
+        try:
+            yield
+        finally:
+            giving.cancel()
+            await asyncio.wait({giving})
 
     async def _clear(self, bucket: int, own: tuple[str, Any, Any]) -> None:
         """Remove what is left of the bucket but its outbox, whose records may not have been read."""

@@ -59,7 +59,9 @@ _READS = (Mode.CHECK_ONLY, Mode.PEEK)
 SLOTS = 64
 """Places of a connection where outcomes of batches are kept; one whose answer came too late keeps its place."""
 LONGEST_PAUSE = 0.25
-"""Between two attempts to connect, in seconds."""
+"""Between two attempts to connect, or to open buckets, in seconds."""
+WATCH, LATE = 0.05, 0.5
+"""Seconds between two looks at what waits, and from when on one comes late."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,7 +346,7 @@ class RedisCounters:
             return
         mender = Mender(
             link,
-            Process(hands.run_id, options.clock, options.window_ms),
+            Process(hands.run_id, options.clock, options.window_ms, self._enforcer),
             self._truth,
             ledger,
             lambda bucket: self._known.get(bucket, START),
@@ -362,6 +364,11 @@ class RedisCounters:
             except (ConnectionLostError, hiredis.HiredisError, MetergateError) as error:
                 hands.closed.update(dict.fromkeys(hands.closed, str(error)))
                 opened = {}
+            except Exception:  # noqa: BLE001 - logged here, and done again
+                # Buckets are never left closed without another attempt, nor without a word.
+                _log.exception("opening buckets failed")
+                hands.closed.update(dict.fromkeys(hands.closed, "an internal error: see the log"))
+                opened = {}
             for bucket in opened:
                 hands.closed.pop(bucket, None)
                 self._parked_since.pop(bucket, None)
@@ -373,13 +380,17 @@ class RedisCounters:
             if hands.closed:
                 _log.warning("buckets are closed", buckets=hands.closed, pause=pause)
                 await asyncio.sleep(pause)
-                pause = min(pause * 2, 1.0)
+                pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _watch(self) -> None:
         """Give up on a silent server, and on waiting for one that is away."""
+        late, woken = False, time.monotonic()
         while True:
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(WATCH)
             now = time.monotonic()
+            late, woken = not late and now - woken > LATE, now
+            if late:
+                continue  # This process stood still: judged when it has heard what came meanwhile.
             oldest = next(iter(self._flying.values()), None)
             if oldest is not None and now - oldest.sent > self._options.reply_timeout:
                 self.last_error = "no reply"

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import redis.asyncio as aioredis
 import structlog
+from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from meter.adapters.log.shares import Shares
@@ -37,7 +39,12 @@ def _as_sent(reply: Any, **_: Any) -> Any:
 
 def _clients(url: str) -> tuple[aioredis.Redis, list[aioredis.Redis]]:
     """One for the outboxes, and those that it asks where they are."""
-    options: dict[str, Any] = {"socket_connect_timeout": 5, "health_check_interval": 0}
+    # A connection that has died is replaced once; whoever reads decides how long to wait then.
+    options: dict[str, Any] = {
+        "socket_connect_timeout": 5,
+        "health_check_interval": 0,
+        "retry": Retry(NoBackoff(), 1),
+    }
     found = watched(url)
     if found is None:
         return aioredis.Redis.from_url(url, **options), []

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis.asyncio
 
+from enforcer.adapters.counters import mend
 from enforcer.adapters.counters.redis import RedisCounters, RedisOptions
 from enforcer.core.commands import NO_KEY, Ask, Decision, EpochStale, SeatAsk, idempotency
 from enforcer.core.compile import compile_program
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from enforcer.core.program import Program
+    from meter.v1 import ledger_pb2
 
 FEATURE = Feature(1, "api.calls", "api.calls")
 SEATS = Feature(2, "seats", "seats")
@@ -364,6 +366,73 @@ async def test_an_emptied_server_is_answered_from_again_when_its_counters_are_re
     assert [(one.limit, one.used, one.held) for one in state.counters] == [(7, 1000, 0)]
     (opened, *_) = await records_of(server)
     assert (opened.type, opened.extra, opened.quantity) == (RecordType.GENERATION, 1, 2)
+
+
+async def flush_all(server: ValkeyProcess) -> None:
+    client = redis.asyncio.Redis.from_url(server.url)
+    await client.flushall()
+    await client.aclose()
+
+
+async def test_two_enforcers_rebuild_a_bucket_once_however_slowly_the_meter_answers(
+    server: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mend, "STALE_MS", 300)
+    generations, records = Generations(), Records(server.url)
+    async with (
+        store(server, generations, records, patience=20) as one,
+        store(server, generations, records, patience=20) as other,
+    ):
+        await decided(one, ask(10))
+        records.read()
+        records.slow = 0.5
+        await flush_all(server)
+        await asyncio.gather(one.project(0, 1, 1), other.project(0, 1, 1))
+        await decided(one, ask(1))
+        await decided(other, ask(1))
+        assert (await other.counters(0)).counters[0].used == 12
+    assert records.calls.count("sums") == 1
+
+
+async def test_an_enforcer_that_lost_its_connection_goes_on_with_its_rebuild_at_once(
+    server: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mend, "STALE_MS", 60_000)
+    records = Records(server.url)
+    async with store(server, Generations(), records, patience=20) as counters:
+        await decided(counters, ask(10))
+        records.read()
+        records.slow = 0.2
+        await flush_all(server)
+        waiting = asyncio.create_task(counters.project(0, 1, 1))
+        while "sums" not in records.calls:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        client = redis.asyncio.Redis.from_url(server.url)
+        await client.client_kill_filter(_type="normal")
+        await client.aclose()
+        await waiting
+        assert (await counters.counters(0)).counters[0].used == 10
+    assert records.calls.count("sums") == 2
+
+
+async def test_a_failure_that_nobody_thought_of_closes_no_bucket_for_ever(
+    server: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records, failures = Records(server.url), iter([ValueError("once"), ValueError("twice")])
+    sums = records.sums
+
+    async def fails(request: ledger_pb2.SumsRequest) -> ledger_pb2.SumsResponse:
+        for failure in failures:
+            raise failure
+        return await sums(request)
+
+    monkeypatch.setattr(records, "sums", fails)
+    async with store(server, Generations(), records, patience=20) as counters:
+        await decided(counters, ask(10))
+        records.read()
+        await flush_all(server)
+        await counters.project(0, 1, 1)
+        assert (await counters.counters(0)).counters[0].used == 10
 
 
 async def test_a_server_on_an_old_copy_catches_up_and_what_nobody_has_is_named(

@@ -2,8 +2,9 @@
 -- bucket or writes into it as well makes the others' writes void.
 -- KEYS  [1] the bucket's meta
 -- ARGV  bucket prefix, guard, its two values, then commands: number of words, words. Their keys are of this bucket.
---   begin  token, ms      the meta is missing, and nobody rebuilds or whoever did has not moved for so long: from now on
---                         the rebuild is the token's                                                     → 'there', 'busy'
+--   begin  token, ms      the meta is missing, and nobody rebuilds, or whoever did has not moved for so long, or it is the
+--                         same writer (a token's first 16 letters): from now on the rebuild is the token's
+--                                                                                                        → 'there', 'busy'
 --   own    token, ''      the meta is missing and the rebuild is the token's                             → 'there', 'busy'
 --   after  place, run id  the meta says the run id, and the last record is at the place `g-s`            → 'moved'
 -- Besides those of Redis there is the command HOLDER: a holder's leases, the holders, the holder: the last of the
@@ -28,7 +29,8 @@ else
   local owner = call('HGET', mark, 'token')
   if owner and owner ~= value then
     local seen = tonumber(call('HGET', mark, 'seen'))
-    if guard == 'own' or CLOCK - seen < tonumber(more) then return 'busy' end
+    local same = string.sub(owner, 1, 16) == string.sub(value, 1, 16)
+    if guard == 'own' or (not same and CLOCK - seen < tonumber(more)) then return 'busy' end
   elseif not owner and guard == 'own' then
     return 'busy'
   end

@@ -1,0 +1,32 @@
+"""Who waits for the rollup, and for how long the rollup itself waits."""
+
+from __future__ import annotations
+
+import asyncio
+
+from meter.core.sequence import Position
+from meter.rollup import Progress
+
+
+async def test_who_waits_for_the_end_of_the_log_waits_for_no_pause_after_failures() -> None:
+    progress = Progress()
+    progress.begin({0: Position(0, -1)})
+    waiting = asyncio.create_task(progress.caught_up([0], 5, 60))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        for _ in range(3):  # failures, each with a pause, before it succeeds
+            await progress.pause(60)
+    progress.fresh_ms[0] = 5
+    await progress.moved()
+    await waiting
+
+
+async def test_a_long_pause_ends_when_somebody_waits() -> None:
+    progress = Progress()
+    progress.begin({0: Position(0, -1)})
+    pausing = asyncio.create_task(progress.pause(60))
+    await asyncio.sleep(0)
+    waiting = asyncio.create_task(progress.caught_up([0], 5, 60))
+    async with asyncio.timeout(10):
+        await pausing
+    waiting.cancel()
