@@ -17,13 +17,16 @@ import platform
 import random
 import tempfile
 import time
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meter.adapters.clickhouse.client import ClickHouse
+from meter.adapters.clickhouse.grains import EACH_GRAIN
 from meter.adapters.clickhouse.migrate import migrate
 from meter.adapters.clickhouse.reader import ClickHouseReader
+from meter.core.aggregations import Aggregation, MeterAggregation
 from meter.core.windows import Window
 from meter.ports.usage import Scope
 from meter.reports import Reports, UsageQuery
@@ -40,30 +43,67 @@ EACH = 7
 """Records that a row stands for."""
 BUSY = 24
 """One in so many quarter hours has usage of a customer, meter and region."""
+YEAR = 365 * 96
+BUSIEST = "c-0"
+"""Who has usage in every quarter hour of a year."""
 ROWS_OF_TENANT = CUSTOMERS * len(METERS) * 2 * QUARTERS // BUSY
 
 
 async def fill(writer: ClickHouse, tenants: int) -> int:
-    """Insert a month of usage of so many tenants; return the number of records."""
+    """Insert a month of usage of so many tenants, and a year of one customer each; return the number of records."""
     for first in range(0, tenants, 20):
         some = min(20, tenants - first)
-        await writer.command(
+        await _insert(
+            writer,
             f"""
-            INSERT INTO usage (tenant, account, meter, window, customer, dimensions, adjusted, quantity,
-                events, overage, denied_quantity, denied_events, adjustment, manifest)
-            SELECT concat('t-', toString({first} + number % {some})) AS tenant, customer AS account,
+            SELECT concat('t-', toString({first} + number % {some})) AS tenant,
+                concat('c-', toString(intDiv(number, {some * 6}) % {CUSTOMERS})) AS customer,
                 {METERS}[1 + intDiv(number, {some}) % 3] AS meter,
                 toDateTime({START} + 900 * (({BUSY} * intDiv(number, {some * CUSTOMERS * 6})
-                    + cityHash64(number) % {BUSY}) % {QUARTERS}), 'UTC') AS window,
-                concat('c-', toString(intDiv(number, {some * 6}) % {CUSTOMERS})) AS customer,
+                    + cityHash64(number) % {BUSY}) % {QUARTERS}), 'UTC') AS quarter,
                 [('region', ['eu', 'us'][1 + intDiv(number, {some * 3}) % 2])] AS dimensions,
-                toDateTime(0, 'UTC') AS adjusted,
-                toInt128(100 + number % 900) AS quantity, {EACH} AS events, 0, 0, 0, 0, 0
+                toInt128(100 + number % 900) AS quantity
             FROM numbers({some * ROWS_OF_TENANT})
-            """  # noqa: S608 - our own numbers
+            """,  # noqa: S608 - our own numbers
         )
-    await writer.command("OPTIMIZE TABLE usage FINAL")
-    return tenants * ROWS_OF_TENANT * EACH
+    busy = max(1, tenants // 20)
+    await _insert(
+        writer,
+        f"""
+        SELECT concat('t-', toString(number % {busy})) AS tenant, '{BUSIEST}' AS customer,
+            'api.calls' AS meter,
+            toDateTime({START} + 900 * (intDiv(number, {busy}) - {YEAR - QUARTERS}), 'UTC') AS quarter,
+            [('region', 'eu')] AS dimensions, toInt128(100 + number % 900) AS quantity
+        FROM numbers({busy * YEAR})
+        """,  # noqa: S608
+    )
+    for table in ("usage", "aggregates"):
+        await writer.command(f"OPTIMIZE TABLE {table} FINAL")
+    return (tenants * ROWS_OF_TENANT + busy * YEAR) * EACH
+
+
+async def _insert(writer: ClickHouse, rows: str) -> None:
+    """As a slice is inserted: with the hours, days and months."""
+    key = "tenant, grain, meter, window, customer, account, dimensions"
+    steps = f"FROM ({rows}) {EACH_GRAIN}"
+    await writer.command(
+        f"""
+        INSERT INTO usage ({key}, adjusted, quantity, events, overage, denied_quantity, denied_events,
+            adjustment, manifest)
+        SELECT tenant, step.1 AS grain, meter, step.2 AS window, customer, customer AS account,
+            dimensions, toDateTime(0, 'UTC'), sum(quantity), sum({EACH}), 0, 0, 0, 0, 0
+        {steps} GROUP BY {key}
+        """
+    )
+    await writer.command(
+        f"""
+        INSERT INTO aggregates ({key}, revision, least, greatest, latest, manifest)
+        SELECT tenant, step.1 AS grain, meter, step.2 AS window, customer, customer AS account,
+            dimensions, 0, min(toInt64(quantity)), max(toInt64(quantity)),
+            max((toInt64(toUInt32(quarter)), toUInt32(0), toUInt64(1), toUInt64(1), toInt64(quantity))), 0
+        {steps} GROUP BY {key}
+        """
+    )
 
 
 def of_one(dice: random.Random, tenants: int) -> UsageQuery:
@@ -78,40 +118,59 @@ def of_all(dice: random.Random, tenants: int) -> UsageQuery:
     return UsageQuery(scope, Window.WHOLE, "UTC", START, START + 30 * 86_400)
 
 
+def of_latest(dice: random.Random, tenants: int) -> UsageQuery:
+    """The greatest of each customer's days, a page of a tenant."""
+    asked = of_all(dice, tenants)
+    ways = (MeterAggregation("llm.input_tokens", Aggregation.MAX),)
+    return replace(asked, window=Window.DAY, page_size=100, aggregations=ways)
+
+
+def of_year(dice: random.Random, tenants: int) -> UsageQuery:
+    """A customer's year by months of Berlin, busy in every quarter hour."""
+    scope = Scope(f"t-{dice.randrange(max(1, tenants // 20))}", "api.calls", (BUSIEST,))
+    start = START + (QUARTERS - YEAR) * 900
+    return UsageQuery(scope, Window.MONTH, "Europe/Berlin", start, START + QUARTERS * 900)
+
+
 async def timed(
     reports: Reports, question: Callable[[random.Random, int], UsageQuery], tenants: int, runs: int
-) -> list[float]:
-    """Sorted times in ms."""
+) -> tuple[list[float], float]:
+    """Sorted times, and the processor time of one, in ms."""
     dice, times = random.Random(7), []
+    worked = time.process_time()
     for _ in range(runs):
         query = question(dice, tenants)
         began = time.perf_counter()
         page = await reports.query(query)
         times.append((time.perf_counter() - began) * 1000)
         assert page.total > 0
-    return sorted(times)
+    return sorted(times), (time.process_time() - worked) * 1000 / runs
 
 
 async def measure(arguments: argparse.Namespace) -> None:
     """Fill and ask, the smaller size first."""
-    found: dict[str, list[float]] = {}
+    found: dict[str, tuple[float, float, float]] = {}
     for size in (arguments.records // 10, arguments.records):
         with tempfile.TemporaryDirectory() as name:
             url = f"chdb:{Path(name) / 'clickhouse'}"
             writer, second = ClickHouse(url, "writer"), ClickHouse(url, "reader")
             await migrate(writer)
             tenants = max(1, size // (ROWS_OF_TENANT * EACH))
+            began = time.perf_counter()
             records = await fill(writer, tenants)
+            took = time.perf_counter() - began
+            print(f"{records:,} records of {tenants} tenants, generated in {took:.0f} s")
             reports = Reports(ClickHouseReader(second), lambda: None, b"bench")
-            print(f"{records:,} records of {tenants} tenants")
-            for question in (of_one, of_all):
+            for question in (of_one, of_all, of_latest, of_year):
                 await timed(reports, question, tenants, 20)
-                times = await timed(reports, question, tenants, arguments.runs)
+                times, worked = await timed(reports, question, tenants, arguments.runs)
                 middle, last = times[len(times) // 2], times[len(times) * 99 // 100]
-                before = found.setdefault(question.__name__, times)
+                here = (middle, last, worked)
+                before = found.setdefault(question.__name__, here)
+                ratios = ", ".join(f"{a / b:.2f}" for a, b in zip(here, before, strict=True))
                 print(
-                    f"  {(question.__doc__ or '').rstrip('.'):<45} p50 {middle:6.1f} ms, p99 {last:6.1f} ms; "
-                    f"p50 ratio to the smaller size {middle / before[len(before) // 2]:.2f}"
+                    f"  {(question.__doc__ or '').rstrip('.'):<65} p50 {middle:6.1f} ms, p99 {last:6.1f} ms,"
+                    f" processor {worked:5.1f} ms; to the smaller size {ratios}; load {os.getloadavg()[0]:.1f}"
                 )
             await writer.close()
             await second.close()

@@ -112,13 +112,12 @@ class Reports:
         if len(rows) > size:
             rows = rows[:size]
             following = self._pages.seal(query, start, end, rows[-1].key)
-        lines = await self._aggregated(query, start, end, starts, rows)
+        lines = await self._aggregated(query, end, starts, rows)
         return Page(lines, following, total, fresh)
 
     async def _aggregated(
         self,
         query: UsageQuery,
-        start: int,
         end: int,
         starts: Sequence[int] | None,
         rows: Sequence[Row],
@@ -129,7 +128,11 @@ class Reports:
         if any(_needs_values(ways, row) for row in rows):
             distinct = {name: way.dimension for name, way in ways.items() if way.dimension}
             between = rows[0].key, rows[-1].key
-            found = await self._reader.values(query.scope, start, end, starts, between, distinct)
+            # Only the windows of the page: it costs what it shows.
+            first, last = (key.start for key in between)
+            inside = None if starts is None else [at for at in starts if first <= at <= last]
+            until = _end(last, starts, end)
+            found = await self._reader.values(query.scope, first, until, inside, between, distinct)
         lines = []
         for row in rows:
             way = ways[row.key.meter].aggregation if row.key.meter in ways else Aggregation.SUM

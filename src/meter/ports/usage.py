@@ -1,4 +1,4 @@
-"""Where reports read usage from: sums by quarter hour, never raw records."""
+"""Where reports read usage from: sums by quarter hour, hour, day and month, never raw records."""
 
 from __future__ import annotations
 

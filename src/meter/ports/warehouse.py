@@ -110,7 +110,7 @@ class Warehouse(Protocol):
         ...
 
     async def recompute(self, manifest: Manifest, windows: Sequence[WindowKey]) -> None:
-        """Work the windows' least, greatest, latest and distinct values out anew, from raw.
+        """Work the windows' least, greatest, latest and distinct values out anew, from raw; and their hours', days' and months'.
 
         Of each record the newest version counts, and none that is void; records up to the end of the
         slice, in its buckets. The result replaces what was there at one instant; running it again
@@ -188,7 +188,10 @@ class LedgerReader(Protocol):
         ...
 
     async def rollup_difference(self, marks: Mapping[int, Position]) -> int:
-        """Return the sum over meters of |granted in raw up to the marks - quantity in usage|."""
+        """Return the sum over meters of |granted in raw up to the marks - quantity in usage|.
+
+        And how far hours, days and months are from their quarter hours, in usage and in the aggregates.
+        """
         ...
 
 

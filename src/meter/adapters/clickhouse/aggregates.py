@@ -6,15 +6,27 @@ earlier rows count, from then on only the new ones. Rows of one revision may be 
 neither a least, greatest or latest value nor a set changes by it. So a crash at any instant is mended by
 doing it again. Later slices add at the window's revision of that time; the rollup of a bucket does one
 thing after the other, and a window's records are all of one bucket.
+
+Its hour, day and month are then made of the next finer windows, not of raw: a month of raw need not be
+there. All four get the revision at the same instant.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from meter.adapters.clickhouse.grains import EACH_GRAIN, beginning_of, within
 from meter.adapters.clickhouse.retention import Retention
 from meter.adapters.clickhouse.scope import beginning, chosen, key_of, split
-from meter.adapters.clickhouse.slices import ONE_BLOCK, add_once, buckets_of, covers, upto
+from meter.adapters.clickhouse.slices import (
+    ONE_BLOCK,
+    add_once,
+    buckets_of,
+    covers,
+    upto,
+    window_marker,
+)
+from meter.core.grains import Grain
 from meter.core.records import RecordType
 from meter.core.sequence import Position
 from meter.errors import RawExpiredError
@@ -28,14 +40,16 @@ if TYPE_CHECKING:
     from meter.ports.marks import Manifest
     from meter.ports.usage import Scope
 
-__all__ = ["VALUES", "AggregateReader", "Aggregates"]
+__all__ = ["VALUES", "AggregateReader", "Aggregates", "current_of"]
 
 VALUES = f"{RecordType.USAGE:d}, {RecordType.COMMIT:d}, {RecordType.BACKFILL:d}"
 """Records that are events with a value of their own."""
 CORRECTIONS = f"{RecordType.VOID:d}, {RecordType.AMEND:d}"
 
 _DIMENSIONS = "arraySort(CAST(who.d, 'Array(Tuple(String, String))'))"
-_COLUMNS = "tenant, account, meter, window, revision, customer, dimensions, least, greatest, latest"
+_COLUMNS = (
+    "tenant, grain, meter, window, customer, account, revision, dimensions, least, greatest, latest"
+)
 _LATEST = "Tuple(Int64, UInt32, UInt64, UInt64, Int64)"
 
 _REPEATABLE = ONE_BLOCK | {"insert_deduplicate": 0, "deduplicate_insert_select": "disable"}
@@ -52,41 +66,45 @@ class Aggregates(Retention):
         return frozenset(RecordType(row[0]) for row in rows)
 
     async def add_aggregates(self, manifest: Manifest) -> None:
-        marker = (
-            "tenant = '' AND account = '' AND meter = ''"
-            f" AND customer = '{manifest.ranges[0].bucket:d}'"
-        )
         revision, revisions = "toUInt64(0)", ""
         if await self._writer.rows("SELECT 1 FROM revisions LIMIT 1"):
             revision = "newest.revision"
             revisions = (
-                " LEFT JOIN (SELECT tenant, account, meter, window, max(revision) AS revision FROM"
-                " revisions GROUP BY tenant, account, meter, window) AS newest"
-                " USING (tenant, account, meter, window)"
+                " LEFT JOIN (SELECT tenant, grain, account, meter, window, max(revision) AS revision"
+                " FROM revisions GROUP BY tenant, grain, account, meter, window) AS newest"
+                " USING (tenant, grain, account, meter, window)"
             )
         await add_once(
             self._writer,
             manifest,
             "aggregates",
             f"{_COLUMNS}, manifest",
-            marker,
+            window_marker(manifest),
             f"""
-                SELECT tenant, account, meter, window, {revision} AS revision, customer, dimensions,
-                    least, greatest, latest, toUInt64({manifest.number:d}) AS manifest
+                SELECT tenant, grain, meter, window, customer, account, {revision} AS revision,
+                    dimensions, least, greatest, latest, toUInt64({manifest.number:d}) AS manifest
                 FROM (
-                    SELECT CAST(who.t, 'LowCardinality(String)') AS tenant, who.a AS account,
-                        CAST(who.m, 'LowCardinality(String)') AS meter, window, who.c AS customer,
-                        {_DIMENSIONS} AS dimensions, min(granted) AS least,
-                        max(granted) AS greatest,
-                        max((happened, bucket, generation, seq, granted)) AS latest
-                    FROM raw FINAL
-                    WHERE ({covers(manifest.ranges)}) AND type IN ({VALUES}) AND flaw = ''
-                        AND NOT adjusts
-                    GROUP BY tenant, account, meter, window, customer, dimensions
+                    SELECT tenant, step.1 AS grain, meter, step.2 AS window, customer, account,
+                        dimensions, min(least) AS least, max(greatest) AS greatest,
+                        max(latest) AS latest
+                    FROM (
+                        SELECT CAST(who.t, 'LowCardinality(String)') AS tenant, who.a AS account,
+                            CAST(who.m, 'LowCardinality(String)') AS meter, window AS quarter,
+                            who.c AS customer, {_DIMENSIONS} AS dimensions, min(granted) AS least,
+                            max(granted) AS greatest,
+                            max((happened, bucket, generation, seq, granted)) AS latest
+                        FROM raw FINAL
+                        WHERE ({covers(manifest.ranges)}) AND type IN ({VALUES}) AND flaw = ''
+                            AND NOT adjusts
+                        GROUP BY tenant, account, meter, quarter, customer, dimensions
+                    ) AS values
+                    {EACH_GRAIN}
+                    GROUP BY tenant, grain, meter, window, customer, account, dimensions
                 ) AS slice{revisions}
                 UNION ALL
-                SELECT CAST('', 'LowCardinality(String)'), '', CAST('', 'LowCardinality(String)'),
-                    toDateTime(0, 'UTC'), toUInt64(0), toString(arrayJoin({buckets_of(manifest)})),
+                SELECT CAST('', 'LowCardinality(String)'), toUInt8(0),
+                    CAST('', 'LowCardinality(String)'), toDateTime(0, 'UTC'),
+                    toString(arrayJoin({buckets_of(manifest)})), '', toUInt64(0),
                     CAST([], 'Array(Tuple(String, String))'), toInt64(0), toInt64(0),
                     CAST((0, 0, 0, 0, 0), '{_LATEST}'), toUInt64({manifest.number:d})
             """,  # noqa: S608
@@ -112,15 +130,18 @@ class Aggregates(Retention):
         for part in manifest.ranges:
             end = Position(part.generation, part.last - 1)
             ends[part.bucket] = max(ends.get(part.bucket, end), end)
+        for grain in Grain:
+            if grain is Grain.QUARTER:
+                rows = _recomputed(manifest.number, upto(ends))
+            else:
+                rows = _folded(manifest.number, grain)
+            await self._writer.command(
+                f"INSERT INTO aggregates ({_COLUMNS}) {rows}", _REPEATABLE, _bound(windows)
+            )
         await self._writer.command(
-            "INSERT INTO aggregates (" + _COLUMNS + ") " + _recomputed(manifest.number, upto(ends)),
-            _REPEATABLE,
-            _bound(windows),
-        )
-        await self._writer.command(
-            "INSERT INTO revisions (tenant, account, meter, window, revision)"  # noqa: S608
-            f" SELECT w.1, w.2, w.3, toDateTime(w.4, 'UTC'), toUInt64({manifest.number:d})"
-            f" FROM (SELECT arrayJoin({_WINDOWS}) AS w)",
+            "INSERT INTO revisions (tenant, grain, account, meter, window, revision)"  # noqa: S608
+            f" SELECT tenant, step.1, account, meter, step.2, toUInt64({manifest.number:d})"
+            f" FROM ({_ASKED}) {EACH_GRAIN}",
             _REPEATABLE,
             _bound(windows),
         )
@@ -142,7 +163,7 @@ class AggregateReader:
         distinct: Mapping[str, str],
     ) -> Mapping[Key, Values]:
         where, parameters = chosen(scope, "aggregates")
-        parameters |= {"start": start, "end": end}
+        parameters["start"] = start
         begin = beginning("window", starts, parameters)
         values = split(scope, parameters)
         first, last = (
@@ -160,20 +181,15 @@ class AggregateReader:
                 f"uniqExactIf(arrayFirst(p -> p.1 = {name}, aggregates.dimensions).2,"
                 f" arrayExists(p -> p.1 = {name}, aggregates.dimensions))"
             )
-        within = "window >= toDateTime({start:UInt32}, 'UTC') AND window < toDateTime({end:UInt32}, 'UTC')"
-        revised = f"FROM revisions WHERE tenant = {{tenant:String}} AND {within}"
+        among = within(starts, start, end)
+        of_tenant = f"tenant = {{tenant:String}} AND {among}"
         found = await self._reader.rows(
             f"""
             SELECT * FROM (
                 SELECT {begin} AS begin, customer, toString(aggregates.meter) AS meter,
                     {values} AS values, min(least), max(greatest), max(latest).5, {unique}
                 FROM aggregates
-                WHERE {where} AND {within} AND (
-                    (account, aggregates.meter, window, revision) IN (
-                        SELECT account, meter, window, max(revision) {revised}
-                        GROUP BY account, meter, window)
-                    OR (revision = 0 AND (account, aggregates.meter, window) NOT IN (
-                        SELECT account, meter, window {revised})))
+                WHERE {where} AND {among} AND {current_of(of_tenant)}
                 GROUP BY begin, customer, meter, values
             )
             WHERE (begin, customer, meter, values) >= {first}
@@ -186,10 +202,27 @@ class AggregateReader:
         }
 
 
+def current_of(of: str) -> str:
+    """A condition on aggregates: rows that count. `of` narrows down which revisions are looked at."""
+    window = "grain, account, meter, window"
+    of_row = "grain, account, aggregates.meter, window"
+    return (
+        f"(({of_row}, revision) IN (SELECT {window}, max(revision) FROM revisions WHERE {of} GROUP BY {window})"  # noqa: S608
+        f" OR (revision = 0 AND ({of_row}) NOT IN (SELECT {window} FROM revisions WHERE {of})))"
+    )
+
+
 _WINDOWS = (
     "arrayZip({tenants:Array(String)}, {accounts:Array(String)}, {meters:Array(String)},"
     " {starts:Array(UInt32)})"
 )
+
+
+_ASKED = (
+    "SELECT w.1 AS tenant, w.2 AS account, w.3 AS meter, toDateTime(w.4, 'UTC') AS quarter"  # noqa: S608
+    f" FROM (SELECT arrayJoin({_WINDOWS}) AS w)"
+)
+"""The windows of `_bound`, as rows."""
 
 
 def _bound(windows: Sequence[WindowKey]) -> dict[str, list[str] | list[int]]:
@@ -209,10 +242,10 @@ def _recomputed(revision: int, place: str) -> str:
         f" AND (who.t, who.a, who.m, toUInt32(window)) IN (SELECT arrayJoin({_WINDOWS}))"
     )
     return f"""
-        SELECT CAST(t, 'LowCardinality(String)') AS tenant, a AS account,
-            CAST(m, 'LowCardinality(String)') AS meter, window, toUInt64({revision:d}) AS revision,
-            c AS customer, dimensions, min(value) AS least, max(value) AS greatest,
-            max((happened, bucket, generation, seq, value)) AS latest
+        SELECT CAST(t, 'LowCardinality(String)') AS tenant, toUInt8(0) AS grain,
+            CAST(m, 'LowCardinality(String)') AS meter, window, c AS customer, a AS account,
+            toUInt64({revision:d}) AS revision, dimensions, min(value) AS least,
+            max(value) AS greatest, max((happened, bucket, generation, seq, value)) AS latest
         FROM (
             SELECT t, a, m, c, window, dimensions, happened, bucket, generation, seq,
                 if(newest.version > 0, newest.amount, event.granted) AS value, newest.kind AS kind
@@ -234,4 +267,36 @@ def _recomputed(revision: int, place: str) -> str:
         )
         WHERE kind != {RecordType.VOID:d}
         GROUP BY t, a, m, window, c, dimensions
+    """  # noqa: S608
+
+
+def _folded(revision: int, grain: Grain) -> str:
+    """A query of the rows of this grain that have the windows, from the next finer rows: those of this revision are there."""
+    finer = Grain(grain - 1)
+    coarse, fine = beginning_of(grain, "quarter"), beginning_of(finer, "quarter")
+    own = f"SELECT DISTINCT tenant, account, meter, {fine} AS window FROM ({_ASKED})"  # noqa: S608
+    inside = (
+        f"grain = {finer:d} AND (tenant, account, meter, {beginning_of(grain, 'window')})"  # noqa: S608
+        f" IN (SELECT tenant, account, meter, {coarse} FROM ({_ASKED}))"
+    )
+    newest = f"""
+        SELECT tenant, account, meter, window, max(revision) AS revision FROM (
+            SELECT tenant, account, meter, window, revision FROM revisions WHERE {inside}
+            UNION ALL SELECT *, toUInt64({revision:d}) FROM ({own})
+        ) GROUP BY tenant, account, meter, window
+    """  # noqa: S608
+    return f"""
+        SELECT tenant, toUInt8({grain:d}) AS grain, meter, {beginning_of(grain, "fine")} AS window,
+            customer, account, toUInt64({revision:d}) AS revision, dimensions, min(least),
+            max(greatest), max(latest)
+        FROM (
+            SELECT tenant, meter, window AS fine, customer, account, aggregates.revision AS of,
+                dimensions, least, greatest, latest
+            FROM aggregates WHERE {inside}
+        ) AS rows
+        LEFT JOIN ({newest}) AS newest
+            ON rows.tenant = newest.tenant AND rows.account = newest.account
+            AND rows.meter = newest.meter AND rows.fine = newest.window
+        WHERE rows.of = newest.revision
+        GROUP BY tenant, meter, window, customer, account, dimensions
     """  # noqa: S608

@@ -5,12 +5,14 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
-from meter.adapters.clickhouse.aggregates import AggregateReader
+from meter.adapters.clickhouse.aggregates import AggregateReader, current_of
+from meter.adapters.clickhouse.grains import grain_difference, within
 from meter.adapters.clickhouse.retention import LIVE
 from meter.adapters.clickhouse.scope import beginning, chosen, key_of, split
 from meter.adapters.clickhouse.slices import USAGE_TYPES
 from meter.adapters.clickhouse.slices import upto as _upto
 from meter.adapters.clickhouse.warehouse import effects_of, entry_of
+from meter.core.grains import Grain
 from meter.core.records import RecordType
 from meter.core.sequence import Entry, Range
 from meter.ports.usage import Key, Row
@@ -50,8 +52,12 @@ class ClickHouseReader(AggregateReader):
 
     async def first(self, scope: Scope) -> int | None:
         where, parameters = chosen(scope, "usage")
+        # The first month first: its quarter hours are few beside all.
+        month = f"SELECT min(window) FROM usage WHERE {where} AND grain = {Grain.MONTH:d}"  # noqa: S608
         rows = await self._reader.rows(
-            f"SELECT count(), toUInt32(min(window)) FROM usage WHERE {where}",  # noqa: S608
+            f"SELECT count(), toUInt32(min(window)) FROM usage WHERE {where}"  # noqa: S608
+            f" AND grain = {Grain.QUARTER:d} AND window >= ({month})"
+            f" AND window < ({month}) + INTERVAL 1 MONTH",
             parameters,
         )
         count, first = rows[0]
@@ -67,7 +73,7 @@ class ClickHouseReader(AggregateReader):
         limit: int,
     ) -> tuple[Sequence[Row], int]:
         where, parameters = chosen(scope, "usage")
-        parameters |= {"start": start, "end": end, "limit": limit}
+        parameters |= {"start": start, "limit": limit}
         begin = beginning("window", starts, parameters)
         values = split(scope, parameters)
         beyond = ""
@@ -86,8 +92,7 @@ class ClickHouseReader(AggregateReader):
                         sum(denied_events) AS total_denied_events,
                         sum(adjustment) AS total_adjustment
                     FROM usage
-                    WHERE {where} AND window >= toDateTime({{start:UInt32}}, 'UTC')
-                        AND window < toDateTime({{end:UInt32}}, 'UTC')
+                    WHERE {where} AND {within(starts, start, end)}
                     GROUP BY begin, customer, meter, values
                 )
             )
@@ -274,9 +279,10 @@ class ClickHouseReader(AggregateReader):
                     UNION ALL
                     SELECT toString(usage.tenant) AS tenant, toString(usage.meter) AS meter,
                         -sum(quantity) - sum(adjustment) AS part
-                    FROM usage WHERE usage.tenant != '' GROUP BY tenant, meter
+                    FROM usage WHERE usage.tenant != '' AND grain = 0 GROUP BY tenant, meter
                 ) GROUP BY tenant, meter
             )
             """  # noqa: S608
         )
-        return int(rows[0][0] or 0)
+        current = current_of("tenant != ''")
+        return int(rows[0][0] or 0) + await grain_difference(self._reader, current)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from meter.core.sequence import Position, Range
     from meter.ports.marks import Manifest
 
-__all__ = ["ONE_BLOCK", "USAGE_TYPES", "add_once", "buckets_of", "covers", "upto"]
+__all__ = ["ONE_BLOCK", "USAGE_TYPES", "add_once", "buckets_of", "covers", "upto", "window_marker"]
 
 USAGE_TYPES = ", ".join(
     f"{kind:d}"
@@ -89,6 +89,14 @@ def upto(marks: Mapping[int, Position]) -> str:
 def buckets_of(manifest: Manifest) -> list[int]:
     """The buckets that the slice has records of."""
     return sorted({part.bucket for part in manifest.ranges})
+
+
+def window_marker(manifest: Manifest) -> str:
+    """A condition on a table by tenant, grain, meter, window and customer: the marker of the manifest's first bucket."""
+    return (
+        "tenant = '' AND grain = 0 AND meter = '' AND window = toDateTime(0, 'UTC')"
+        f" AND customer = '{manifest.ranges[0].bucket:d}'"
+    )
 
 
 async def add_once(  # what one insert is made of

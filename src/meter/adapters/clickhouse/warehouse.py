@@ -6,8 +6,15 @@ import struct
 from typing import TYPE_CHECKING
 
 from meter.adapters.clickhouse.aggregates import Aggregates
+from meter.adapters.clickhouse.grains import EACH_GRAIN
 from meter.adapters.clickhouse.series import SeriesWriter
-from meter.adapters.clickhouse.slices import USAGE_TYPES, add_once, covers
+from meter.adapters.clickhouse.slices import (
+    USAGE_TYPES,
+    add_once,
+    buckets_of,
+    covers,
+    window_marker,
+)
 from meter.core.records import RecordType
 from meter.core.sequence import Entry
 
@@ -95,38 +102,45 @@ class ClickHouseWarehouse(Aggregates, SeriesWriter):
             await self._writer.insert("review", (*RAW_COLUMNS, "reason"), encoded)
 
     async def add_usage(self, manifest: Manifest) -> None:
-        marker = (
-            "tenant = '' AND account = '' AND meter = ''"
-            f" AND customer = '{manifest.ranges[0].bucket:d}'"
-        )
-        buckets = sorted({part.bucket for part in manifest.ranges})
         await add_once(
             self._writer,
             manifest,
             "usage",
             (
-                "tenant, account, meter, window, customer, dimensions, adjusted, "
+                "tenant, grain, meter, window, customer, account, dimensions, adjusted, "
                 "quantity, events, overage, denied_quantity, denied_events, adjustment, manifest"
             ),
-            marker,
+            window_marker(manifest),
             f"""
-                SELECT CAST(who.t, 'LowCardinality(String)') AS tenant, who.a AS account,
-                    CAST(who.m, 'LowCardinality(String)') AS meter, window, who.c AS customer,
-                    arraySort(CAST(who.d, 'Array(Tuple(String, String))')) AS dimensions,
-                    toDateTime(if(adjusts, intDiv(who.at, 900000) * 900, 0), 'UTC') AS adjusted,
-                    sumIf(toInt128(granted), type IN ({USAGE_TYPES}) AND NOT adjusts) AS quantity,
-                    sumIf(count, type IN ({USAGE_TYPES}) AND NOT adjusts) AS events,
-                    sumIf(toInt128(overage), type IN ({USAGE_TYPES}) AND NOT adjusts) AS overage_,
-                    sumIf(toInt128(raw.quantity), type = {DENIAL}) AS denied_quantity,
-                    toUInt64(sumIf(count, type = {DENIAL})) AS denied_events,
-                    sumIf(toInt128(granted), adjusts) AS adjustment,
-                    toUInt64({manifest.number:d}) AS manifest
-                FROM raw FINAL
-                WHERE ({covers(manifest.ranges)}) AND type IN ({USAGE_TYPES}, {DENIAL}) AND flaw = ''
-                GROUP BY tenant, account, meter, window, customer, dimensions, adjusted
+                SELECT tenant, step.1 AS grain, meter, step.2 AS window, customer, account,
+                    dimensions, adjusted, sum(sums.quantity), sum(sums.events), sum(sums.overage_),
+                    sum(sums.denied_quantity), sum(sums.denied_events), sum(sums.adjustment),
+                    toUInt64({manifest.number:d})
+                FROM (
+                    SELECT CAST(who.t, 'LowCardinality(String)') AS tenant, who.a AS account,
+                        CAST(who.m, 'LowCardinality(String)') AS meter, window AS quarter,
+                        who.c AS customer,
+                        arraySort(CAST(who.d, 'Array(Tuple(String, String))')) AS dimensions,
+                        toDateTime(if(adjusts, intDiv(who.at, 900000) * 900, 0), 'UTC') AS adjusted,
+                        sumIf(toInt128(granted), type IN ({USAGE_TYPES}) AND NOT adjusts)
+                            AS quantity,
+                        sumIf(count, type IN ({USAGE_TYPES}) AND NOT adjusts) AS events,
+                        sumIf(toInt128(overage), type IN ({USAGE_TYPES}) AND NOT adjusts)
+                            AS overage_,
+                        sumIf(toInt128(raw.quantity), type = {DENIAL}) AS denied_quantity,
+                        toUInt64(sumIf(count, type = {DENIAL})) AS denied_events,
+                        sumIf(toInt128(granted), adjusts) AS adjustment
+                    FROM raw FINAL
+                    WHERE ({covers(manifest.ranges)}) AND type IN ({USAGE_TYPES}, {DENIAL})
+                        AND flaw = ''
+                    GROUP BY tenant, account, meter, quarter, customer, dimensions, adjusted
+                ) AS sums
+                {EACH_GRAIN}
+                GROUP BY tenant, grain, meter, window, customer, account, dimensions, adjusted
                 UNION ALL
-                SELECT CAST('', 'LowCardinality(String)'), '', CAST('', 'LowCardinality(String)'),
-                    toDateTime(0, 'UTC'), toString(arrayJoin({buckets})),
+                SELECT CAST('', 'LowCardinality(String)'), toUInt8(0),
+                    CAST('', 'LowCardinality(String)'), toDateTime(0, 'UTC'),
+                    toString(arrayJoin({buckets_of(manifest)})), '',
                     CAST([], 'Array(Tuple(String, String))'), toDateTime(0, 'UTC'), toInt128(0),
                     toInt64(0), toInt128(0), toInt128(0), toUInt64(0), toInt128(0),
                     toUInt64({manifest.number:d})
