@@ -168,7 +168,11 @@ async def _add_rollup(
     token = settings.internal_token.get_secret_value()
     questions = ClickHouseReader(reader)
     reports = Reports(questions, fresh, token.encode())
-    audit = Audit(rollup.progress, questions, marks, settings.meter_compare_wait_seconds)
+    # An audit reads all of raw: reports do not wait behind it.
+    auditor = ClickHouse(settings.clickhouse_url, "auditor")
+    stack.push_async_callback(auditor.close)
+    audited = ClickHouseReader(auditor)
+    audit = Audit(rollup.progress, audited, marks, settings.meter_compare_wait_seconds)
     caller = Caller(token)
     recall = Recall(rollup.progress, questions, settings.meter_compare_wait_seconds)
     lookup = Lookup(rollup.progress, questions, settings.meter_compare_wait_seconds)
