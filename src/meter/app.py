@@ -155,28 +155,25 @@ async def _add_rollup(
         flush_records=settings.meter_flush_records,
         look_ahead=settings.meter_look_ahead,
         raw_days=settings.meter_raw_days,
+        # One server for several processes; what is in a folder belongs to one.
+        shared=settings.buckets if settings.clickhouse_url.startswith("http") else 0,
     )
     steps = crash_points("rollup")
     rollup = Rollup(source, marks, ClickHouseWarehouse(writer), metrics, options, steps)
     running.append(rollup)
 
-    def fresh() -> int | None:
-        # What the buckets of other processes have is not known here.
-        whole = len(rollup.progress.marks) == settings.buckets
-        return rollup.progress.fresh_until_ms if whole else None
-
     token = settings.internal_token.get_secret_value()
     questions = ClickHouseReader(reader)
-    reports = Reports(questions, fresh, token.encode())
+    reports = Reports(questions, rollup.whole.fresh_until, token.encode())
     # An audit reads all of raw: reports do not wait behind it.
     auditor = ClickHouse(settings.clickhouse_url, "auditor")
     stack.push_async_callback(auditor.close)
     audited = ClickHouseReader(auditor)
-    audit = Audit(rollup.progress, audited, marks, settings.meter_compare_wait_seconds)
+    audit = Audit(rollup.whole, audited, marks, settings.meter_compare_wait_seconds)
     caller = Caller(token)
-    recall = Recall(rollup.progress, questions, settings.meter_compare_wait_seconds)
-    lookup = Lookup(rollup.progress, questions, settings.meter_compare_wait_seconds)
-    series = Series(ClickHouseSeries(reader), fresh, token.encode())
+    recall = Recall(rollup.whole, questions, settings.meter_compare_wait_seconds)
+    lookup = Lookup(rollup.whole, questions, settings.meter_compare_wait_seconds)
+    series = Series(ClickHouseSeries(reader), rollup.whole.fresh_until, token.encode())
     services += [
         ReportService(reports, series, caller),
         LedgerService(audit, recall, lookup, rollup, caller),

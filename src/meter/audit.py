@@ -5,28 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from meter.core.sequence import Gap, Position
+from meter.core.sequence import START, Gap, Position
 from meter.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from typing import Protocol
 
-    from meter.ports.marks import Marks
+    from meter.ports.marks import Marks, Standing
     from meter.ports.warehouse import Counter, LedgerReader
 
     class Rolled(Protocol):
         """What the audit needs to know of the rollup's progress."""
 
-        held: dict[int, Gap]
-
         async def reached(self, wanted: Mapping[int, Position], seconds: float) -> None:
             """Wait until the marks are there."""
             ...
 
-        def still(self) -> AbstractAsyncContextManager[Mapping[int, Position]]:
-            """Keep the rollups as they are."""
+        def still(
+            self, buckets: Collection[int] | None = None
+        ) -> AbstractAsyncContextManager[Standing]:
+            """Keep the rollups as they are; None: of all buckets."""
             ...
 
 
@@ -85,18 +85,20 @@ class Audit:
             raise InvalidRequestError("BUCKET_REPEATED", "a bucket is named twice")
         await self._rolled.reached(wanted, self._wait)
         out = Comparison()
-        async with self._rolled.still() as marks:
-            await self._sequences(wanted, out)
+        async with self._rolled.still(None if rollups else wanted) as now:
+            await self._sequences(wanted, now.held, out)
             for state in states:
-                await self._counters(state, marks.get(state.bucket, Position(0, -1)), out)
+                await self._counters(state, now.marks.get(state.bucket, START), out)
             if rollups:
-                out.rollup_difference = await self._reader.rollup_difference(marks)
+                out.rollup_difference = await self._reader.rollup_difference(now.marks)
         out.accepted += await self._marks.accepted(wanted)
         out.gaps = [gap for gap in out.gaps if not any(_lies_in(gap, one) for one in out.accepted)]
         out.repeats += await self._marks.repeats(wanted)
         return out
 
-    async def _sequences(self, wanted: Mapping[int, Position], out: Comparison) -> None:
+    async def _sequences(
+        self, wanted: Mapping[int, Position], held: Mapping[int, Gap], out: Comparison
+    ) -> None:
         """Count records and repeats, find gaps: those in raw, and those where a bucket is held."""
         seen: set[tuple[int, int]] = set()
         for count in await self._reader.counts(wanted):
@@ -112,7 +114,7 @@ class Audit:
             if (bucket, place.generation) not in seen and place.sequence >= 0:
                 out.gaps.append(Gap(bucket, place.generation, 0, place.sequence + 1, "missing"))
         found = set(out.gaps)
-        for gap in self._rolled.held.values():
+        for gap in held.values():
             if gap.bucket in wanted and gap not in found:
                 out.gaps.append(gap)
 

@@ -11,20 +11,21 @@ from meter.core.sequence import START
 from meter.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from typing import Protocol
 
-    from meter.core.sequence import Entry, Gap, Position
+    from meter.core.sequence import Entry, Position
+    from meter.ports.marks import Standing
     from meter.ports.warehouse import Choice, Counter, LedgerReader
 
     class Rolled(Protocol):
         """What is needed to know of the rollup's progress."""
 
-        marks: dict[int, Position]
-        seen: dict[int, Position]
-        held: dict[int, Gap]
+        async def standing(self, buckets: Collection[int] | None = None) -> Standing:
+            """How far the buckets are."""
+            ...
 
-        async def caught_up(self, buckets: Sequence[int], at_ms: int, seconds: float) -> None:
+        async def caught_up(self, buckets: Collection[int], at_ms: int, seconds: float) -> None:
             """Wait until all that was decided before `at_ms` is rolled up, or the bucket is held."""
             ...
 
@@ -54,12 +55,12 @@ class Recall:
     async def catch_up(self, buckets: Sequence[int], at_ms: int) -> list[Reached]:
         """Raise `RollupBehindError` when the rollup does not get there in time."""
         await self._rolled.caught_up(buckets, at_ms, self._wait)
-        rolled = self._rolled
+        now = await self._rolled.standing(buckets)
         found = []
         for bucket in buckets:
-            mark = rolled.marks.get(bucket, START)
-            seen = max(mark, rolled.seen.get(bucket, START))
-            found.append(Reached(bucket, mark, bucket in rolled.held, seen))
+            mark = now.marks.get(bucket, START)
+            seen = max(mark, now.seen.get(bucket, START))
+            found.append(Reached(bucket, mark, bucket in now.held, seen))
         return found
 
     async def sums(

@@ -22,7 +22,7 @@ from meter.questions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from meter.ports.usage import Row, UsageReader, Values
 
@@ -76,7 +76,7 @@ class Reports:
     def __init__(
         self,
         reader: UsageReader,
-        fresh_until: Callable[[], int | None],
+        fresh_until: Callable[[], Awaitable[int | None]],
         secret: bytes,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -91,7 +91,7 @@ class Reports:
         """
         check(query)
         _check_aggregations(query.aggregations)
-        fresh = self._fresh_until()
+        fresh = await self._fresh_until()
         size = query.page_size or DEFAULT_PAGE
         token = self._pages.open(query)
         start = token.start if token else query.start

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections import Counter
-from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise, repeat
 from typing import TYPE_CHECKING
@@ -28,28 +28,30 @@ from typing import TYPE_CHECKING
 import structlog
 
 from meter.core.records import RecordType
-from meter.core.sequence import Entry, Gap, Position, Range, Sequencer, Verdict
-from meter.errors import FencedError, GapUnknownError, RollupBehindError, UnavailableError
+from meter.core.sequence import START, Entry, Gap, Position, Range, Sequencer, Verdict
+from meter.errors import FencedError, GapUnknownError, UnavailableError
+from meter.progress import FIRST_PAUSE, Progress, SharedProgress
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from meter.metrics import Metrics
     from meter.ports.log import Batch, LogSource
     from meter.ports.marks import Manifest, Marks
     from meter.ports.warehouse import Warehouse
 
-__all__ = ["Options", "Progress", "Rollup"]
+__all__ = ["Options", "Rollup"]
 
 _log = structlog.get_logger(__name__)
 
 VALUES = frozenset({RecordType.USAGE, RecordType.COMMIT, RecordType.BACKFILL})
 CORRECTIONS = frozenset({RecordType.VOID, RecordType.AMEND})
 LEASES = frozenset({RecordType.LEASE_START, RecordType.LEASE_END, RecordType.LEASE_EXPIRED})
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+LONGEST_PAUSE = 5.0
 BACKLOG_EVERY = 2.0
 GAP_PATIENCE = 2.0
 EXPIRE_EVERY = 3600.0
+TELL_EVERY = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,108 +63,8 @@ class Options:
     look_ahead: int = 1_000
     idle_wait: float = 0.25
     raw_days: int = 90
-
-
-class Progress:
-    """How far the rollups are. Others wait for a place here, or read while nothing is added."""
-
-    def __init__(self) -> None:
-        self.marks: dict[int, Position] = {}
-        self.held: dict[int, Gap] = {}
-        self.fresh_ms: dict[int, int] = {}
-        self.seen: dict[int, Position] = {}
-        self.wanted = asyncio.Event()
-        self._waiting = 0
-        self._changed = asyncio.Condition()
-        self._adding = asyncio.Lock()
-
-    @property
-    def fresh_until_ms(self) -> int | None:
-        """All records decided before this time are in the rollups; None until every bucket is read."""
-        if not self.fresh_ms or self.fresh_ms.keys() != self.marks.keys():
-            return None
-        return min(self.fresh_ms.values())
-
-    @asynccontextmanager
-    async def still(self) -> AsyncIterator[dict[int, Position]]:
-        """Keep the rollups as they are while the caller reads them; gives the marks that hold."""
-        async with self._adding:
-            yield dict(self.marks)
-
-    async def reached(self, wanted: Mapping[int, Position], seconds: float) -> None:
-        """Wait until every bucket is at its place, or is held at a gap before it.
-
-        Raise `RollupBehindError` naming the lag after `seconds`.
-        """
-
-        def behind() -> dict[int, Position]:
-            return {
-                bucket: place
-                for bucket, place in wanted.items()
-                if self.marks.get(bucket, Position(0, -1)) < place and bucket not in self.held
-            }
-
-        try:
-            async with asyncio.timeout(seconds), self._changed:
-                await self._changed.wait_for(lambda: not behind())
-        except TimeoutError:
-            late = behind()
-            lag = ", ".join(
-                f"bucket {bucket} is at {_place(self.marks.get(bucket))} of {_place(place)}"
-                for bucket, place in sorted(late.items())
-            )
-            raise RollupBehindError(f"the rollup is behind: {lag}", lag=lag) from None
-
-    def begin(self, marks: Mapping[int, Position]) -> None:
-        """Follow these buckets, and no others any more, from their marks."""
-        self.marks = dict(marks)
-        self.held.clear()
-        self.fresh_ms = {b: ms for b, ms in self.fresh_ms.items() if b in marks}
-
-    async def caught_up(self, buckets: Sequence[int], at_ms: int, seconds: float) -> None:
-        """Wait until all that was decided in the buckets before `at_ms` is rolled up, or they are held.
-
-        The rollup makes no pause after failures meanwhile. Raise `RollupBehindError` after `seconds`.
-        """
-
-        def behind() -> list[int]:
-            return [
-                bucket
-                for bucket in buckets
-                if bucket not in self.held and self.fresh_ms.get(bucket, -1) < at_ms
-            ]
-
-        self._waiting += 1
-        self.wanted.set()
-        try:
-            async with asyncio.timeout(seconds), self._changed:
-                await self._changed.wait_for(lambda: not behind())
-        except TimeoutError:
-            late = ", ".join(map(str, behind()))
-            raise RollupBehindError(
-                f"the log was not read to its end in time: buckets {late}", buckets=late
-            ) from None
-        finally:
-            self._waiting -= 1
-
-    async def pause(self, seconds: float) -> None:
-        """Wait, but not long once anybody waits for the log's end."""
-        if self._waiting:
-            await asyncio.sleep(min(seconds, FIRST_PAUSE))
-            return
-        self.wanted.clear()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self.wanted.wait()
-
-    async def moved(self) -> None:
-        """Wake who waits for a place."""
-        async with self._changed:
-            self._changed.notify_all()
-
-
-def _place(position: Position | None) -> str:
-    return "the start" if position is None else f"{position.generation}-{position.sequence}"
+    shared: int = 0
+    """How many buckets the deployment has, when other processes may have some of them; 0: this one has all."""
 
 
 @dataclass(slots=True)
@@ -219,7 +121,13 @@ class Rollup:
         self._expired_at = -EXPIRE_EVERY
         self._repeats: Counter[int] = Counter()
         self._ahead: asyncio.Task[Batch] | None = None
+        self._member, self._told_at = uuid.uuid4().hex, 0.0
         self.progress = Progress()
+        """Of the buckets of this process."""
+        self.whole: Progress | SharedProgress = self.progress
+        """Of all buckets of the deployment."""
+        if self._options.shared:
+            self.whole = SharedProgress(self.progress, marks, self._options.shared)
 
     def stop(self) -> None:
         """End `run` when the present flush is done."""
@@ -275,6 +183,7 @@ class Rollup:
         }
         self._gap_since.clear()
         await self.progress.moved()
+        await self._tell()
         with self._stage("commit"):
             await self._source.commit(marks)
 
@@ -293,6 +202,8 @@ class Rollup:
         self._hold()
         self.progress.seen = {b: one.read for b, one in self._sequencers.items()}
         await self.progress.moved()
+        if time.monotonic() - self._told_at > TELL_EVERY:
+            await self._tell()
         await self._measure()
         await self._expire()
         return len(part.records)
@@ -407,8 +318,8 @@ class Rollup:
 
         Raise `GapUnknownError` unless the bucket is held at exactly this gap.
         """
-        async with self.progress.still() as marks:
-            held = self.progress.held.get(gap.bucket)
+        async with self.whole.still([gap.bucket]) as now:
+            held = now.held.get(gap.bucket)
             if held is None or held[:4] != gap[:4]:
                 where = (
                     "nowhere" if held is None else f"at {held.generation} {held.first} {held.last}"
@@ -416,17 +327,20 @@ class Rollup:
                 raise GapUnknownError(
                     f"bucket {gap.bucket} is held {where}, not at {gap.generation} {gap.first} {gap.last}"
                 )
+            mark = now.marks.get(gap.bucket, START)
+            stored = await self._warehouse.stored_beyond({gap.bucket: mark})
             inside = {
-                key for key in self._stored if key[:2] == gap[:2] and gap.first <= key[2] < gap.last
+                key for key in stored if key[:2] == gap[:2] and gap.first <= key[2] < gap.last
             }
-            await self._marks.accept(gap, marks[gap.bucket], ranges_of(inside), actor)
-            # From now on whoever waits for the bucket waits until it has gone on.
-            self._again.set()
-            del self.progress.held[gap.bucket]
-            self._metrics.held.labels(str(gap.bucket)).set(0)
+            await self._marks.accept(gap, mark, ranges_of(inside), actor)
+            if gap.bucket in self.progress.held:
+                # From now on whoever waits for the bucket waits until it has gone on.
+                self._again.set()
+                del self.progress.held[gap.bucket]
+                self._metrics.held.labels(str(gap.bucket)).set(0)
         _log.warning("gap accepted", actor=actor, **gap._asdict())
         self.progress.wanted.set()
-        await self.progress.reached({gap.bucket: Position(gap.generation, gap.last - 1)}, seconds)
+        await self.whole.reached({gap.bucket: Position(gap.generation, gap.last - 1)}, seconds)
         return len(inside)
 
     async def _apply(self, manifest: Manifest) -> None:
@@ -488,6 +402,7 @@ class Rollup:
             if sequencer.exhausted or now - since > GAP_PATIENCE:
                 gap = sequencer.gap
                 self.progress.held[bucket] = gap
+                self._told_at = 0.0
                 self._metrics.held.labels(str(bucket)).set(1)
                 _log.error(
                     "bucket is held at a gap",
@@ -497,6 +412,17 @@ class Rollup:
                     last=gap.last,
                     reason=gap.reason,
                 )
+
+    async def _tell(self) -> None:
+        """Tell the other processes how far this one is; see whether one of them has accepted a gap here."""
+        if not self._options.shared:
+            return
+        await self._marks.report(self._member, self.progress.standing_now())
+        self._told_at = time.monotonic()
+        if self.progress.held:
+            marks = await self._marks.load(self.progress.held)
+            if any(marks[bucket] != self.progress.marks[bucket] for bucket in marks):
+                self._again.set()
 
     async def _measure(self) -> None:
         if time.monotonic() - self._backlog_at > BACKLOG_EVERY:
@@ -519,7 +445,7 @@ class Rollup:
             if waiting:
                 _log.warning("raw is kept: not rolled up yet", day=str(day), buckets=waiting)
                 return
-            async with self.progress.still():
+            async with self.whole.still():
                 self._steps("expire")
                 await self._warehouse.keep_sums(day)
                 self._steps("drop")

@@ -19,7 +19,7 @@ from meter.questions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from meter.ports.series import SeriesReader
 
@@ -74,7 +74,7 @@ class Series:
     def __init__(
         self,
         reader: SeriesReader,
-        fresh_until: Callable[[], int | None],
+        fresh_until: Callable[[], Awaitable[int | None]],
         secret: bytes,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -86,7 +86,7 @@ class Series:
         check(query)
         token = self._seats.open(query)
         start = token.start if token else query.start
-        fresh = self._fresh_until()
+        fresh = await self._fresh_until()
         if start is None:
             first = await self._reader.first_seat(query.scope)
             start = None if first is None else first // 1000 // QUARTER * QUARTER
@@ -110,7 +110,7 @@ class Series:
         check(query)
         token = self._denials.open(query)
         start = token.start if token else query.start
-        fresh = self._fresh_until()
+        fresh = await self._fresh_until()
         if start is None:
             start = await self._reader.first_denial(query.scope)
         end = query.end if query.end is not None else int(self._now())

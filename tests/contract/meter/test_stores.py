@@ -18,10 +18,11 @@ from meter.adapters.sql.marks import SqlMarks
 from meter.audit import BucketCounters
 from meter.core.aggregations import Aggregation, MeterAggregation
 from meter.core.records import Body, RecordType
-from meter.core.sequence import Entry, Position, Range
+from meter.core.sequence import Entry, Gap, Position, Range
 from meter.core.windows import Window
 from meter.errors import FencedError, WarehouseUnavailableError
 from meter.metrics import STAGES
+from meter.ports.marks import Standing
 from meter.ports.usage import Scope
 from meter.ports.warehouse import Counter
 from meter.reports import UsageQuery
@@ -181,6 +182,64 @@ async def test_marks_move_by_compare_and_set(meter: Stand) -> None:
     await marks.applied(first)
     assert await marks.unapplied([0, 1]) == [second]
     assert await marks.repeats([0, 1]) == 2
+
+
+@both
+async def test_processes_know_of_each_other_what_each_has_told(meter: Stand) -> None:
+    marks, start = meter.marks, Position(0, -1)
+    first = await marks.claim({0: (start, Position(1, 4))}, [Range(0, 1, 0, 5)], {})
+    second = await marks.claim({1: (start, Position(1, 9))}, [Range(1, 1, 0, 10)], {})
+    await marks.applied(first)
+    assert (await marks.standing()).marks == {0: Position(1, 4), 1: Position(1, -1)}
+    await marks.applied(second)
+    gap = Gap(1, 1, 10, 12, "missing")
+    one = Standing({0: Position(1, 4)}, {}, {0: Position(1, 4)}, {0: 500, 2: 600})
+    two = Standing({1: Position(1, 9)}, {1: gap}, {1: Position(1, 30)}, {1: 400, 2: 700})
+    await marks.report("one", one)
+    await marks.report("two", two)
+    reached = {0: Position(1, 4), 1: Position(1, 9)}
+    known = Standing(reached, {1: gap}, {1: Position(1, 30)}, {0: 500, 1: 400, 2: 700})
+    assert await marks.standing() == known
+    assert await marks.standing([0]) == Standing({0: Position(1, 4)}, {}, {}, {0: 500})
+    # What was told of as fresh stays so when another has the bucket; a gap is over when the mark has moved.
+    await marks.report("two", Standing({}, {}, {}, {}))
+    await marks.report("two", two)
+    await marks.applied(
+        await marks.claim({1: (Position(1, 9), Position(1, 12))}, [Range(1, 1, 10, 13)], {})
+    )
+    assert (await marks.standing()).held == {}
+    assert (await marks.standing()).fresh_ms == known.fresh_ms
+
+
+@both
+async def test_nothing_is_claimed_in_stillness(meter: Stand, another: Callable[..., Any]) -> None:
+    other, marks = await another(), meter.marks
+    start, place = Position(0, -1), Position(1, 4)
+    assert await marks.keep_still("one", 60)
+    assert not await other.marks.keep_still("two", 60)
+    claim = asyncio.create_task(other.marks.claim({0: (start, place)}, [Range(0, 1, 0, 5)], {}))
+    await asyncio.wait({claim}, timeout=0.3)
+    assert not claim.done()
+    assert await marks.load([0]) == {0: start}
+    assert await marks.keep_on("one", 60)
+    assert not await other.marks.keep_on("two", 60)
+    await marks.let_go("one", 60)
+    await claim
+    assert await marks.load([0]) == {0: place}
+    # Rollups get their rest.
+    assert not await marks.keep_still("three", 60)
+    assert not await marks.keep_on("one", 60)
+
+
+@both
+async def test_stillness_ends_with_who_wanted_it(meter: Stand) -> None:
+    marks = meter.marks
+    assert await marks.keep_still("one", 0.2)
+    await marks.claim({0: (Position(0, -1), Position(1, 4))}, [Range(0, 1, 0, 5)], {})
+    assert not await marks.keep_on("one", 60)
+    assert await marks.keep_still("two", 60)
+    await marks.let_go("one", 0)
+    assert await marks.keep_on("two", 60), "only its holder ends it"
 
 
 @both

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from meter.core.sequence import Position
-from meter.rollup import Progress
+from meter.progress import Progress
 
 
 async def test_who_waits_for_the_end_of_the_log_waits_for_no_pause_after_failures() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from meter.core.sequence import START, Gap, Position
 from meter.errors import RollupBehindError
-from meter.rollup import Progress
+from meter.progress import Progress
 
 
 async def test_waiting_ends_when_the_marks_get_there() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from meter.adapters.sql import sharing
 from meter.adapters.sql.tables import accepted_gaps, manifests, marks
 from meter.core.sequence import START, Gap, Position, Range
 from meter.errors import FencedError, MarksUnavailableError, MisconfiguredError
@@ -25,10 +27,17 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from meter.ports.marks import Standing
+
 __all__ = ["SqlMarks"]
 
 KEPT = 1_000
 """How many applied manifests stay, to look things up."""
+STILL_PAUSE = 0.05
+
+
+class _StillError(Exception):
+    """No slice may be claimed now."""
 
 
 def _engine(url: str) -> AsyncEngine:
@@ -101,10 +110,25 @@ class SqlMarks:
         ranges: Sequence[Range],
         repeats: Mapping[int, int],
     ) -> Manifest:
+        while True:
+            try:
+                return await self._claim(moves, ranges, repeats)
+            except _StillError:
+                await asyncio.sleep(STILL_PAUSE)
+
+    async def _claim(
+        self,
+        moves: Mapping[int, tuple[Position, Position]],
+        ranges: Sequence[Range],
+        repeats: Mapping[int, int],
+    ) -> Manifest:
         token = uuid.uuid4().hex
         async with self._transaction() as connection:
             for bucket, (old, new) in sorted(moves.items()):
                 await _move(connection, bucket, old, new, repeats.get(bucket, 0))
+            # After the first write: from there on SQLite lets nobody else write.
+            if await sharing.is_still(connection):
+                raise _StillError
             number = await connection.scalar(
                 insert(manifests)
                 .values(token=token, ranges=json.dumps(ranges), applied=False)
@@ -180,6 +204,26 @@ class SqlMarks:
                 )
             )
         return int(total or 0)
+
+    async def report(self, member: str, standing: Standing) -> None:
+        async with self._transaction() as connection:
+            await sharing.write_report(connection, member, standing)
+
+    async def standing(self, buckets: Iterable[int] | None = None) -> Standing:
+        async with self._transaction() as connection:
+            return await sharing.read_standing(connection, buckets)
+
+    async def keep_still(self, holder: str, seconds: float) -> bool:
+        async with self._transaction() as connection:
+            return await sharing.keep_still(connection, holder, seconds)
+
+    async def keep_on(self, holder: str, seconds: float) -> bool:
+        async with self._transaction() as connection:
+            return await sharing.keep_on(connection, holder, seconds)
+
+    async def let_go(self, holder: str, rest: float) -> None:
+        async with self._transaction() as connection:
+            await sharing.let_go(connection, holder, rest)
 
     async def close(self) -> None:
         """End all connections."""

@@ -15,7 +15,7 @@ from sqlalchemy import (
     func,
 )
 
-__all__ = ["accepted_gaps", "manifests", "marks", "metadata"]
+__all__ = ["accepted_gaps", "manifests", "marks", "members", "metadata", "stillness"]
 
 metadata = MetaData()
 
@@ -55,4 +55,23 @@ accepted_gaps = Table(
     Column("actor", Text, nullable=False),
     Column("accepted_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     comment="Places [first, last) of a sequence that are missing, and who decided to go on behind them.",
+)
+
+members = Table(
+    "meter_members",
+    metadata,
+    Column("member", String(64), primary_key=True),
+    Column("said", Text, nullable=False),
+    Column("said_ms", BigInteger, nullable=False),
+    comment="What each rollup process has told last of its buckets.",
+)
+
+stillness = Table(
+    "meter_stillness",
+    metadata,
+    Column("one", Integer, primary_key=True, autoincrement=False),
+    Column("holder", String(64), nullable=False, server_default=""),
+    Column("until_ms", BigInteger, nullable=False, server_default="0"),
+    Column("free_ms", BigInteger, nullable=False, server_default="0"),
+    comment="One row: until when no slice may be claimed, for whom, and when the next may ask for it.",
 )
