@@ -127,7 +127,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         rules = CorrectionRules(settings.buckets, settings.backfill_days, settings.seal_after_days)
         listed = SqlCorrections(definitions)
         carrier = Carrier(listed, counters, programs, usage, steps)
-        correcting = Correcting(listed, carrier, counters, usage, rules)
+        correcting = Correcting(listed, carrier, counters, usage, rules, definitions.aggregations)
         backfilling = Backfilling(listed, carrier, counters, programs, usage, rules)
         callers = Callers(definitions)
         server = GrpcServer(

@@ -316,9 +316,10 @@ REASONS: dict[str, tuple[type[MetergateError], str]] = {
     "BAD_RECORD": (InvalidRequestError, "name bucket, generation and sequence of a record"),
     "BAD_REASON": (InvalidRequestError, "say why, in 1 to 500 characters"),
     "BAD_MONTH": (InvalidRequestError, "send a calendar month such as 2026-10"),
-    "RECORD_NOT_FOUND": (
-        NotFoundError,
-        "no such record of this tenant, or it is older than raw records are kept",
+    "RECORD_NOT_FOUND": (NotFoundError, "no such record of this tenant"),
+    "RAW_EXPIRED": (
+        NotPossibleError,
+        "it stays as it is: raw records that it needs are dropped after METERGATE_METER_RAW_DAYS days",
     ),
     "REVIEW_NOT_FOUND": (NotFoundError, "no such event waits for a review"),
     "RECORD_VOIDED": (

@@ -78,7 +78,7 @@ class InvalidRequestError(MeterError):
 
 
 class NotFoundError(MeterError):
-    """The place has no record, or none of this tenant's, or raw has let it go."""
+    """The place has no record, or none of this tenant's."""
 
     reason = "RECORD_NOT_FOUND"
     code = grpc.StatusCode.NOT_FOUND

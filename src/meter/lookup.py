@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meter.errors import InvalidRequestError, NotFoundError
+from meter.errors import InvalidRequestError, NotFoundError, RawExpiredError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,17 +35,24 @@ class Lookup:
     async def record(self, tenant: str, bucket: int, place: Position) -> Entry:
         """The record of a place.
 
-        Raise `NotFoundError` for a place without a record of this tenant, `RollupBehindError` when it is not rolled up
-        in time.
+        Raise `NotFoundError` for a place without a record of this tenant, `RawExpiredError` for one whose record was
+        dropped, `RollupBehindError` when it is not rolled up in time.
         """
         await self._rolled.reached({bucket: place}, self._wait)
         found = await self._reader.find(bucket, place)
-        if found is None or found[0] != tenant:
-            raise NotFoundError(
-                f"there is no record {place.generation}-{place.sequence} in bucket {bucket}, "
-                "or it is older than raw records are kept"
+        name = f"record {place.generation}-{place.sequence} of bucket {bucket}"
+        if found is None and await self._reader.is_dropped(bucket, place):
+            raise RawExpiredError(
+                f"{name} was dropped: raw records are kept for METERGATE_METER_RAW_DAYS days. "
+                "What it was is not known any more, so it cannot be corrected"
             )
+        if found is None or found[0] != tenant:
+            raise NotFoundError(f"there is no {name}")
         return found[1]
+
+    async def retained_since(self) -> int:
+        """From when on windows have all their raw records, in seconds."""
+        return await self._reader.retained_since()
 
     async def keyed(
         self,

@@ -19,7 +19,7 @@ from meter.core.records import RecordType, decode_body, decode_effects
 from meter.v1 import ledger_pb2, usage_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from enforcer.gateway.carrying import Carrier
     from enforcer.ports.corrections import Corrections, Listed
@@ -36,6 +36,8 @@ MOST_LISTED = 1_000
 LONGEST_REASON = 500
 TRIES = 20
 _SCOPE = "record"
+_BY_DIFFERENCE = ("sum", "count")
+QUARTER = 900
 _LONGEST_MONTH = 7
 _CORRECTABLE = (RecordType.USAGE, RecordType.COMMIT, RecordType.BACKFILL)
 _KINDS = {
@@ -60,7 +62,10 @@ class CorrectionRules:
 
 
 class Correcting:
-    """The use cases. `now_ms` is for the age of months; the store's own clock dates the records."""
+    """The use cases. `now_ms` is for the age of months; the store's own clock dates the records.
+
+    `aggregations` says how features of a tenant add up, where that is not `sum`: see `Definitions`.
+    """
 
     def __init__(
         self,
@@ -69,11 +74,13 @@ class Correcting:
         counters: CounterStore,
         records: Records,
         rules: CorrectionRules,
+        aggregations: Callable[[str, str], Awaitable[dict[str, tuple[str, str]]]],
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._list, self._carrier, self._counters = corrections, carrier, counters
         self._records, self._rules, self._now_ms = records, rules, now_ms
         self._seals = SealRule(rules.seal_days)
+        self._aggregations = aggregations
 
     async def void(self, caller: Caller, request: usage_pb2.VoidRequest) -> usage_pb2.VoidResponse:
         """`UsageService.Void`."""
@@ -161,16 +168,12 @@ class Correcting:
             old = latest.intent
             if old.tenant != tenant:
                 raise NotFoundError("RECORD_NOT_FOUND", "there is no such record")
+            if await self._needs_raw(old):
+                found = await self._find(tenant, bucket, target)
+                _check_window(old.at_ms, found)
             counts = old.kind is not RecordType.VOID
             return replace(old, parcels=latest.after, counts=counts)
-        found = await self._records.find_record(
-            ledger_pb2.FindRecordRequest(
-                tenant=tenant,
-                bucket=bucket,
-                generation=target.generation,
-                sequence=target.sequence,
-            )
-        )
+        found = await self._find(tenant, bucket, target)
         body, effects = decode_body(found.body), decode_effects(found.effects)
         if effects.type not in _CORRECTABLE:
             raise NotPossibleError(
@@ -180,7 +183,7 @@ class Correcting:
             )
         entries = [(one.limit, one.period, one.used) for one in effects.entries]
         drawn = parcel(effects.granted, effects.overage, entries)
-        return Intent(
+        base = Intent(
             tenant=tenant,
             bucket=bucket,
             kind=effects.type,
@@ -200,6 +203,27 @@ class Correcting:
             parcels=(drawn,) if drawn.quantity else (),
             counts=True,
         )
+        if await self._needs_raw(base):
+            _check_window(base.at_ms, found)
+        return base
+
+    async def _find(self, tenant: str, bucket: int, target: Place) -> ledger_pb2.FindRecordResponse:
+        """Raise `RAW_EXPIRED` when the record was dropped, whatever its meter: what it drew from is not known."""
+        return await self._records.find_record(
+            ledger_pb2.FindRecordRequest(
+                tenant=tenant,
+                bucket=bucket,
+                generation=target.generation,
+                sequence=target.sequence,
+            )
+        )
+
+    async def _needs_raw(self, base: Intent) -> bool:
+        """Sums and counts are corrected by the difference; the rest is worked out anew from a window's records."""
+        way, _ = (await self._aggregations(base.tenant, base.feature)).get(
+            base.feature, ("sum", "")
+        )
+        return way not in _BY_DIFFERENCE
 
     async def _ended(self, listed: Listed, finger: str) -> Listed:
         return await ended(self._list, self._carrier, listed, finger)
@@ -239,6 +263,16 @@ class Correcting:
         set_ms(response.start, start)
         set_ms(response.end, end)
         return response
+
+
+def _check_window(at_ms: int, found: ledger_pb2.FindRecordResponse) -> None:
+    start = at_ms // 1000 // QUARTER * QUARTER
+    if start < found.retained_since:
+        raise NotPossibleError(
+            "RAW_EXPIRED",
+            f"the window from {datetime.fromtimestamp(start, UTC):%Y-%m-%dT%H:%MZ} cannot be worked out "
+            "anew: raw records of it were dropped, which are kept for METERGATE_METER_RAW_DAYS days",
+        )
 
 
 async def ended(corrections: Corrections, carrier: Carrier, listed: Listed, finger: str) -> Listed:

@@ -202,6 +202,14 @@ class RecordReader(Protocol):
         """Return the sound record of a place and its tenant; None when raw has none."""
         ...
 
+    async def is_dropped(self, bucket: int, place: Position) -> bool:
+        """Return whether raw had the place, and has dropped it when it had been kept long enough."""
+        ...
+
+    async def retained_since(self) -> int:
+        """As `Warehouse` has it."""
+        ...
+
     async def keyed(
         self, tenant: str, bucket: int, keys: Sequence[str], stored: tuple[int, int]
     ) -> Sequence[Entry]:

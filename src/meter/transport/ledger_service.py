@@ -132,7 +132,11 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
             self._caller.check(context)
             place = Position(request.generation, request.sequence)
             found = await self._lookup.record(request.tenant, request.bucket, place)
-            return ledger_pb2.FindRecordResponse(body=found.body, effects=found.effects)
+            return ledger_pb2.FindRecordResponse(
+                body=found.body,
+                effects=found.effects,
+                retained_since=await self._lookup.retained_since(),
+            )
         raise AssertionError  # the call was aborted
 
     async def FindKeys(  # noqa: N802

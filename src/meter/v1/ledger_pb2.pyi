@@ -484,17 +484,21 @@ class FindRecordResponse(_message.Message):
 
     BODY_FIELD_NUMBER: _builtins.int
     EFFECTS_FIELD_NUMBER: _builtins.int
+    RETAINED_SINCE_FIELD_NUMBER: _builtins.int
     body: _builtins.bytes
     effects: _builtins.bytes
+    retained_since: _builtins.int
+    """Windows that begin earlier, in seconds since 1970, cannot be worked out anew: raw records of theirs were dropped."""
     def __init__(
         self,
         *,
         body: _builtins.bytes = ...,
         effects: _builtins.bytes = ...,
+        retained_since: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "effects", b"effects"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "effects", b"effects", "retained_since", b"retained_since"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

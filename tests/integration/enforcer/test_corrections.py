@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CATALOG = """
 version: 1
-features: [{key: calls}, {key: words}, {key: rolling}, {key: paid}, {key: seats}, {key: tree}]
+features: [{key: calls}, {key: peak, meter: max}, {key: words}, {key: rolling}, {key: paid}, {key: seats}, {key: tree}]
 accounts:
   - key: acme
     entitlements:
@@ -31,6 +31,7 @@ accounts:
          grants: [{key: first, amount: 5}, {key: second, amount: 5, priority: 1}]}
       - {feature: rolling, key: week, model: quota, limit: 100, per: week, rolling: true}
       - {feature: paid, key: paid, model: payg, per: total, price: {amount: "0.3", currency: EUR}, spend_cap: "30"}
+      - {feature: peak, key: peak, model: quota, limit: 100, per: month}
       - {feature: seats, model: concurrent, seats: 2, ttl: 10s}
     nodes:
       - key: acme-lab
@@ -249,6 +250,38 @@ async def test_records_of_others_do_not_exist(sold: Desk) -> None:
         await sold.void(beyond)
     with pytest.raises(InvalidRequestError):
         await sold.void(usage_pb2.RecordPlace(bucket=99, generation=1))
+
+
+async def test_what_raw_has_dropped_is_corrected_only_where_all_of_it_is_known(sold: Desk) -> None:
+    calls, known, peak, known_peak = [
+        await sold.use(feature, 5) for feature in ("calls", "calls", "peak", "peak")
+    ]
+    await sold.amend(known, 4)
+    await sold.amend(known_peak, 4)
+    await sold.drop_raw()
+    # What a record has drawn is known of what was corrected before; a greatest value needs its neighbours, too.
+    for record in (calls, peak, known_peak):
+        with pytest.raises(MetergateError, match="METERGATE_METER_RAW_DAYS") as refused:
+            await sold.amend(record, 2)
+        assert (refused.value.reason, refused.value.code.name) == (
+            "RAW_EXPIRED",
+            "FAILED_PRECONDITION",
+        )
+        assert await fault(sold.void(record)) == "RAW_EXPIRED"
+    assert await sold.balance("calls") == {"plan": 9}
+    await sold.void(known)
+    assert await sold.balance("calls") == {"plan": 5}
+    assert await sold.total("calls") == 5
+    assert await sold.balance("peak") == {"peak": 9}
+    await sold.audit()
+    never = usage_pb2.RecordPlace(bucket=calls.bucket, generation=calls.generation + 1)
+    assert await fault(sold.void(never)) == "RECORD_NOT_FOUND"
+    # This record is there, its window's others are not.
+    (late,) = await sold.backfill(sold.event("peak", 7, 6 * DAY))
+    lies = usage_pb2.RecordPlace(
+        bucket=late.bucket, generation=late.generation, sequence=late.sequence
+    )
+    assert await fault(sold.amend(lies, 2)) == "RAW_EXPIRED"
 
 
 async def test_of_many_that_void_at_the_same_time_one_does(sold: Desk) -> None:

@@ -17,7 +17,7 @@ from meter.ports.usage import Scope
 from meter.ports.warehouse import Counter, WindowKey
 from meter.reports import UsageQuery
 from meter.rollup import Options
-from tests.fixtures.meter import Crash, crash_at
+from tests.fixtures.meter import Crash, age, copy, crash_at
 
 if TYPE_CHECKING:
     from meter.audit import Comparison
@@ -25,21 +25,6 @@ if TYPE_CHECKING:
     from tests.fixtures.meter import Stand
 
 BODY = Body("t", "acme", "acme/eu", "api.calls", "api.calls", q=1)
-
-
-async def age(meter: Stand, days: int) -> None:
-    """Let what was stored last, today, have been stored some days ago."""
-    ((today,),) = await meter.writer.rows("SELECT max(toDate(ingested)) FROM raw")
-    await copy(meter, f"ingested - toIntervalDay({days})", f"toDate(ingested) = '{today}'")
-    await meter.writer.command(f"ALTER TABLE raw DROP PARTITION ID '{today:%Y%m%d}'")
-
-
-async def copy(meter: Stand, ingested: str, where: str) -> None:
-    """Store records again, at another time."""
-    await meter.writer.command(
-        "INSERT INTO raw (bucket, generation, seq, ingested, body, effects, rest)"  # noqa: S608
-        f" SELECT bucket, generation, seq, {ingested}, body, effects, rest FROM raw WHERE {where}"
-    )
 
 
 async def days(meter: Stand) -> int:

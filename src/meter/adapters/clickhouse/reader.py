@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from meter.adapters.clickhouse.aggregates import AggregateReader, current_of
 from meter.adapters.clickhouse.grains import grain_difference, within
-from meter.adapters.clickhouse.retention import LIVE
+from meter.adapters.clickhouse.retention import LIVE, retained_since
 from meter.adapters.clickhouse.scope import beginning, chosen, key_of, split
 from meter.adapters.clickhouse.slices import USAGE_TYPES
 from meter.adapters.clickhouse.slices import upto as _upto
@@ -217,6 +217,17 @@ class ClickHouseReader(AggregateReader):
         tenant, body, effects = rows[0]
         packed = struct.pack(f"<{len(effects)}d", *effects)
         return tenant, Entry(*place, body.encode(), packed)
+
+    async def is_dropped(self, bucket: int, place: Position) -> bool:
+        rows = await self._reader.rows(
+            "SELECT 1 FROM expired WHERE bucket = {bucket:UInt32} AND generation = {generation:UInt64}"
+            " AND tenant = '' AND meter = '' AND first <= {seq:UInt64} AND last >= {seq:UInt64} LIMIT 1",
+            {"bucket": bucket, "generation": place.generation, "seq": place.sequence},
+        )
+        return bool(rows)
+
+    async def retained_since(self) -> int:
+        return await retained_since(self._reader)
 
     async def keyed(
         self, tenant: str, bucket: int, keys: Sequence[str], stored: tuple[int, int]

@@ -14,10 +14,20 @@ if TYPE_CHECKING:
 
     from meter.adapters.clickhouse.client import ClickHouse
 
-__all__ = ["LIVE", "Retention"]
+__all__ = ["LIVE", "Retention", "retained_since"]
 
 LIVE = "toDate(ingested) > (SELECT max(day) FROM expired)"
 """A condition on raw: what `expired` does not stand for."""
+
+
+async def retained_since(client: ClickHouse) -> int:
+    """See `Warehouse`."""
+    rows = await client.rows("SELECT count(), max(day) FROM expired")
+    count, day = rows[0]
+    if not count:
+        return 0
+    # An event may be five minutes ahead: a window's first records can be of the day before.
+    return int(datetime.combine(day + timedelta(days=1), time(), UTC).timestamp()) + QUARTER
 
 
 class Retention:
@@ -27,12 +37,7 @@ class Retention:
         self._writer = writer
 
     async def retained_since(self) -> int:
-        rows = await self._writer.rows("SELECT count(), max(day) FROM expired")
-        count, day = rows[0]
-        if not count:
-            return 0
-        # An event may be five minutes ahead: a window's first records can be of the day before.
-        return int(datetime.combine(day + timedelta(days=1), time(), UTC).timestamp()) + QUARTER
+        return await retained_since(self._writer)
 
     async def old_days(self, days: int) -> Sequence[date]:
         rows = await self._writer.rows(
