@@ -146,6 +146,11 @@ class RedisTwin:
     def repair(self, bucket: int, body: bytes, changes: Sequence[Counter]) -> Any:
         return self._run(self._store.repair(bucket, body, changes))
 
+    def adjust_seats(
+        self, bucket: int, compared: tuple[int, int], body: bytes, changes: Sequence[Counter]
+    ) -> Any:
+        return self._run(self._store.adjust_seats(bucket, compared, body, changes))
+
     def counters(self, bucket: int) -> Any:
         return self._run(self._store.counters(bucket))
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis.stateful import rule, run_state_machine_as_test
 
 from enforcer.core.commands import Ask
+from enforcer.core.commands import Counter as Shown
 from enforcer.core.compile import compile_program
 from enforcer.core.corrections import Corrected, Correction, Refused, Uncertain
 from enforcer.core.memory import MemoryCounters
@@ -162,6 +163,18 @@ class Twins(Commands):
             done = self.say("repair", bucket, b'{"w":"repair"}', [change])
             Twins.all_seen["repaired"] += len(done)
 
+    @rule(seed=SEEDS)
+    def adjust_seats(self, seed: int) -> None:
+        """As of now, or of a place before the last adjustment."""
+        dice = self.dice(seed)
+        bucket = dice.randrange(BUCKETS)
+        shown = self.memory.counters(bucket)
+        place = shown.generation, shown.last - dice.choice([0, 0, 3])
+        change = Shown(dice.randint(1, 9), 0, 0, dice.choice([-2, 1]))
+        Twins.all_seen["adjusted"] += self.say(
+            "adjust_seats", bucket, place, b'{"w":"seats"}', [change]
+        )
+
     def teardown(self) -> None:
         try:
             for bucket in range(BUCKETS):
@@ -178,6 +191,8 @@ class Twins(Commands):
         """Every counter is the sum of its records' effects, whatever was corrected."""
         sums: Counter[tuple[int, int, str]] = Counter()
         for record in self.memory.records(bucket):
+            if record.effects.type is RecordType.REPAIR and record.effects.quantity:
+                continue  # the ledger's alone
             for effect in record.effects.entries:
                 sums[effect.limit, effect.period, "used"] += effect.used
                 sums[effect.limit, effect.period, "held"] += effect.held

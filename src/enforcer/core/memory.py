@@ -136,6 +136,7 @@ class _Bucket:
     bound: dict[str, dict[str, int]] = field(default_factory=lambda: defaultdict(dict))
     reservations: dict[str, _Reservation] = field(default_factory=dict)
     marks: dict[str, int] = field(default_factory=dict)
+    adjusted: tuple[int, int] = (0, -1)
     corrected: int = 0
     corrected_in: int = 0
     corrections: dict[int, Corrected | Refused] = field(default_factory=dict)
@@ -608,6 +609,18 @@ class MemoryCounters:
         if done:
             step.append(body, Effects(RecordType.REPAIR, step.now, entries=tuple(entries)))
         return done
+
+    def adjust_seats(
+        self, bucket: int, compared: tuple[int, int], body: bytes, changes: Sequence[Counter]
+    ) -> bool:
+        step = self._step(bucket)
+        found = step.bucket
+        if found.adjusted > compared:
+            return False
+        entries = tuple(Effect(one.limit, 0, 0, one.held) for one in changes)
+        step.append(body, Effects(RecordType.REPAIR, step.now, quantity=1, entries=entries))
+        found.adjusted = found.generation, found.sequence - 1
+        return True
 
     def counters(self, bucket: int) -> BucketState:
         found = self._buckets[bucket]

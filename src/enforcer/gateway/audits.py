@@ -52,6 +52,12 @@ class Audits:
     async def _compare(
         self, buckets: Iterable[int], *, rollups: bool = True
     ) -> ledger_pb2.CompareResponse:
+        return await self._usage.compare(await self._question(buckets, rollups=rollups))
+
+    async def _question(
+        self, buckets: Iterable[int], *, rollups: bool
+    ) -> ledger_pb2.CompareRequest:
+        """The counters as they are."""
         question = ledger_pb2.CompareRequest(without_rollups=not rollups)
         for bucket in buckets:
             state = await self._counters.counters(bucket)
@@ -66,7 +72,7 @@ class Audits:
                     for one in state.counters
                 ],
             )
-        return await self._usage.compare(question)
+        return question
 
     async def reconcile(self, caller: Caller) -> repair_pb2.ReconcileResponse:
         """Add to each counter what the ledger has more, bucket after bucket.
@@ -77,7 +83,8 @@ class Audits:
         response = repair_pb2.ReconcileResponse()
         body = Body(t="", a="", c="", f="", m="", by=caller.key_id, w="reconcile")
         for bucket in range(self._buckets):
-            drift = list((await self._compare([bucket], rollups=False)).drift)
+            compared, found = await self._one(bucket, rollups=False)
+            drift = list(found.drift)
             changes = {
                 Counter(
                     one.limit,
@@ -91,7 +98,9 @@ class Audits:
             if not drift:
                 continue
             done = await self._counters.repair(bucket, encode_body(body), list(changes))
-            response.left.extend(one for change, one in changes.items() if change not in done)
+            left = [one for change, one in changes.items() if change not in done]
+            settled = await self._settle_seats(bucket, compared, left, caller)
+            response.left.extend(one for one in left if one not in settled)
             for change in done:
                 await self._definitions.note(
                     caller.tenant,
@@ -103,6 +112,49 @@ class Audits:
                 )
         return response
 
+    async def _one(
+        self, bucket: int, *, rollups: bool
+    ) -> tuple[tuple[int, int], ledger_pb2.CompareResponse]:
+        """Of one bucket, and the place as of which it was compared."""
+        question = await self._question([bucket], rollups=rollups)
+        (state,) = question.buckets
+        return (state.generation, state.last_sequence), await self._usage.compare(question)
+
+    async def _settle_seats(
+        self,
+        bucket: int,
+        compared: tuple[int, int],
+        drift: Iterable[report_pb2.Drift],
+        caller: Caller | None,
+    ) -> list[report_pb2.Drift]:
+        """Bring the ledger to the leases where these differ; return what was settled.
+
+        The leases are right: they are what is refused and granted by, and no record of an end brings one back.
+        Without a caller it is the audit's own doing, noted with the tenant whose seats they are.
+        """
+        seats = {one.limit: one for one in drift if not one.period_start}
+        whose = await self._definitions.seat_limits(seats) if seats else {}
+        changes = {
+            Counter(limit, 0, 0, one.counter_held - one.ledger_held): one
+            for limit, one in seats.items()
+            if limit in whose
+        }
+        actor = caller.key_id if caller else "audit"
+        body = encode_body(Body(t="", a="", c="", f="", m="", by=actor, w="seats"))
+        if not changes or not await self._counters.adjust_seats(
+            bucket, compared, body, list(changes)
+        ):
+            return []
+        for change in changes:
+            await self._definitions.note(
+                caller.tenant if caller else whose[change.limit],
+                actor,
+                "reconciled",
+                "seats",
+                f"{bucket}/{change.limit}: held {change.held:+d} in the ledger",
+            )
+        return list(changes.values())
+
     async def watch(
         self,
         interval: float,
@@ -111,7 +163,7 @@ class Audits:
     ) -> None:
         """Compare bucket after bucket for ever, one each `interval` seconds, or less often if it takes long.
 
-        `note(bucket, drifting, gaps)` is told of each; `passed` about every second how long ago the bucket was compared
+        Seats that differ are settled. `note(bucket, drifting, gaps)` is told of each; `passed` about every second how long ago the bucket was compared
         that has waited longest.
         """
         last = dict.fromkeys(range(self._buckets), time.monotonic())
@@ -120,7 +172,8 @@ class Audits:
                 began = time.monotonic()
                 try:
                     # What is not of one bucket alone is compared once a round.
-                    found = await self._compare([bucket], rollups=not bucket)
+                    compared, found = await self._one(bucket, rollups=not bucket)
+                    await self._settle_seats(bucket, compared, found.drift, None)
                 except MetergateError as error:
                     _log.warning("not audited", bucket=bucket, reason=error.reason)
                 else:

@@ -115,6 +115,16 @@ class CounterStore(Protocol):
         """
         ...
 
+    async def adjust_seats(
+        self, bucket: int, compared: tuple[int, int], body: bytes, changes: Sequence[Counter]
+    ) -> bool:
+        """Tell the ledger what the leases are: a record with these changes of `held`, which count there alone.
+
+        `compared`: the place (generation, sequence) as of which leases and ledger were compared. False, and nothing is
+        done, when an adjustment came after that: somebody has compared at the same time.
+        """
+        ...
+
     async def counters(self, bucket: int) -> BucketState:
         """Every counter and the last record, read in one step."""
         ...

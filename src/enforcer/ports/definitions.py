@@ -93,6 +93,10 @@ class Definitions(Protocol):
         """The names of limits by their numbers, as far as there are such limits of the features still."""
         ...
 
+    async def seat_limits(self, ids: Collection[int]) -> dict[int, str]:
+        """Which of these numbers are limits of seats, and whose: tenants by number."""
+        ...
+
     async def aggregations(self, tenant: str, feature: str = "") -> dict[str, tuple[str, str]]:
         """How features' meters add up where it is no sum: name of the way, and for `unique` the dimension.
 

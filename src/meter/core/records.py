@@ -34,7 +34,8 @@ usage is an adjustment in the window of `now`. VOID and AMEND name in their body
 
 Usage is what records of `USAGE`, `COMMIT` and corrections have granted; their time is the body's `at` or else `now`. The
 sum of `used` and `held` per (limit, period) over all records of a bucket is the ledger: what the counters must show. Only what a
-REPAIR changed is no part of it: it brought counters to the ledger.
+REPAIR changed is no part of it: it brought counters to the ledger. A REPAIR with the quantity 1 is: it brought the ledger to
+the leases that there are.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class ReconcileResponse(_message.Message):
 
     @_builtins.property
     def left(self) -> _containers.RepeatedCompositeFieldContainer[_report_pb2.Drift]:
-        """What could not be brought in line: a count of another period than the counter's, or seats, which leases make up."""
+        """What could not be brought in line: a count of another period than the counter's, or seats that no limit has any more."""
 
     def __init__(
         self,

@@ -59,7 +59,8 @@ class RepairServiceServicer(object):
 
     def Reconcile(self, request, context):
         """Brings counters to what their records say, where the audit finds a difference. The records are right: what was granted
-        has a record. Each change leaves a record of its own, which says by how much and who wanted it.
+        has a record. Of seats the leases are right, and their records are told. Each change leaves a record of its own, which
+        says by how much and who wanted it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,7 +39,8 @@ class RepairServiceStub:
     """
     Reconcile: _grpc.UnaryUnaryMultiCallable[_repair_pb2.ReconcileRequest, _repair_pb2.ReconcileResponse]
     """Brings counters to what their records say, where the audit finds a difference. The records are right: what was granted
-    has a record. Each change leaves a record of its own, which says by how much and who wanted it.
+    has a record. Of seats the leases are right, and their records are told. Each change leaves a record of its own, which
+    says by how much and who wanted it.
     """
 
 @_typing.type_check_only
@@ -51,7 +52,8 @@ class RepairServiceAsyncStub(RepairServiceStub):
     """
     Reconcile: _aio.UnaryUnaryMultiCallable[_repair_pb2.ReconcileRequest, _repair_pb2.ReconcileResponse]  # type: ignore[assignment]
     """Brings counters to what their records say, where the audit finds a difference. The records are right: what was granted
-    has a record. Each change leaves a record of its own, which says by how much and who wanted it.
+    has a record. Of seats the leases are right, and their records are told. Each change leaves a record of its own, which
+    says by how much and who wanted it.
     """
 
 class RepairServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -72,7 +74,8 @@ class RepairServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_repair_pb2.ReconcileResponse, _abc.Awaitable[_repair_pb2.ReconcileResponse]]:
         """Brings counters to what their records say, where the audit finds a difference. The records are right: what was granted
-        has a record. Each change leaves a record of its own, which says by how much and who wanted it.
+        has a record. Of seats the leases are right, and their records are told. Each change leaves a record of its own, which
+        says by how much and who wanted it.
         """
 
 def add_RepairServiceServicer_to_server(servicer: RepairServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

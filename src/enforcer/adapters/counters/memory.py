@@ -85,5 +85,10 @@ class MemoryStore:
     async def repair(self, bucket: int, body: bytes, changes: Sequence[Counter]) -> list[Counter]:
         return self._counters.repair(bucket, body, changes)
 
+    async def adjust_seats(
+        self, bucket: int, compared: tuple[int, int], body: bytes, changes: Sequence[Counter]
+    ) -> bool:
+        return self._counters.adjust_seats(bucket, compared, body, changes)
+
     async def counters(self, bucket: int) -> BucketState:
         return self._counters.counters(bucket)

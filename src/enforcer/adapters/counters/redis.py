@@ -785,5 +785,12 @@ class RedisCounters:
         ]
         return [changes[int(place)] for place in await self._hold("repair", bucket, body, *words)]
 
+    async def adjust_seats(
+        self, bucket: int, compared: tuple[int, int], body: bytes, changes: Sequence[Counter]
+    ) -> bool:
+        words = [word for change in changes for word in (change.limit, change.held)]
+        (done,) = await self._hold("seats", bucket, *compared, body, *words)
+        return bool(int(done))
+
     async def counters(self, bucket: int) -> BucketState:
         return codec.bucket_state(bucket, await self._hold("counters", bucket))

@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from enforcer.adapters.definitions import tables as t
 from enforcer.adapters.definitions.apply import Application, pending
+from enforcer.adapters.definitions.work import chunks
 from enforcer.catalog.model import EntitlementSpec
 from enforcer.core.events import EventMeter, path_of
 from enforcer.core.model import Customer, Feature, Node
@@ -310,6 +311,18 @@ class SqlDefinitions:
                 for grant, number in row.grants.items():
                     found[number] = LimitName(row.node, f"{row.key}/{grant}")
         return {number: name for number, name in found.items() if number in ids}
+
+    async def seat_limits(self, ids: Collection[int]) -> dict[int, str]:
+        found: dict[int, str] = {}
+        async with self._transaction() as connection:
+            for some in chunks(sorted(ids)):
+                query = select(
+                    t.entitlements.c.id, t.entitlements.c.tenant, t.entitlements.c.definition
+                ).where(t.entitlements.c.id.in_(some))
+                for row in await connection.execute(query):
+                    if row.definition["model"] == "concurrent":
+                        found[row.id] = row.tenant
+        return found
 
     async def aggregations(self, tenant: str, feature: str = "") -> dict[str, tuple[str, str]]:
         if not _storable(feature):

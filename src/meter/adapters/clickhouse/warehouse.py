@@ -188,6 +188,6 @@ def effects_of(condition: str) -> str:
         "SELECT bucket, arrayJoin(arrayMap(i -> (effects[10 + 4 * i], effects[11 + 4 * i],"  # noqa: S608
         " effects[12 + 4 * i], effects[13 + 4 * i]), range(intDiv(length(effects) - 9, 4)))) AS e"
         f" FROM raw FINAL WHERE ({condition}) AND flaw = '' AND length(effects) > 9"
-        # What a repair changed brought the counters to the ledger.
-        f" AND type != {RecordType.REPAIR:d}"
+        # What a repair changed brought the counters to the ledger; with a quantity, the ledger to the leases.
+        f" AND (type != {RecordType.REPAIR:d} OR effects[8] = 1)"
     )

@@ -14,6 +14,8 @@
 --   slots     levels                           → generation, last sequence, now, level states
 --   repair    body, then for each counter: limit, period, change of used, of held
 --                                              → places (from 0) of those that were there and are changed
+--   seats     generation, sequence, body, then for each limit: limit, change of leases
+--                                              → 1, or 0 after an adjustment beyond that place
 --   counters                                   → generation, last sequence, level states, (limit, leases) pairs
 -- A lease is returned as id, holder, started, expires, body. 'lost' and 'fenced' as single strings for any operation.
 local REAPED_AT_ONCE = @REAPED@
@@ -292,6 +294,23 @@ function operations.repair(body, ...)
   if #done > 0 then append(body, effects_of(@REPAIR@, now, 0, 0, 0, 0, 0, entries)) end
   for suffix, packed_state in pairs(states) do call('SET', prefix .. 's:' .. suffix, packed_state) end
   return done
+end
+
+-- Tells the ledger what the leases are, as compared at a place; once, whoever compares at the same time.
+function operations.seats(compared_generation, compared, body, ...)
+  local last, entries, wanted = call('GET', prefix .. 'y'), {}, {...}
+  if last then
+    local in_generation, sequence = unpack_('<dd', last)
+    local before = tonumber(compared_generation)
+    if in_generation > before or (in_generation == before and sequence > tonumber(compared)) then return {'0'} end
+  end
+  for i = 1, #wanted, 2 do
+    local m = #entries
+    entries[m + 1], entries[m + 2], entries[m + 3], entries[m + 4] = tonumber(wanted[i]), 0, 0, tonumber(wanted[i + 1])
+  end
+  local sequence = append(body, effects_of(@REPAIR@, now, 0, 0, 0, 1, 0, entries))
+  call('SET', prefix .. 'y', pack('<dd', generation, sequence))
+  return {'1'}
 end
 
 function operations.fence()
