@@ -430,12 +430,16 @@ class Rollup:
             self._backlog_at = time.monotonic()
 
     async def _expire(self) -> None:
-        """Drop days of raw that were kept long enough, the oldest first; never what is not rolled up."""
+        """Drop what corrections have replaced, and days of raw that were kept long enough.
+
+        The oldest days first, and never what is not rolled up.
+        """
         if time.monotonic() - self._expired_at < EXPIRE_EVERY:
             return
         self._expired_at = time.monotonic()
         if min(self._sequencers, default=1) != 0:
             return  # one of several processes does it: the one that has the first bucket
+        await self._warehouse.drop_replaced()
         for day in await self._warehouse.old_days(self._options.raw_days):
             places = await self._warehouse.places(day)
             marks = await self._marks.load(places)

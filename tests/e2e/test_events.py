@@ -49,8 +49,10 @@ def post(
         "authorization": f"Bearer {key or stack.api_key}",
         **{name.replace("_", "-"): value for name, value in more.items()},
     }
+    told = stack.events("ready")[-1]["events"]
+    assert told.endswith("/v1/events")
     request = urllib.request.Request(  # noqa: S310 - the stack's own
-        f"{stack.http}{path}", json.dumps(content).encode(), headers, method="POST"
+        told.removesuffix("/v1/events") + path, json.dumps(content).encode(), headers, method="POST"
     )
     give_up = time.monotonic() + 30
     while True:

@@ -120,6 +120,10 @@ class Warehouse(Protocol):
         """
         ...
 
+    async def drop_replaced(self) -> None:
+        """Remove what `recompute` has replaced: it counts nowhere."""
+        ...
+
 
 class Counter(NamedTuple):
     """The key of a counter in the ledger: the limit's id and the start of its period."""

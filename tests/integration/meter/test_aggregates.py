@@ -184,6 +184,16 @@ async def test_every_aggregation_is_exact_over_random_slices_kills_and_correctio
         await meter.drain()
         way = world.rng.choice(WAYS)
         assert await answer(meter, query(way)) == world.expected(way, 3600)
+    # What corrections have replaced is gone, so that a window corrected for ever does not grow for ever.
+    await meter.drain()
+    revised, left = (
+        await meter.writer.rows(
+            "SELECT count(), countIf(revision < newest) FROM aggregates INNER JOIN"
+            " (SELECT tenant, account, meter, window, max(revisions.revision) AS newest FROM revisions"
+            " GROUP BY tenant, account, meter, window) AS n USING (tenant, account, meter, window)"
+        )
+    )[0]
+    assert (revised > 0, left) == (True, 0)
     for way in WAYS:
         assert await answer(meter, query(way, Window.QUARTER_HOUR)) == world.expected(way, QUARTER)
         whole = {

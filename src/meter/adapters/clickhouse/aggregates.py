@@ -146,6 +146,20 @@ class Aggregates(Retention):
             _bound(windows),
         )
 
+    async def drop_replaced(self) -> None:
+        replaced = (
+            "SELECT tenant, account, meter, window, aggregates.revision FROM aggregates INNER JOIN ("
+            "SELECT tenant, account, meter, window, max(revision) AS newest FROM revisions"
+            " GROUP BY tenant, account, meter, window) AS counting"
+            " USING (tenant, account, meter, window) WHERE aggregates.revision < newest"
+        )
+        if await self._writer.rows(f"{replaced} LIMIT 1"):
+            await self._writer.command(
+                "ALTER TABLE aggregates DELETE WHERE"
+                f" (tenant, account, meter, window, revision) IN ({replaced})"
+                " SETTINGS mutations_sync = 2"
+            )
+
 
 class AggregateReader:
     """The reading side. See the port `UsageReader`."""
