@@ -189,8 +189,9 @@ async def test_every_aggregation_is_exact_over_random_slices_kills_and_correctio
     revised, left = (
         await meter.writer.rows(
             "SELECT count(), countIf(revision < newest) FROM aggregates INNER JOIN"
-            " (SELECT tenant, account, meter, window, max(revisions.revision) AS newest FROM revisions"
-            " GROUP BY tenant, account, meter, window) AS n USING (tenant, account, meter, window)"
+            " (SELECT tenant, grain, account, meter, window, max(revisions.revision) AS newest"
+            " FROM revisions GROUP BY tenant, grain, account, meter, window) AS n"
+            " USING (tenant, grain, account, meter, window)"
         )
     )[0]
     assert (revised > 0, left) == (True, 0)

@@ -147,16 +147,16 @@ class Aggregates(Retention):
         )
 
     async def drop_replaced(self) -> None:
+        window = "tenant, grain, account, meter, window"
+        newest = f"SELECT {window}, max(revision) AS newest FROM revisions GROUP BY {window}"  # noqa: S608
         replaced = (
-            "SELECT tenant, account, meter, window, aggregates.revision FROM aggregates INNER JOIN ("
-            "SELECT tenant, account, meter, window, max(revision) AS newest FROM revisions"
-            " GROUP BY tenant, account, meter, window) AS counting"
-            " USING (tenant, account, meter, window) WHERE aggregates.revision < newest"
+            f"SELECT {window}, aggregates.revision FROM aggregates INNER JOIN ({newest}) AS counting"  # noqa: S608
+            f" USING ({window}) WHERE (tenant, grain, aggregates.meter, window) IN"
+            " (SELECT tenant, grain, meter, window FROM revisions) AND aggregates.revision < newest"
         )
         if await self._writer.rows(f"{replaced} LIMIT 1"):
             await self._writer.command(
-                "ALTER TABLE aggregates DELETE WHERE"
-                f" (tenant, account, meter, window, revision) IN ({replaced})"
+                f"ALTER TABLE aggregates DELETE WHERE ({window}, revision) IN ({replaced})"
                 " SETTINGS mutations_sync = 2"
             )
 
