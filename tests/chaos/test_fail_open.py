@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -76,6 +77,10 @@ class Post:
             return ""
         return self._said()
 
+    def disk_takes(self, most: int) -> None:
+        """From now on no file of its may grow beyond so many bytes, as on a full disk; -1 = any number."""
+        resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, (most, -1))
+
     def end(self) -> int:
         """Let it end in order; return its status."""
         assert self._process.stdin is not None
@@ -133,6 +138,35 @@ def test_killed_just_before_a_step_every_key_counts_once(
     counted = sum(effects.granted for body, effects in records_of(server.url) if body.f == "open")
     assert counted == KEYS + 1
     assert not list((tmp_path / "journal").glob("*/*.journal"))
+
+
+def test_a_journal_whose_disk_is_full_refuses_until_there_is_room_and_loses_nothing(
+    server: ValkeyProcess, tmp_path: Path
+) -> None:
+    with post(server, tmp_path) as lasting:
+        lasting.ask("serving")
+        assert lasting.ask("check", "closed", 1, "warm") == "decided"
+        assert lasting.ask("check", "open", 1, "before") == "decided"
+        server.kill()
+        assert [lasting.ask("check", "open", 1, key) for key in range(20)] == ["degraded"] * 20
+        lasting.disk_takes(0)
+        full = {lasting.ask("check", "open", 1, key) for key in range(20, 40)}
+        assert full == {"JOURNAL_UNAVAILABLE"}
+        lasting.disk_takes(-1)
+        # Refused keys are free: each is used now, once.
+        give_up = time.monotonic() + 30
+        while lasting.ask("check", "open", 1, 20) != "degraded":
+            assert time.monotonic() < give_up
+        for key in range(21, 40):
+            assert lasting.ask("check", "open", 1, key) == "degraded"
+        server.start()
+        lasting.ask("serving")
+        while lasting.ask("used") != "41":
+            lasting.ask("count")
+            assert time.monotonic() < give_up + 30
+        assert lasting.ask("count") == "0"
+    counted = sum(effects.granted for body, effects in records_of(server.url) if body.f == "open")
+    assert counted == 41
 
 
 class Load:
