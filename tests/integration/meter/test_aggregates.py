@@ -258,7 +258,7 @@ async def test_the_first_quarter_hour_is_found_whatever_the_month(meter: Stand) 
     assert await meter.reader.first(Scope("t", "another")) is None
 
 
-async def test_a_report_over_a_year_reads_a_row_per_day_at_most(meter: Stand) -> None:
+async def test_a_report_over_a_year_reads_few_rows(meter: Stand) -> None:
     """A customer with usage in every quarter hour, beside a hundred others that have a little."""
     year, quarters = 1_767_225_600, 366 * 96  # 2026 and a day
     records = []

@@ -197,13 +197,18 @@ class AggregateReader:
             )
         among = within(starts, start, end)
         of_tenant = f"tenant = {{tenant:String}} AND {among}"
+        current = "revision = 0"
+        if await self._reader.rows(
+            f"SELECT 1 FROM revisions WHERE {of_tenant} LIMIT 1", parameters
+        ):  # noqa: S608
+            current = current_of(of_tenant)
         found = await self._reader.rows(
             f"""
             SELECT * FROM (
                 SELECT {begin} AS begin, customer, toString(aggregates.meter) AS meter,
                     {values} AS values, min(least), max(greatest), max(latest).5, {unique}
                 FROM aggregates
-                WHERE {where} AND {among} AND {current_of(of_tenant)}
+                WHERE {where} AND {among} AND {current}
                 GROUP BY begin, customer, meter, values
             )
             WHERE (begin, customer, meter, values) >= {first}

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 __all__ = ["EACH_GRAIN", "beginning_of", "grain_difference", "within"]
 
+FEW = 5
+"""Spans that are a condition each."""
+DAY = 86_400
+
 
 def beginning_of(grain: Grain, window: str) -> str:
     """Where the row of this grain begins that has the quarter hour `window`, as a DateTime."""
@@ -38,12 +42,30 @@ def within(starts: Sequence[int] | None, start: int, end: int) -> str:
     None: quarter hours. Numbers only: nothing of a user's is in it.
     """
     found = [Span(Grain.QUARTER, start, end)] if starts is None else spans(starts, end)
-    parts = (
+    if len(found) <= FEW:
+        return f"({' OR '.join(map(_between, found))})"
+    # A range for each grain, the edges by their days: what the key answers. Then each instant from its own grain. A
+    # range for each span took the planner 20 ms for a year of months.
+    parts = []
+    for grain in sorted({span.grain for span in found}):
+        own = [span for span in found if span.grain is grain]
+        part = _between(Span(grain, own[0].start, own[-1].end))
+        if grain < Grain.DAY and len(own) > 1:
+            days = {day for span in own for day in range(span.start // DAY, -(-span.end // DAY))}
+            touched = ", ".join(f"toDate({day:d})" for day in sorted(days))
+            part = f"({part} AND toDate(window, 'UTC') IN ({touched}))"
+        parts.append(part)
+    edges = [span.start for span in found]
+    grains = [int(span.grain) for span in found]
+    whose = f"transform(roundDown(toUInt32(window), {edges}), {edges}, {grains}, 255)"
+    return f"(({' OR '.join(parts)}) AND grain = {whose})"
+
+
+def _between(span: Span) -> str:
+    return (
         f"(grain = {span.grain:d} AND window >= toDateTime({span.start:d}, 'UTC')"
         f" AND window < toDateTime({span.end:d}, 'UTC'))"
-        for span in found
     )
-    return f"({' OR '.join(parts)})"
 
 
 _LEVELS = (
