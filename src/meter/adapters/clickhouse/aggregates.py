@@ -198,9 +198,8 @@ class AggregateReader:
         among = within(starts, start, end)
         of_tenant = f"tenant = {{tenant:String}} AND {among}"
         current = "revision = 0"
-        if await self._reader.rows(
-            f"SELECT 1 FROM revisions WHERE {of_tenant} LIMIT 1", parameters
-        ):  # noqa: S608
+        any_revised = f"SELECT 1 FROM revisions WHERE {of_tenant} LIMIT 1"  # noqa: S608
+        if await self._reader.rows(any_revised, parameters):
             current = current_of(of_tenant)
         found = await self._reader.rows(
             f"""
