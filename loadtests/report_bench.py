@@ -147,6 +147,10 @@ async def timed(
     return sorted(times), (time.process_time() - worked) * 1000 / runs
 
 
+async def never() -> None:
+    """Nothing is rolled up meanwhile."""
+
+
 async def measure(arguments: argparse.Namespace) -> None:
     """Fill and ask, the smaller size first."""
     found: dict[str, tuple[float, float, float]] = {}
@@ -160,7 +164,7 @@ async def measure(arguments: argparse.Namespace) -> None:
             records = await fill(writer, tenants)
             took = time.perf_counter() - began
             print(f"{records:,} records of {tenants} tenants, generated in {took:.0f} s")
-            reports = Reports(ClickHouseReader(second), lambda: None, b"bench")
+            reports = Reports(ClickHouseReader(second), never, b"bench")
             for question in (of_one, of_all, of_latest, of_year):
                 await timed(reports, question, tenants, 20)
                 times, worked = await timed(reports, question, tenants, arguments.runs)

@@ -216,7 +216,7 @@ async def measure(url: str, folder: Path, arguments: argparse.Namespace) -> None
     options = Options(flush_records=arguments.flush)
     rollup = Rollup(source, marks, ClickHouseWarehouse(writer), metrics, options)
     reader = ClickHouseReader(second)
-    reports = Reports(reader, lambda: rollup.progress.fresh_until_ms, b"bench")
+    reports = Reports(reader, rollup.whole.fresh_until, b"bench")
 
     done, seconds, used, report = 0, 0.0, 0.0, []
     for part in range(2):
