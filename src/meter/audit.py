@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from meter.core.sequence import START, Gap, Position
-from meter.errors import InvalidRequestError
+from meter.errors import GapUnknownError, InvalidRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -92,27 +92,48 @@ class Audit:
             if rollups:
                 out.rollup_difference = await self._reader.rollup_difference(now.marks)
         out.accepted += await self._marks.accepted(wanted)
-        out.gaps = [gap for gap in out.gaps if not any(_lies_in(gap, one) for one in out.accepted)]
+        out.gaps = [part for gap in out.gaps for part in _without(gap, out.accepted)]
         out.repeats += await self._marks.repeats(wanted)
         return out
+
+    async def accept(self, gap: Gap, actor: str) -> None:
+        """Note that a gap is accepted which holds nothing: its bucket has gone on to a later generation.
+
+        Raise `GapUnknownError` unless an audit names exactly this gap.
+        """
+        out = Comparison()
+        async with self._rolled.still([gap.bucket]) as now:
+            mark = now.marks.get(gap.bucket, START)
+            if gap.generation < mark.generation:
+                await self._sequences({gap.bucket: mark}, {}, out)
+        accepted = await self._marks.accepted([gap.bucket])
+        named = {part[:4] for one in out.gaps for part in _without(one, accepted)}
+        if gap[:4] not in named:
+            raise GapUnknownError(f"bucket {gap.bucket} has no gap {gap[1:4]}")
+        await self._marks.accept(gap, None, (), actor)
 
     async def _sequences(
         self, wanted: Mapping[int, Position], held: Mapping[int, Gap], out: Comparison
     ) -> None:
         """Count records and repeats, find gaps: those in raw, and those where a bucket is held."""
+        told = await self._reader.told(wanted)
         seen: set[tuple[int, int]] = set()
         for count in await self._reader.counts(wanted):
             seen.add((count.bucket, count.generation))
             out.records += count.places
             out.repeats += count.rows - count.places
             place = wanted[count.bucket]
-            last = place.sequence if count.generation == place.generation else count.last
+            last = max(count.last, told.get((count.bucket, count.generation), -1))
+            last = place.sequence if count.generation == place.generation else last
             if count.places != last + 1:
                 missing = await self._reader.gaps(count.bucket, count.generation, last + 1)
                 out.gaps += [Gap(*part, "missing") for part in missing]
         for bucket, place in wanted.items():
             if (bucket, place.generation) not in seen and place.sequence >= 0:
                 out.gaps.append(Gap(bucket, place.generation, 0, place.sequence + 1, "missing"))
+        for (bucket, generation), last in told.items():
+            if (bucket, generation) not in seen and generation < wanted[bucket].generation:
+                out.gaps.append(Gap(bucket, generation, 0, last + 1, "missing"))
         found = set(out.gaps)
         for gap in held.values():
             if gap.bucket in wanted and gap not in found:
@@ -135,6 +156,20 @@ class Audit:
                 out.drift.append(Difference(state.bucket, counter, shown, ledger))
 
 
-def _lies_in(gap: Gap, other: Gap) -> bool:
-    same = gap[:2] == other[:2]
-    return same and other.first <= gap.first and gap.last <= other.last
+def _without(gap: Gap, accepted: Sequence[Gap]) -> list[Gap]:
+    """What is left of a gap. One that has a reason only is accepted whole."""
+    same = [one for one in accepted if one[:2] == gap[:2]]
+    if gap.first == gap.last:
+        return [] if any(one.first <= gap.first <= one.last for one in same) else [gap]
+    parts = [gap]
+    for one in same:
+        parts = [
+            part._replace(first=first, last=last)
+            for part in parts
+            for first, last in (
+                (part.first, min(part.last, one.first)),
+                (max(part.first, one.last), part.last),
+            )
+            if first < last
+        ]
+    return parts

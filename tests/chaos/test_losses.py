@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import itertools
 import json
 import os
 import shutil
@@ -11,13 +13,17 @@ import struct
 import threading
 import time
 import urllib.request
+from collections import Counter
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import redis
 
+from meter.core.records import RecordType, decode_body, decode_effects
+from tests.chaos.test_faults import KEEP
 from tests.chaos.test_kills import clean_audit
 from tests.fixtures.stack import sums, write_trace
 
@@ -26,7 +32,12 @@ if TYPE_CHECKING:
 
     from tests.fixtures.stack import Stack
 
-ROWS: Final = 600
+Place = tuple[int, int, int]
+ROWS: Final = 1500
+SECONDS: Final = 20.0
+UNREAD: Final = 20
+"""Requests, at least, whose records no rollup has read when Redis loses them."""
+AGE: Final = 10.0 if os.environ.get(KEEP) else 2.0
 CATALOG: Final = """
 version: 1
 accounts:
@@ -63,7 +74,7 @@ def test_an_emptied_redis_is_made_again_from_the_records(
     new_stack: Callable[..., Stack], tmp_path: Path
 ) -> None:
     stack = new_stack("data", "--workers", "2").start()
-    trace = write_trace(tmp_path / "capped.csv", rows=ROWS, seed=1, seconds=4)
+    trace = write_trace(tmp_path / "capped.csv", rows=600, seed=1, seconds=4)
     asked = sums(trace)
     limit = asked["llm.input_tokens"] // 2
     stack.apply(CATALOG.format(limit=limit))
@@ -107,6 +118,148 @@ def accept_all(stack: Stack) -> list[dict[str, Any]]:
             if stack.run("gap", "accept", *map(str, place)).returncode == 0:
                 accepted.append(one)
     pytest.fail(f"gaps stay open: {gaps}")
+
+
+def holding(server: redis.Redis, then: str, *arguments: Any) -> dict[Place, Any]:
+    """What the outboxes hold in the very instant before a command."""
+    with server.pipeline(transaction=True) as pipe:
+        keys: list[Any] = sorted(server.keys("*:o"))
+        for key in keys:
+            pipe.xrange(key)
+        pipe.execute_command(then, *arguments)  # type: ignore[no-untyped-call]
+        found = pipe.execute()
+    held: dict[Place, Any] = {}
+    for key, entries in zip(keys, found, strict=False):
+        bucket = int(key.removeprefix(b"{b").partition(b"}")[0])
+        for name, fields in entries:
+            generation, sequence = map(int, name.split(b"-"))
+            held[bucket, generation, sequence] = fields
+    return held
+
+
+def wiped(stack: Stack) -> dict[Place, Any]:
+    with client(stack) as server:
+        return holding(server, "FLUSHALL")
+
+
+def killed_on(stack: Stack, copy: Path) -> dict[Place, Any]:
+    """Its successor finds the copy, while it writes on into the folder that it has open."""
+    valkey = stack.folder / "valkey"
+    (pid,) = stack.pids("valkey")
+    with client(stack) as server:
+        valkey.rename(stack.folder / "gone")
+        copy.rename(valkey)
+        held = holding(server, "CLIENT", "PAUSE", 60_000, "ALL")
+        os.kill(pid, signal.SIGKILL)
+    return held
+
+
+def emptied(stack: Stack) -> dict[Place, Any]:
+    (stack.folder / "empty").mkdir()
+    return killed_on(stack, stack.folder / "empty")
+
+
+def old_copy(stack: Stack) -> dict[Place, Any]:
+    return killed_on(stack, stack.folder / "copy")
+
+
+def granted(fields: dict[bytes, bytes]) -> tuple[str, int]:
+    """Meter and quantity of what a record granted."""
+    effects = decode_effects(fields[b"e"])
+    used = effects.granted if effects.type is RecordType.USAGE else 0
+    return decode_body(fields[b"b"]).m, used
+
+
+LOSSES: Final = (wiped, old_copy, emptied) if os.environ.get(KEEP) else (wiped,)
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("lose", LOSSES)
+def test_what_redis_loses_in_a_replay_is_answered_rightly_and_named_to_the_record(
+    lose: Callable[[Stack], dict[Place, Any]],
+    new_stack: Callable[..., Stack],
+    trace: Path,
+    tmp_path: Path,
+) -> None:
+    """Told by clients - reported = granted by the records that the audit names as missing, to the unit."""
+    stack = new_stack("data", "--workers", "2").start()
+    part = tmp_path / "part.csv"
+    with trace.open() as opened:
+        part.write_text("".join(itertools.islice(opened, 1 + ROWS)))
+    asked = sums(part)
+    limit = asked["llm.input_tokens"] * 3 // 4
+    stack.apply(CATALOG.format(limit=limit))
+    capped = ("--customers", "capped")
+    found: list[dict[str, Any]] = []
+
+    def replay() -> None:
+        options = ("--speed", f"{lasts(part) / SECONDS}", "--retry-for", "150", *capped)
+        found.append(stack.json("replay", str(part), *options, timeout=300))
+
+    running = threading.Thread(target=replay)
+    running.start()
+    give_up = time.monotonic() + 60
+    while not used(stack):
+        assert time.monotonic() < give_up, "the replay does not begin"
+    if lose is old_copy:
+        shutil.copytree(stack.folder / "valkey", stack.folder / "copy")
+        time.sleep(AGE)  # how old the copy is to be, not a wait for anything
+    (process,) = stack.pids("meter")
+    os.kill(process, signal.SIGSTOP)
+    before = used(stack)
+    while used(stack) < before + UNREAD:
+        assert running.is_alive(), "the replay is over"
+        assert time.monotonic() < give_up, "the replay stands still"
+    held = lose(stack)
+    os.kill(process, signal.SIGCONT)
+    running.join()
+    (told,) = found
+    shown = balance(stack)  # waits until it is answered
+    gaps = accept_all(stack)
+    named = {
+        (gap["bucket"], gap["generation"], place)
+        for gap in gaps
+        for place in range(gap["first"], gap["last"])
+    }
+    assert named <= held.keys(), "only what Redis had was lost"
+    assert len(named) > UNREAD
+    lost = Counter[str]()
+    for meter, quantity in (granted(held[place]) for place in named):
+        lost[meter] += quantity
+    reported = {meter: total(stack, meter) for meter in asked}
+    assert {meter: told[meter]["consumed"] - reported[meter] for meter in asked} == {
+        meter: lost[meter] for meter in asked
+    }
+    assert shown == reported["llm.input_tokens"] <= limit
+    again = stack.json("replay", str(part), *capped)
+    audit = stack.json("audit")  # waits until all of it is rolled up
+    assert (audit["gaps"], audit["drift"], audit["rollup_difference"]) == ([], [], 0)
+    for meter, quantity in asked.items():
+        assert again[meter]["consumed"] + again[meter]["denied"] == quantity
+        assert total(stack, meter) == again[meter]["consumed"], (meter, gaps, told, again)
+    assert 0 < balance(stack) == again["llm.input_tokens"]["consumed"] <= limit
+    assert len(audit["accepted_gaps"]) == len(gaps)
+    assert [kind for _, kind, _ in audit_log(stack)].count("gap") == len(gaps)
+
+
+def lasts(part: Path) -> float:
+    """From the first row of a trace to its last, in seconds."""
+    with part.open(newline="") as opened:
+        first, *_, last = (
+            datetime.fromisoformat(row["TIMESTAMP"][:26]) for row in csv.DictReader(opened)
+        )
+    return (last - first).total_seconds()
+
+
+def used(stack: Stack) -> int:
+    """Requests so far."""
+    done = stack.run("balance", "capped", "llm.requests", "--json")
+    return int(json.loads(done.stdout)["limits"][0]["used"]) if done.returncode == 0 else 0
+
+
+def total(stack: Stack, meter: str) -> int:
+    """What reports say."""
+    return int(stack.json("usage", "--meter", meter, "--customer", "capped")["total"])
 
 
 @pytest.mark.timeout(300)

@@ -59,8 +59,10 @@ class Marks(Protocol):
         """
         ...
 
-    async def accept(self, gap: Gap, old: Position, ranges: Sequence[Range], actor: str) -> None:
-        """Move a bucket's mark from `old` behind the gap, note who decided so, and claim the ranges.
+    async def accept(
+        self, gap: Gap, old: Position | None, ranges: Sequence[Range], actor: str
+    ) -> None:
+        """Move a bucket's mark from `old` behind the gap, unless None, note who decided so, and claim the ranges.
 
         All in one transaction. Raise `FencedError` as `claim` does. Does not wait: call it in stillness.
         """

@@ -6,7 +6,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import date
 
     from meter.core.records import RecordType
@@ -185,6 +185,10 @@ class LedgerReader(Protocol):
 
     async def counts(self, upto: Mapping[int, Position]) -> Sequence[RowCount]:
         """Return what raw holds of each bucket up to its place, by generation."""
+        ...
+
+    async def told(self, buckets: Iterable[int]) -> Mapping[tuple[int, int], int]:
+        """Return by bucket and generation the last place that existed, as records of later ones tell it."""
         ...
 
     async def gaps(self, bucket: int, generation: int, last: int) -> Sequence[Range]:

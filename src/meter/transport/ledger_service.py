@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from meter.audit import BucketCounters
 from meter.core.sequence import START, Gap, Position
-from meter.errors import InvalidRequestError
+from meter.errors import GapUnknownError, InvalidRequestError
 from meter.ports.warehouse import Choice, Counter
 from meter.transport.calls import faults
 from meter.v1 import ledger_pb2, ledger_pb2_grpc, report_pb2
@@ -102,7 +102,14 @@ class LedgerService(ledger_pb2_grpc.LedgerServiceServicer):
         async with faults(context):
             self._caller.check(context)
             gap = Gap(request.bucket, request.generation, request.first, request.last, "accepted")
-            found = await self._gaps.accept(gap, request.actor, SKIP_SECONDS)
+            try:
+                found = await self._gaps.accept(gap, request.actor, SKIP_SECONDS)
+            except GapUnknownError as error:
+                found = 0
+                try:
+                    await self._audit.accept(gap, request.actor)
+                except GapUnknownError:
+                    raise error from None
             return ledger_pb2.SkipGapResponse(found=found)
         raise AssertionError  # the call was aborted
 

@@ -32,6 +32,7 @@ from enforcer.core.commands import (
     TooMuch,
     idempotency,
 )
+from enforcer.core.corrections import Corrected
 from enforcer.core.rules import Mode
 from enforcer.errors import (
     CountersRebuildingError,
@@ -56,6 +57,8 @@ __all__ = ["RedisCounters", "RedisOptions"]
 
 _log = structlog.get_logger(__name__)
 _READS = (Mode.CHECK_ONLY, Mode.PEEK)
+ENDS = 8
+"""Earlier generations of a bucket whose last place is remembered, on average."""
 SLOTS = 64
 """Places of a connection where outcomes of batches are kept; one whose answer came too late keeps its place."""
 LONGEST_PAUSE = 0.25
@@ -172,6 +175,8 @@ class RedisCounters:
         self._queue: list[_Waiting] = []
         self._parked: list[_Waiting] = []
         self._known: dict[int, Position] = {}
+        self._ends: dict[tuple[int, int], int] = {}
+        self._told: set[tuple[int, int]] = set()
         self._doubt: list[_Batch] = []
         self._flying: dict[int, _Batch] = {}
         self._scheduled = False
@@ -268,8 +273,12 @@ class RedisCounters:
             reply = await link.call(*self._hold_command(hands, "fence", bucket))
             if reply[0] == b"lost":
                 hands.closed[bucket] = "its data are missing"
-            else:
-                ran[bucket] = int(reply[0]) if intact else float("inf")
+                continue
+            ran[bucket] = int(reply[0]) if intact else float("inf")
+            if not intact:  # what was told may be lost as well
+                self._told = {place for place in self._told if place[0] != bucket}
+            self._ask_about(bucket)
+        self._tell(link, hands)
         again: list[_Waiting] = []
         for batch in self._doubt:
             for waiting in batch.waiting:
@@ -633,17 +642,44 @@ class RedisCounters:
             if self._link is not None:
                 self._drop(self._link)  # nothing of it will ever run again
             return
-        last = answers[-1]
-        if isinstance(last, Decision):
-            self._note(bucket, last.generation, last.sequence)
+        for answer in answers:
+            if isinstance(answer, Decision):
+                self._note(bucket, answer.generation, answer.sequence)
         if not waiting.future.done():
             waiting.future.set_result(answers)
 
     def _note(self, bucket: int, generation: int, sequence: int) -> None:
         """A place that has been acknowledged: should Redis and the records both lack it, that is a loss to be named."""
-        place = Position(generation, sequence)
-        if place > self._known.get(bucket, START):
-            self._known[bucket] = place
+        place, known = Position(generation, sequence), self._known.get(bucket, START)
+        if place <= known:
+            return
+        if generation > known.generation:
+            self._ask_about(bucket)
+            if self._link is not None and self._hands is not None:
+                self._tell(self._link, self._hands)
+        self._known[bucket] = place
+
+    def _ask_about(self, bucket: int) -> None:
+        """Whether the outbox tells of the furthest place that was acknowledged here: another has opened the next one."""
+        known = self._known.get(bucket, START)
+        if known.generation:
+            self._ends[bucket, known.generation] = known.sequence
+            if len(self._ends) > ENDS * self._options.buckets:
+                self._ends.pop(next(iter(self._ends)))
+
+    def _tell(self, link: Connection, hands: Handshake) -> None:
+        """Tell what is not told yet; what is not answered is told on the next connection."""
+        for (bucket, generation), sequence in self._ends.items():
+            if (bucket, generation) in self._told or bucket in hands.closed:
+                continue
+
+            def answered(reply: Any, key: tuple[int, int] = (bucket, generation)) -> None:
+                if isinstance(reply, list) and reply[0] in (b"known", b"told"):
+                    self._told.add(key)
+                    if reply[0] == b"told":
+                        _log.error("records are lost that were acknowledged here", places=key)
+
+            link.send(answered, *self._hold_command(hands, "tell", bucket, generation, sequence))
 
     # -- what is held, and a bucket's own affairs
 
@@ -734,7 +770,9 @@ class RedisCounters:
             case b"much":
                 return TooMuch(int(reply[1]))
             case _:
-                return codec.settled(reply)
+                settled = codec.settled(reply)
+                self._note(bucket, settled.generation, settled.sequence)
+                return settled
 
     async def renew(
         self, bucket: int, lease: str, ttl_ms: int, account_id: int, epoch: int
@@ -748,7 +786,11 @@ class RedisCounters:
         self, bucket: int, lease: str, *, unbind: bool
     ) -> tuple[int, int] | None:
         reply = await self._hold("end", bucket, lease, int(unbind))
-        return None if reply[0] == b"gone" else (int(reply[0]), int(reply[1]))
+        if reply[0] == b"gone":
+            return None
+        place = Position(int(reply[0]), int(reply[1]))
+        self._note(bucket, *place)
+        return place
 
     async def leases(
         self, bucket: int, suffix: str, after: tuple[int, str], most: int
@@ -760,7 +802,9 @@ class RedisCounters:
         return int((await self._hold("project", bucket, account_id, epoch))[0])
 
     async def tick(self, bucket: int) -> int:
-        return int((await self._hold("tick", bucket))[0])
+        written, generation = map(int, await self._hold("tick", bucket))
+        self._note(bucket, generation, 0)
+        return written
 
     async def slots(self, bucket: int, suffixes: Sequence[str]) -> Levels:
         return codec.levels(await self._hold("slots", bucket, *suffixes))
@@ -775,7 +819,11 @@ class RedisCounters:
     ) -> list[Outcome]:
         packed = [codec.correction(one) for one in corrections]
         reply = await self._hold("correct", bucket, acknowledged, int(certain), *packed)
-        return [codec.outcome(one) for one in reply]
+        outcomes = [codec.outcome(one) for one in reply]
+        for one in outcomes:
+            if isinstance(one, Corrected):
+                self._note(bucket, one.generation, one.sequence)
+        return outcomes
 
     async def repair(self, bucket: int, body: bytes, changes: Sequence[Counter]) -> list[Counter]:
         words = [

@@ -19,7 +19,7 @@ from meter.ports.usage import Key, Row
 from meter.ports.warehouse import Choice, Counter, RowCount
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from meter.core.sequence import Position
     from meter.ports.usage import Scope
@@ -205,6 +205,15 @@ class ClickHouseReader(AggregateReader):
             {"buckets": list(upto)},
         )
         return [RowCount(*map(int, row)) for row in rows]
+
+    async def told(self, buckets: Iterable[int]) -> Mapping[tuple[int, int], int]:
+        rows = await self._reader.rows(
+            "SELECT bucket, toUInt64(effects[9]) AS previous, max(toInt64(effects[8])) FROM raw"  # noqa: S608
+            f" WHERE bucket IN {{buckets:Array(UInt32)}} AND type = {RecordType.GENERATION:d}"
+            " AND flaw = '' AND effects[9] > 0 GROUP BY bucket, previous",
+            {"buckets": list(buckets)},
+        )
+        return {(row[0], row[1]): row[2] for row in rows}
 
     async def find(self, bucket: int, place: Position) -> tuple[str, Entry] | None:
         rows = await self._reader.rows(

@@ -137,9 +137,13 @@ class SqlMarks:
         assert number is not None
         return Manifest(number, token, tuple(ranges))
 
-    async def accept(self, gap: Gap, old: Position, ranges: Sequence[Range], actor: str) -> None:
+    async def accept(
+        self, gap: Gap, old: Position | None, ranges: Sequence[Range], actor: str
+    ) -> None:
+        behind = Position(gap.generation, gap.last - 1)
         async with self._transaction() as connection:
-            await _move(connection, gap.bucket, old, Position(gap.generation, gap.last - 1), 0)
+            if old is not None:
+                await _move(connection, gap.bucket, old, behind, 0)
             await connection.execute(
                 insert(accepted_gaps).values(
                     bucket=gap.bucket,

@@ -394,6 +394,34 @@ async def test_two_enforcers_rebuild_a_bucket_once_however_slowly_the_meter_answ
     assert records.calls.count("sums") == 1
 
 
+async def test_what_any_enforcer_was_answered_is_named_whoever_opens_the_next_generation(
+    server: ValkeyProcess,
+) -> None:
+    generations, records = Generations(), Records(server.url)
+    async with (
+        store(server, generations, records, patience=20) as one,
+        store(server, generations, records, patience=20) as other,
+    ):
+        await decided(one, ask(1))
+        records.read()
+        await decided(one, ask(1))
+        (*_, last) = await other.decide([ask(1), ask(1)])
+        assert isinstance(last, Decision)
+        await flush_all(server)
+        await one.project(0, 1, 1)  # `one` opens it: the places that it knows of end with its own
+        assert (await decided(other, ask(1))).generation == 2
+        await one.counters(0)
+        told = [r for r in await records_of(server) if r.type is RecordType.GENERATION]
+        assert [(r.extra, r.quantity) for r in told] == [(1, 2), (1, last.sequence)]
+        # Told once: neither a new connection nor a restart says it again.
+        server.kill()
+        server.start()
+        await decided(other, ask(1))
+        await decided(one, ask(1))
+    told = [r for r in await records_of(server) if r.type is RecordType.GENERATION]
+    assert [r.extra for r in told] == [1, 1, 2]
+
+
 async def test_an_enforcer_that_lost_its_connection_goes_on_with_its_rebuild_at_once(
     server: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 -- KEYS  [1] the first bucket's meta, for routing. Keys of a bucket are built from its prefix: m meta (read, written),
 --       o outbox (appended), f fences, e:<account> epochs (read), s:<level> states (read, written), k set of levels
 --       with a state, r:<window> answers, d pending denials, v reservations, l leases, q due index, i h u n <level> seats,
+--       x the last place that existed, by earlier generation, as the outbox tells it
 --       j marks of journals, g:<enforcer>:<connection> what batches granted whose answers may be asked for (written)
 -- ARGV  enforcer, connection, batch, answer window in ms, number of buckets; for each bucket
 --         prefix, number of programs, number of checks, slot to keep what was granted in or 0; for each program

@@ -7,7 +7,8 @@
 --   end       lease, 1 to unbind               → generation, sequence │ 'gone'
 --   list      level, expiry, id, most          → leases
 --   project   account, epoch                   → stored epoch
---   tick                                       → records written
+--   tick                                       → records written, present generation
+--   tell     generation, sequence of a place that existed → 'known', or 'told' with a GENERATION record
 --   fence                                      → the last batch of this enforcer that ran here, -1 if none; from now on
 --                                                batches of its older connections are refused
 --   correct   acknowledged, 1 if certain, corrections → outcomes, see correct.lua
@@ -226,7 +227,7 @@ function operations.tick()
       if now - seen > 86400000 then call('HDEL', prefix .. 'f', flat[i]) end
     end
   end
-  return {number(written + #due)}
+  return {number(written + #due), number(generation)}
 end
 
 function operations.counters()
@@ -311,6 +312,16 @@ function operations.seats(compared_generation, compared, body, ...)
   local sequence = append(body, effects_of(@REPAIR@, now, 0, 0, 0, 1, 0, entries))
   call('SET', prefix .. 'y', pack('<dd', generation, sequence))
   return {'1'}
+end
+
+-- Somebody was answered from a place of an earlier generation that its end, as it is told in the outbox, does not have.
+function operations.tell(of, sequence)
+  if tonumber(of) >= generation then return {'known'} end
+  local told = call('HGET', prefix .. 'x', of)
+  if told and tonumber(told) >= tonumber(sequence) then return {'known'} end
+  append(@NOBODY@, effects_of(@GENERATION@, now, 0, 0, 0, tonumber(sequence), tonumber(of), {}))
+  call('HSET', prefix .. 'x', of, sequence)
+  return {'told'}
 end
 
 function operations.fence()

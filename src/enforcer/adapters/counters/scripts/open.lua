@@ -64,6 +64,7 @@ if away > 0 then
     end
   end
 end
+if previous > 0 then call('HSET', prefix .. 'x', format('%.0f', previous), format('%.0f', last)) end
 generation, opened_on = wanted, run
 call('SET', prefix .. 'm', pack('<dddd', version, generation, now, denials) .. run)
 call('DEL', prefix .. 'w')
