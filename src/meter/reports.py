@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,11 +25,12 @@ from meter.questions import (
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from meter.ports.usage import Row, UsageReader, Values
+    from meter.ports.usage import Row, SetAside, UsageReader, Values
 
 __all__ = ["Page", "Reports", "UsageLine", "UsageQuery"]
 
 MAX_WINDOWS = 100_000
+MOST_SET_ASIDE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,23 @@ class Reports:
             following = self._pages.seal(query, start, end, rows[-1].key)
         lines = await self._aggregated(query, end, starts, rows)
         return Page(lines, following, total, fresh)
+
+    async def set_aside(
+        self, tenant: str, page_size: int, token: str
+    ) -> tuple[Sequence[SetAside], str]:
+        """Records that were put aside, and the token of the next page."""
+        size = page_size or DEFAULT_PAGE
+        place = re.fullmatch(r"(\d{1,10})-(\d{1,15})-(\d{1,18})", token)
+        if not 0 < size <= MOST_SET_ASIDE or (token and place is None):
+            raise InvalidRequestError(
+                "BAD_PAGE", f"page_size is 1 to {MOST_SET_ASIDE}, page_token is of this list"
+            )
+        after = (int(place[1]), int(place[2]), int(place[3])) if place else (0, 0, -1)
+        found = await self._reader.set_aside(tenant, after, size)
+        if len(found) < size:
+            return found, ""
+        last = found[-1]
+        return found, f"{last.bucket}-{last.generation}-{last.sequence}"
 
     async def _aggregated(
         self,

@@ -66,6 +66,11 @@ class MeterClient:
     ) -> report_pb2.QueryDenialsResponse:
         return await _answered(self._reports.QueryDenials(request, **self._for(tenant)))
 
+    async def set_aside(
+        self, tenant: str, request: report_pb2.ListSetAsideRequest
+    ) -> report_pb2.ListSetAsideResponse:
+        return await _answered(self._reports.ListSetAside(request, **self._for(tenant)))
+
     def _for(self, tenant: str) -> Any:
         metadata = (("x-metergate-internal", self._token), ("x-metergate-tenant", tenant))
         return {"metadata": metadata, "timeout": SECONDS}

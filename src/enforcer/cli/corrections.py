@@ -22,7 +22,9 @@ from enforcer.cli.options import (  # noqa: TC001 - typer reads annotations at r
 )
 from enforcer.cli.output import as_json, number, print_json, print_table, short_name, when
 from enforcer.core.model import MAX_QUANTITY
+from meter.v1 import report_pb2
 from meter.v1 import usage_pb2 as pb
+from meter.v1.report_pb2_grpc import ReportServiceStub
 from meter.v1.usage_pb2_grpc import UsageServiceStub
 
 if TYPE_CHECKING:
@@ -279,10 +281,12 @@ def _list(
     data_dir: DataDirOption = None,
     timeout: TimeoutOption = 60,
 ) -> None:
-    """Show what waits, oldest first."""
+    """Show what waits, oldest first, and records that the rollup has put aside."""
     gateway = find_gateway(data_dir)
     request = pb.ListReviewRequest(page_size=PAGE)
     found: list[pb.ReviewItem] = []
+    aside: list[report_pb2.SetAside] = []
+    more = report_pb2.ListSetAsideRequest(page_size=PAGE)
     with calling(gateway) as channel:
         stub = UsageServiceStub(channel)
         while True:
@@ -291,8 +295,21 @@ def _list(
             request.page_token = page.next_page_token
             if not page.next_page_token:
                 break
+        while True:
+            part = ReportServiceStub(channel).ListSetAside(
+                more, timeout=timeout, metadata=gateway.metadata
+            )
+            aside += part.records
+            more.page_token = part.next_page_token
+            if not part.next_page_token:
+                break
     if json:
-        print_json({"items": [as_json(one) for one in found]})
+        print_json(
+            {
+                "items": [as_json(one) for one in found],
+                "set_aside": [as_json(one) for one in aside],
+            }
+        )
         return
     print_table(
         ["id", "customer", "feature", "quantity", "used at", "why", "sent by"],
@@ -310,6 +327,22 @@ def _list(
         ],
         "id quantity",
     )
+    if aside:
+        print_table(
+            ["record", "customer", "feature", "granted", "seen at", "put aside by the rollup"],
+            [
+                [
+                    f"{one.bucket}/{one.generation}/{one.sequence}",
+                    one.customer,
+                    one.feature,
+                    number(one.granted),
+                    when(one.seen),
+                    one.why,
+                ]
+                for one in aside
+            ],
+            "granted",
+        )
 
 
 ItemArgument = Annotated[int, typer.Argument(metavar="ID", min=1, help="As the list shows it.")]

@@ -31,6 +31,12 @@ class UsageReports(Protocol):
         """What was refused to one tenant's customers over time."""
         ...
 
+    async def set_aside(
+        self, tenant: str, request: report_pb2.ListSetAsideRequest
+    ) -> report_pb2.ListSetAsideResponse:
+        """Records that the rollup has put aside."""
+        ...
+
     async def skip_gap(self, request: ledger_pb2.SkipGapRequest) -> ledger_pb2.SkipGapResponse:
         """Go on behind a gap."""
         ...

@@ -131,6 +131,10 @@ class _Reports:
                 row.limit_customer, row.limit_key = names[row.limit]
         return answer
 
+    async def set_aside(self, caller: Caller, request: report_pb2.ListSetAsideRequest) -> Message:
+        """Forwards to the meter, for the caller's tenant alone."""
+        return await self._usage.set_aside(caller.tenant, request)
+
     async def _descend(
         self,
         tenant: str,
@@ -302,6 +306,14 @@ def methods(
             report_pb2.QueryDenialsResponse,
             "check",
             reports.denials,
+        ),
+        Method(
+            "meter.v1.ReportService",
+            "ListSetAside",
+            report_pb2.ListSetAsideRequest,
+            report_pb2.ListSetAsideResponse,
+            "check",
+            reports.set_aside,
         ),
         Method(
             "meter.v1.ReportService",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Key", "Row", "Scope", "UsageReader", "Values"]
+__all__ = ["Key", "Row", "Scope", "SetAside", "UsageReader", "Values"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,19 @@ class Values(NamedTuple):
     unique: int
 
 
+class SetAside(NamedTuple):
+    """A record in the review table; `seen` in seconds. Names are empty where it does not tell whose it is."""
+
+    bucket: int
+    generation: int
+    sequence: int
+    why: str
+    seen: int
+    customer: str
+    feature: str
+    granted: int
+
+
 class UsageReader(Protocol):
     """Reads the usage rollup. Raise `WarehouseUnavailableError` when it cannot be reached."""
 
@@ -91,4 +104,10 @@ class UsageReader(Protocol):
 
         `distinct` names the dimension whose values are counted, by meter. Rows without events have none.
         """
+        ...
+
+    async def set_aside(
+        self, tenant: str, after: tuple[int, int, int], limit: int
+    ) -> Sequence[SetAside]:
+        """Return what was put aside behind a place, of this tenant or of nobody known: all of the last place."""
         ...

@@ -106,6 +106,26 @@ class ReportService(report_pb2_grpc.ReportServiceServicer):
             )
         raise AssertionError  # the call was aborted
 
+    async def ListSetAside(  # noqa: N802
+        self,
+        request: report_pb2.ListSetAsideRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> report_pb2.ListSetAsideResponse:
+        """See the proto."""
+        async with faults(context):
+            tenant = self._caller.tenant(context)
+            found, following = await self._reports.set_aside(
+                tenant, request.page_size, request.page_token
+            )
+            return report_pb2.ListSetAsideResponse(
+                records=[
+                    report_pb2.SetAside(**{**one._asdict(), "seen": Timestamp(seconds=one.seen)})
+                    for one in found
+                ],
+                next_page_token=following,
+            )
+        raise AssertionError  # the call was aborted
+
     async def Audit(  # noqa: N802
         self,
         request: report_pb2.AuditRequest,

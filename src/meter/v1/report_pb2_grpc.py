@@ -34,6 +34,11 @@ class ReportServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
+        self.ListSetAside = channel.unary_unary(
+                '/meter.v1.ReportService/ListSetAside',
+                request_serializer=meter_dot_v1_dot_report__pb2.ListSetAsideRequest.SerializeToString,
+                response_deserializer=meter_dot_v1_dot_report__pb2.ListSetAsideResponse.FromString,
+                _registered_method=True)
         self.QueryUsage = channel.unary_unary(
                 '/meter.v1.ReportService/QueryUsage',
                 request_serializer=meter_dot_v1_dot_report__pb2.QueryUsageRequest.SerializeToString,
@@ -58,6 +63,13 @@ class ReportServiceStub(object):
 
 class ReportServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
+
+    def ListSetAside(self, request, context):
+        """Records that the rollup has put aside: they cannot be decoded, or came late for a generation that is over. By place.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def QueryUsage(self, request, context):
         """Usage of one meter over windows, as the meter's aggregation has it. Rows come ordered by start, customer, then dimensions; a window without
@@ -94,6 +106,11 @@ class ReportServiceServicer(object):
 
 def add_ReportServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'ListSetAside': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSetAside,
+                    request_deserializer=meter_dot_v1_dot_report__pb2.ListSetAsideRequest.FromString,
+                    response_serializer=meter_dot_v1_dot_report__pb2.ListSetAsideResponse.SerializeToString,
+            ),
             'QueryUsage': grpc.unary_unary_rpc_method_handler(
                     servicer.QueryUsage,
                     request_deserializer=meter_dot_v1_dot_report__pb2.QueryUsageRequest.FromString,
@@ -124,6 +141,33 @@ def add_ReportServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ReportService(object):
     """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def ListSetAside(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/meter.v1.ReportService/ListSetAside',
+            meter_dot_v1_dot_report__pb2.ListSetAsideRequest.SerializeToString,
+            meter_dot_v1_dot_report__pb2.ListSetAsideResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def QueryUsage(request,

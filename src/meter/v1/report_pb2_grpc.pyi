@@ -31,6 +31,8 @@ class ReportServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ReportServiceAsyncStub: ...
+    ListSetAside: _grpc.UnaryUnaryMultiCallable[_report_pb2.ListSetAsideRequest, _report_pb2.ListSetAsideResponse]
+    """Records that the rollup has put aside: they cannot be decoded, or came late for a generation that is over. By place."""
     QueryUsage: _grpc.UnaryUnaryMultiCallable[_report_pb2.QueryUsageRequest, _report_pb2.QueryUsageResponse]
     """Usage of one meter over windows, as the meter's aggregation has it. Rows come ordered by start, customer, then dimensions; a window without
     usage has no row. Answers from rollups: the cost does not grow with the number of records.
@@ -50,6 +52,8 @@ class ReportServiceStub:
 @_typing.type_check_only
 class ReportServiceAsyncStub(ReportServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
+    ListSetAside: _aio.UnaryUnaryMultiCallable[_report_pb2.ListSetAsideRequest, _report_pb2.ListSetAsideResponse]  # type: ignore[assignment]
+    """Records that the rollup has put aside: they cannot be decoded, or came late for a generation that is over. By place."""
     QueryUsage: _aio.UnaryUnaryMultiCallable[_report_pb2.QueryUsageRequest, _report_pb2.QueryUsageResponse]  # type: ignore[assignment]
     """Usage of one meter over windows, as the meter's aggregation has it. Rows come ordered by start, customer, then dimensions; a window without
     usage has no row. Answers from rollups: the cost does not grow with the number of records.
@@ -67,6 +71,14 @@ class ReportServiceAsyncStub(ReportServiceStub):
     """
 
 class ReportServiceServicer(metaclass=_abc_1.ABCMeta):
+    @_abc_1.abstractmethod
+    def ListSetAside(
+        self,
+        request: _report_pb2.ListSetAsideRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_report_pb2.ListSetAsideResponse, _abc.Awaitable[_report_pb2.ListSetAsideResponse]]:
+        """Records that the rollup has put aside: they cannot be decoded, or came late for a generation that is over. By place."""
+
     @_abc_1.abstractmethod
     def QueryUsage(
         self,

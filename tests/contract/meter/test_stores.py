@@ -17,13 +17,13 @@ from meter.adapters.clickhouse.warehouse import ClickHouseWarehouse
 from meter.adapters.sql.marks import SqlMarks
 from meter.audit import BucketCounters
 from meter.core.aggregations import Aggregation, MeterAggregation
-from meter.core.records import Body, RecordType
+from meter.core.records import Body, Effects, RecordType, encode_body, encode_effects
 from meter.core.sequence import Entry, Gap, Position, Range
 from meter.core.windows import Window
-from meter.errors import FencedError, WarehouseUnavailableError
+from meter.errors import FencedError, InvalidRequestError, WarehouseUnavailableError
 from meter.metrics import STAGES
 from meter.ports.marks import Standing
-from meter.ports.usage import Scope
+from meter.ports.usage import Scope, SetAside
 from meter.ports.warehouse import Counter
 from meter.reports import UsageQuery
 from tests.fixtures.meter import NOW, Crash, crash_at, stand
@@ -109,6 +109,37 @@ async def test_records_become_usage_ledger_and_reports_once(meter: Stand) -> Non
 
 def replace_name(who: Body, customer: str) -> Body:
     return Body(who.t, who.a, customer, who.f, who.m, d=who.d)
+
+
+@both
+async def test_what_was_put_aside_is_listed_for_its_tenant_alone(meter: Stand) -> None:
+    await meter.outbox.open(0, 2)
+    who = Body("t", "acme", "acme/eu", "api.calls", "api.calls", q=5)
+    await meter.outbox.add(0, 2, b"no JSON", b"odd")
+    effects = encode_effects(Effects(RecordType.USAGE, NOW, 5, quantity=5))
+    late = [
+        (0, Entry(1, place, encode_body(replace_name(body, body.c)), effects))
+        for place, body in enumerate([who, Body("another", "x", "x", "f", "f", q=9), who])
+    ]
+    await meter.drain()
+    await ClickHouseWarehouse(meter.writer).review_late(late)
+    found, following = await meter.reports().set_aside("t", 100, "")
+    assert [(one[:4], one.customer, one.granted) for one in found] == [
+        ((0, 1, 0, "late generation"), "acme/eu", 5),
+        ((0, 1, 2, "late generation"), "acme/eu", 5),
+        ((0, 2, 1, "effects"), "", 0),
+    ]
+    assert following == ""
+    pages: list[SetAside] = []
+    token = ""
+    while True:
+        page, token = await meter.reports().set_aside("t", 1, token)
+        pages += page
+        if not token:
+            break
+    assert pages == found
+    with pytest.raises(InvalidRequestError):
+        await meter.reports().set_aside("t", 1, "elsewhere")
 
 
 @both

@@ -15,7 +15,7 @@ from meter.adapters.clickhouse.warehouse import effects_of, entry_of
 from meter.core.grains import Grain
 from meter.core.records import RecordType
 from meter.core.sequence import Entry, Range
-from meter.ports.usage import Key, Row
+from meter.ports.usage import Key, Row, SetAside
 from meter.ports.warehouse import Choice, Counter, RowCount
 
 if TYPE_CHECKING:
@@ -226,6 +226,23 @@ class ClickHouseReader(AggregateReader):
         tenant, body, effects = rows[0]
         packed = struct.pack(f"<{len(effects)}d", *effects)
         return tenant, Entry(*place, body.encode(), packed)
+
+    async def set_aside(
+        self, tenant: str, after: tuple[int, int, int], limit: int
+    ) -> Sequence[SetAside]:
+        rows = await self._reader.rows(
+            f"""
+            SELECT bucket, generation, seq, toString(reason), toUnixTimestamp(seen),
+                JSONExtractString(body, 'c'), JSONExtractString(body, 'f'),
+                toInt64(if(isFinite(effects[4]), effects[4], 0))
+            FROM review FINAL
+            WHERE JSONExtractString(body, 't') IN ('', {{tenant:String}})
+                AND (bucket, generation, seq) > ({after[0]:d}, {after[1]:d}, {after[2]:d})
+            ORDER BY bucket, generation, seq LIMIT {limit:d} WITH TIES
+            """,  # noqa: S608
+            {"tenant": tenant},
+        )
+        return [SetAside(*row) for row in rows]
 
     async def is_dropped(self, bucket: int, place: Position) -> bool:
         rows = await self._reader.rows(
