@@ -267,7 +267,7 @@ def remembered(
         name = idempotency(account_id, feature_id, body.k)[:16] + bytes.fromhex(body.p)
         expires = effects.extra
         decided = (effects.reason, effects.granted, effects.overage, 0, now, *place, expires, 0)
-        return Remembered(name, now, decided, body.id)
+        return Remembered(name, now, decided, "" if kind is RecordType.USAGE else body.id)
     if kind in (RecordType.COMMIT, RecordType.RELEASE):
         wanted = "" if effects.reason else effects.granted
         name = idempotency(0, 0, body.id, kind.value, wanted)
