@@ -31,6 +31,11 @@ ELSEWHERE: Final = {
 ANSWERS: Final = 10
 """So many checks are answered before one who stands still goes on: by then others have taken over."""
 _OPENING: Final = ("allocate", "open", "confirm", "catch_up")
+_REOPENING: Final = ("allocate", "open", "confirm")
+"""Of a restarted server, and of one that is made again from the records."""
+EMPTIED: Final = 0.5
+MOST_PASSINGS: Final = {"send": 3, "answer": 3, "mend": 6}
+"""A rebuild writes at least the beginning, the counts and the answers of both buckets."""
 _JOURNAL: Final = ("journal", "journaled", "count", "discard")
 _CHANGING: Final = ("project", "projected")
 
@@ -50,8 +55,9 @@ async def crash(
     if part == "valkey":
         await _server(gateway, deed, dice)
     elif part == "enforcer":
-        passing = dice.randint(1, 3) if step in ("send", "answer") else 1
-        await _enforcer(gateway, clients, step, f"{point}:{passing}:{deed}")
+        passing = dice.randint(1, MOST_PASSINGS.get(step, 1))
+        emptied = step == "mend" or (step in _REOPENING and dice.random() < EMPTIED)
+        await _enforcer(gateway, clients, step, f"{point}:{passing}:{deed}", emptied=emptied)
     else:
         await gateway.all_up(but=process_of(gateway, part))
         plan = f"{point}:{dice.randint(1, 3)}:{deed}"
@@ -88,7 +94,9 @@ async def _strike(
             await process.serving()
 
 
-async def _enforcer(gateway: Deployment, clients: Clients, step: str, plan: str) -> None:
+async def _enforcer(
+    gateway: Deployment, clients: Clients, step: str, plan: str, *, emptied: bool
+) -> None:
     first, second = gateway.enforcers
     deed = plan.rpartition(":")[2]
     await gateway.all_up(but=first)
@@ -102,7 +110,7 @@ async def _enforcer(gateway: Deployment, clients: Clients, step: str, plan: str)
         os.kill(second.process.pid, signal.SIGSTOP)
         clients.go_on()
         paused = second
-        if step == "mend":
+        if emptied:
             await gateway.rolled_up()
             await gateway.flush_all()
         else:
