@@ -9,8 +9,9 @@ PYTHON      ?=
 CANDIDATES  := python3.13 python3.12 python3.11 python3.14 python3 python
 # Arguments for `up` and for pytest: make up ARGS='--port 7000', make test-fast ARGS='-k quota'.
 ARGS        ?=
-# Tests are independent of each other, those with servers file by file: one worker per core, at most.
+# Tests are independent of each other, those with servers file by file. These wait more than they work.
 WORKERS     ?= 2
+SERVERS     ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help setup up kafka test test-fast lint format proto lock clean
@@ -70,7 +71,7 @@ kafka: ## Fetch Apache Kafka for the tests (needs Maven, and Java 17 to run it)
 # The second run's summary closes the output. Exit status 5 there: no such tests (yet).
 test: $(STAMP) ## Run every test
 	$(BIN)/pytest -n $(WORKERS) tests/unit tests/property $(ARGS)
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile --ignore=tests/unit --ignore=tests/property tests $(ARGS) || [ $$? -eq 5 ]
+	$(BIN)/pytest -n $(SERVERS) --dist loadfile --ignore=tests/unit --ignore=tests/property tests $(ARGS) || [ $$? -eq 5 ]
 
 # Half an hour. Needs Kafka's jars (make kafka) and PostgreSQL, as the tests do.
 matrix: $(STAMP) ## Kill every process before every step, cause every fault; write docs/guarantees.md

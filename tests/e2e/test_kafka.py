@@ -48,7 +48,7 @@ def test_a_replay_through_kafka_has_the_same_totals_to_the_token(
 
 
 def test_checks_go_on_while_kafka_is_away_and_every_record_arrives(
-    new_stack: Callable[..., Stack], own_broker: KafkaBroker, tmp_path: Path
+    own_broker: KafkaBroker, new_stack: Callable[..., Stack], tmp_path: Path
 ) -> None:
     stack = new_stack("data", "--workers", "1", "--kafka", own_broker.servers).start()
     trace = write_trace(tmp_path / "trace.csv", rows=400, seed=5)

@@ -7,34 +7,43 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from enforcer.cli import (
-    audit,
-    catalog,
-    checks,
-    corrections,
-    kafka,
-    leases,
-    repair,
-    replay,
-    series,
-    up,
-    usage,
-)
 from enforcer.cli.exits import CommandError, Status
 
-__all__ = ["app", "main"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-app = typer.Typer(
-    name="metergate",
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+__all__ = ["main"]
+
+COMMANDS = {
+    "up": "up.up",
+    "apply": "catalog.apply",
+    "check": "checks.check",
+    "balance": "checks.balance",
+    "reserve": "checks.reserve",
+    "commit": "checks.commit",
+    "release": "checks.release",
+    "lease": "leases.app",
+    "usage": "usage.usage",
+    "seats": "series.seats",
+    "denials": "series.denials",
+    "replay": "replay.replay",
+    "audit": "audit.audit",
+    "void": "corrections.void",
+    "amend": "corrections.amend",
+    "backfill": "corrections.backfill",
+    "corrections": "corrections.corrections",
+    "seal": "corrections.seal",
+    "review": "corrections.review",
+    "reconcile": "repair.reconcile",
+    "gap": "repair.gap_app",
+    "kafka": "kafka.app",
+}
+"""Where each is found. Only the one that is asked for is imported: most need no more than a connection."""
 
 
 def _version(wanted: bool) -> None:  # noqa: FBT001 - a typer callback takes the value alone
@@ -45,7 +54,6 @@ def _version(wanted: bool) -> None:  # noqa: FBT001 - a typer callback takes the
         raise typer.Exit
 
 
-@app.callback()
 def _metergate(
     *,
     version: Annotated[
@@ -62,34 +70,32 @@ def _metergate(
     """
 
 
-app.command("up")(up.up)
-app.command("apply")(catalog.apply)
-app.command("check")(checks.check)
-app.command("balance")(checks.balance)
-app.command("reserve")(checks.reserve)
-app.command("commit")(checks.commit)
-app.command("release")(checks.release)
-app.add_typer(leases.app, name="lease")
-app.command("usage")(usage.usage)
-app.command("seats")(series.seats)
-app.command("denials")(series.denials)
-app.command("replay")(replay.replay)
-app.command("audit")(audit.audit)
-app.command("void")(corrections.void)
-app.command("amend")(corrections.amend)
-app.command("backfill")(corrections.backfill)
-app.command("corrections")(corrections.corrections)
-app.command("seal")(corrections.seal)
-app.add_typer(corrections.review, name="review")
-app.command("reconcile")(repair.reconcile)
-app.add_typer(repair.gap_app)
-app.add_typer(kafka.app)
+def _app(arguments: Sequence[str]) -> typer.Typer:
+    """With the command that is asked for; with all of them when help is, or nothing that there is."""
+    app = typer.Typer(
+        name="metergate",
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_metergate)
+    asked = next(iter(arguments), "")
+    for name in [asked] if asked in COMMANDS else COMMANDS:
+        place, _, what = COMMANDS[name].partition(".")
+        found = getattr(import_module(f"enforcer.cli.{place}"), what)
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=name)
+        else:
+            app.command(name)(found)
+    return app
 
 
 def _run(arguments: list[str] | None) -> int:
     """Run one command; return its exit status. What it has to say about failing is printed."""
     try:
-        outcome = app(args=arguments, prog_name="metergate", standalone_mode=False)
+        given = sys.argv[1:] if arguments is None else arguments
+        outcome = _app(given)(args=given, prog_name="metergate", standalone_mode=False)
         sys.stdout.flush()
     except CommandError as error:
         return _complain(error.message, error.status)

@@ -118,4 +118,4 @@ class KafkaPublisher:
         """End all connections."""
         self._throw_away()
         if self._leaving:
-            await asyncio.wait(self._leaving, timeout=15)
+            await asyncio.wait(self._leaving, timeout=5)
