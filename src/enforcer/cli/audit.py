@@ -31,8 +31,8 @@ def audit(
 ) -> None:
     """Hold the counters against the records and rollups. Exit status 1 on any finding.
 
-    Findings are gaps in a sequence, records that arrived twice (they were counted once), counters
-    that differ from their records, and rollups that differ from the raw records.
+    Findings are gaps in a sequence, counters that differ from their records, and rollups that
+    differ from the raw records. Records that arrived twice are told: they were counted once.
     """
     gateway = find_gateway(data_dir)
     with calling(gateway) as channel:
@@ -50,6 +50,8 @@ def audit(
         )
         for finding in found:
             typer.echo(f"finding: {finding}")
+        if response.repeats:
+            typer.echo(f"{number(response.repeats)} records arrived again and were counted once")
         for gap in response.accepted_gaps:
             typer.echo(f"accepted before: {_gap(gap)}")
     raise typer.Exit(Status.REFUSED if found else Status.OK)
@@ -66,14 +68,9 @@ def drifting(drift: report_pb2.Drift) -> str:
 
 
 def findings(response: report_pb2.AuditResponse) -> Iterator[str]:
-    """Every finding in words.
-
-    Repeats are one, although each was counted once: something upstream wrote a record twice.
-    """
+    """Every finding in words. Repeats are none: a relay that was not answered sends again."""
     for gap in response.gaps:
         yield f"gap in {_gap(gap)}"
-    if response.repeats:
-        yield f"{number(response.repeats)} records arrived more than once and were counted once"
     for drift in response.drift:
         yield f"drift in {drifting(drift)}"
     if response.rollup_difference:
