@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 KEEP = "METERGATE_KEEP_MATRIX"
 """`make matrix` sets it to 1: what was measured is kept."""
-SMALL = ("redis.killed", "redis.half_open", "redis.emptied", "meter.away", "sql.away")
+SMALL = ("redis.killed", "redis.half_open", "redis.emptied", "sql.away")
 """What runs with all tests, for their time; `make matrix` causes every fault."""
 PATIENCE = 8.0
 """Longer than the gateway waits for anything: what a client is told is its word."""

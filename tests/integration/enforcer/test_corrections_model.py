@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from meter.v1 import usage_pb2
     from tests.fixtures.service_desk import Desk
 
-STEPS = 20
+STEPS = 14
 CATALOG = """
 version: 1
 features: [{key: calls}]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-KILLS = 12
+KILLS = 6
 
 
 @pytest.fixture
