@@ -332,7 +332,7 @@ def _list(
             ["record", "customer", "feature", "granted", "seen at", "put aside by the rollup"],
             [
                 [
-                    f"{one.bucket}/{one.generation}/{one.sequence}",
+                    f"{one.bucket}/{one.generation}-{one.sequence}",
                     one.customer,
                     one.feature,
                     number(one.granted),

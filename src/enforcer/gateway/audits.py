@@ -163,8 +163,8 @@ class Audits:
     ) -> None:
         """Compare bucket after bucket for ever, one each `interval` seconds, or less often if it takes long.
 
-        Seats that differ are settled. `note(bucket, drifting, gaps)` is told of each; `passed` about every second how long ago the bucket was compared
-        that has waited longest.
+        Seats that differ are settled. `note(bucket, drifting, gaps)` is told of each; `passed` about every second how
+        long ago the bucket was compared that has waited longest.
         """
         last = dict.fromkeys(range(self._buckets), time.monotonic())
         while True:

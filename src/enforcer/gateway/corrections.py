@@ -16,6 +16,7 @@ from enforcer.gateway.requests import key_of
 from enforcer.gateway.requests import quantity_of as asked_quantity
 from enforcer.ports.corrections import Intent, KeyTaken, Place, SealRule, State
 from meter.core.records import RecordType, decode_body, decode_effects
+from meter.core.windows import QUARTER
 from meter.v1 import ledger_pb2, usage_pb2
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ LONGEST_REASON = 500
 TRIES = 20
 _SCOPE = "record"
 _BY_DIFFERENCE = ("sum", "count")
-QUARTER = 900
 _LONGEST_MONTH = 7
 _CORRECTABLE = (RecordType.USAGE, RecordType.COMMIT, RecordType.BACKFILL)
 _KINDS = {

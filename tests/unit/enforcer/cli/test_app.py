@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -99,3 +101,11 @@ def test_an_interrupted_command_ends_as_shells_expect(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr("enforcer.cli.audit.find_gateway", interrupted)
     assert run("audit") == 130
+
+
+def test_a_command_imports_neither_databases_nor_kafka_that_it_does_not_need() -> None:
+    asked = "import sys; from enforcer.cli.app import _app; _app(['check']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", asked], check=True, capture_output=True, text=True)
+    loaded = set(done.stdout.split())
+    assert "enforcer.cli.checks" in loaded
+    assert not loaded & {"sqlalchemy", "alembic", "aiokafka", "enforcer.cli.up"}
