@@ -15,6 +15,7 @@ from tests.chaos.faults import FAULTS, Site, suffer
 from tests.chaos.matrix import kafka_settings
 from tests.chaos.proxy import Proxy, to_port, to_socket
 from tests.fixtures.valkey import ValkeyProcess
+from tests.nursery import MEASURED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
     from tests.fixtures.kafka import KafkaBroker
 
-KEEP = "METERGATE_KEEP_MATRIX"
-"""`make matrix` sets it to 1: what was measured is kept."""
 SMALL = ("redis.killed", "redis.half_open", "redis.emptied", "sql.away")
 """What runs with all tests, for their time; `make matrix` causes every fault."""
 PATIENCE = 8.0
@@ -32,17 +31,17 @@ PATIENCE = 8.0
 
 def only_in_the_matrix(test: Callable[..., object]) -> Callable[..., object] | None:
     """Not collected otherwise: a skip would be a failure where everything has to run."""
-    return test if os.environ.get(KEEP) else None
+    return test if os.environ.get(MEASURED) else None
 
 
 async def suffer_all(site: Site, needs: str) -> None:
     """Every fault of this kind of site, one after the other."""
     known = results.faults()
     for name, fault in FAULTS.items():
-        if fault.needs != needs or not (name in SMALL or os.environ.get(KEEP)):
+        if fault.needs != needs or not (name in SMALL or os.environ.get(MEASURED)):
             continue
         row = await suffer(site, name)
-        if os.environ.get(KEEP):
+        if os.environ.get(MEASURED):
             results.keep_fault(row)
             continue
         table = known[name]

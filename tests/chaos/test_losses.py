@@ -23,9 +23,9 @@ import pytest
 import redis
 
 from meter.core.records import RecordType, decode_body, decode_effects
-from tests.chaos.test_faults import KEEP
 from tests.chaos.test_kills import clean_audit
 from tests.fixtures.stack import sums, write_trace
+from tests.nursery import MEASURED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ ROWS: Final = 1500
 SECONDS: Final = 20.0
 UNREAD: Final = 20
 """Requests, at least, whose records no rollup has read when Redis loses them."""
-AGE: Final = 10.0 if os.environ.get(KEEP) else 2.0
+AGE: Final = 10.0 if os.environ.get(MEASURED) else 2.0
 CATALOG: Final = """
 version: 1
 accounts:
@@ -170,7 +170,7 @@ def granted(fields: dict[bytes, bytes]) -> tuple[str, int]:
     return decode_body(fields[b"b"]).m, used
 
 
-LOSSES: Final = (wiped, old_copy, emptied) if os.environ.get(KEEP) else (wiped,)
+LOSSES: Final = (wiped, old_copy, emptied) if os.environ.get(MEASURED) else (wiped,)
 
 
 @pytest.mark.timeout(400)
