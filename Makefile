@@ -74,9 +74,10 @@ test: $(STAMP) ## Run every test
 	$(BIN)/pytest -n $(SERVERS) --dist loadfile --ignore=tests/unit --ignore=tests/property tests $(ARGS) || [ $$? -eq 5 ]
 
 # Half an hour. Needs Kafka's jars (make kafka) and PostgreSQL, as the tests do.
+matrix: export METERGATE_KEEP_MATRIX = 1
 matrix: $(STAMP) ## Kill every process before every step, cause every fault; write docs/guarantees.md
 	$(BIN)/python -m tests.chaos.matrix crashes
-	METERGATE_KEEP_MATRIX=1 $(BIN)/pytest tests/chaos/test_faults.py $(ARGS)
+	$(BIN)/pytest tests/chaos/test_faults.py $(ARGS)
 	$(BIN)/python -m tests.chaos.matrix tables
 
 test-fast: $(STAMP) ## Run the unit tests: no server, no network
