@@ -1,0 +1,65 @@
+"""The Python SDK: how a product asks a gateway. See docs/client.md.
+
+Imports nothing of the server: gRPC, protobuf and the generated messages are all that it loads. Nothing
+of the server imports it, but for the command line.
+
+    async with Client("127.0.0.1:50051", api_key="mg_…") as client:
+        if await client.check("acme", "api.calls", 5):
+            ...
+"""
+
+from enforcer.client.client import Client
+from enforcer.client.errors import (
+    CallError,
+    ClientError,
+    ClosedError,
+    ConfigurationError,
+    DeniedError,
+    InternalError,
+    InvalidRequestError,
+    LeaseLostError,
+    NoAccessError,
+    NotFoundError,
+    NotPossibleError,
+    OverloadedError,
+    UnavailableError,
+)
+from enforcer.client.observer import Observer
+from enforcer.client.options import Options
+from enforcer.client.results import (
+    Balance,
+    Check,
+    Limit,
+    LimitKind,
+    Mode,
+    Reason,
+    RecordId,
+    Verdict,
+)
+
+__all__ = [
+    "Balance",
+    "CallError",
+    "Check",
+    "Client",
+    "ClientError",
+    "ClosedError",
+    "ConfigurationError",
+    "DeniedError",
+    "InternalError",
+    "InvalidRequestError",
+    "LeaseLostError",
+    "Limit",
+    "LimitKind",
+    "Mode",
+    "NoAccessError",
+    "NotFoundError",
+    "NotPossibleError",
+    "Observer",
+    "Options",
+    "OverloadedError",
+    "Reason",
+    "RecordId",
+    "UnavailableError",
+    "Verdict",
+]

@@ -1,0 +1,124 @@
+"""One attempt at a call, and attempts until a deadline: the same for every method."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import grpc
+import grpc.aio
+
+from enforcer.client.errors import CallError, ClosedError, call_error, from_rpc
+from enforcer.client.retry import Retries, Schedule
+from enforcer.v1.enforcer_pb2_grpc import EnforcerServiceStub
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from enforcer.client.observer import Observers
+    from enforcer.client.options import Options
+    from enforcer.v1.enforcer_pb2_grpc import EnforcerServiceAsyncStub
+
+__all__ = ["Calls"]
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
+SHORTEST: Final = 0.001
+"""gRPC takes a deadline of 0 for one that has passed; so little is as good as none."""
+
+
+class Calls:
+    """Makes calls on a channel. Times are those of `time.monotonic`, which event loops run on, too."""
+
+    def __init__(
+        self, channel: grpc.aio.Channel, api_key: str, options: Options, observers: Observers
+    ) -> None:
+        self.stub: EnforcerServiceAsyncStub = EnforcerServiceStub(channel)
+        self.options, self.observers = options, observers
+        self.retries = Retries()
+        self._channel = channel
+        self._schedule = Schedule(options.first_pause, options.longest_pause, random.random)
+        self._metadata = (("authorization", f"Bearer {api_key}"),)
+        self._closed = False
+
+    async def once(
+        self,
+        name: str,
+        method: grpc.aio.UnaryUnaryMultiCallable[_Request, _Response],
+        request: _Request,
+        timeout: float,  # noqa: ASYNC109 - becomes the deadline that the gateway sees
+        items: int = 1,
+    ) -> _Response:
+        """One attempt. Raise `CallError`."""
+        started = time.monotonic()
+        outcome = "CANCELLED"
+        try:
+            answer = await method(request, timeout=max(timeout, SHORTEST), metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            failed = from_rpc(error)
+            outcome = failed.reason
+            self.retries.failed(failed)
+            raise failed from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and not (task and task.cancelling()):
+                raise ClosedError("the client was closed while the call was running") from None
+            raise
+        else:
+            outcome = "OK"
+            self.retries.succeeded()
+            return answer
+        finally:
+            if self.observers:
+                self.observers.called(name, outcome, time.monotonic() - started, items)
+
+    async def call(
+        self,
+        name: str,
+        method: grpc.aio.UnaryUnaryMultiCallable[_Request, _Response],
+        request: _Request,
+        timeout: float | None = None,  # noqa: ASYNC109 - for all attempts together
+        items: int = 1,
+    ) -> _Response:
+        """Attempts until one succeeds, a retry cannot help, or the deadline would pass."""
+        deadline = time.monotonic() + (self.options.timeout if timeout is None else timeout)
+
+        async def attempt() -> _Response:
+            left = deadline - time.monotonic()
+            return await self.once(
+                name, method, request, min(left, self.options.attempt_timeout), items
+            )
+
+        return await self.until(name, attempt, deadline)
+
+    async def until(
+        self, name: str, attempt: Callable[[], Awaitable[_Response]], deadline: float
+    ) -> _Response:
+        """Repeat `attempt`, which makes the same request under the same key each time."""
+        failures = 0
+        while True:
+            try:
+                return await attempt()
+            except CallError as error:
+                failures += 1
+                pause = self._schedule.pause(failures, error)
+                if not self.retries.allow(error) or time.monotonic() + pause >= deadline:
+                    raise
+                if self.observers:
+                    self.observers.retrying(name, error.reason, pause)
+            await asyncio.sleep(pause)
+
+    async def close(self) -> None:
+        """Close the channel; calls that still run end with `ClosedError`."""
+        self._closed = True
+        await self._channel.close(None)
+
+
+def out_of_time(what: str) -> CallError:
+    """The deadline passed before there was an answer."""
+    return call_error(
+        grpc.StatusCode.DEADLINE_EXCEEDED, f"{what} was not answered before its deadline"
+    )

@@ -1,0 +1,188 @@
+"""Checks that are asked for at the same time travel together.
+
+There is no timer. What is asked for within one turn of the event loop is sent at its end: one check
+alone as `Check`, several as `CheckBatch`. While `most_in_flight` calls are under way, further checks
+collect, and go out together as soon as one of these calls has ended. So a lone check never waits, and
+the busier a process is, the larger its batches are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import grpc
+
+from enforcer.client.calls import out_of_time
+from enforcer.client.errors import (
+    CODES,
+    CallError,
+    ClosedError,
+    InternalError,
+    OverloadedError,
+    call_error,
+)
+from enforcer.v1 import enforcer_pb2 as pb
+
+if TYPE_CHECKING:
+    from enforcer.client.calls import Calls
+
+__all__ = ["Coalescer"]
+
+LARGEST_SHARED: Final = 16 * 1024
+"""Bytes. A larger check travels alone: a batch has to stay below what a gateway takes."""
+
+
+class _Waiting(NamedTuple):
+    request: pb.CheckRequest
+    deadline: float
+    answered: asyncio.Future[pb.CheckResponse]
+    alone: bool
+
+
+class Coalescer:
+    """Sends checks for one client, in one event loop."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls, options = calls, calls.options
+        self._most_in_flight, self._largest = options.most_in_flight, options.largest_batch
+        self._most_waiting = options.most_waiting
+        self._attempt_timeout = options.attempt_timeout
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[_Waiting] = deque()
+        self._sending: set[asyncio.Task[None]] = set()
+        self._flush_planned = False
+        self._closed = False
+
+    async def attempt(self, request: pb.CheckRequest, deadline: float) -> pb.CheckResponse:
+        """One attempt at a check, in whatever company. Raise `CallError` or `OverloadedError`.
+
+        Cancelling it does not call the check back once it has been sent: it may count.
+        """
+        if self._closed:
+            raise ClosedError("the client is closed")
+        if len(self._waiting) >= self._most_waiting:
+            raise OverloadedError(
+                f"{self._most_waiting} checks wait in this client already: this one was not sent"
+            )
+        answered: asyncio.Future[pb.CheckResponse] = self._loop.create_future()
+        alone = request.ByteSize() > LARGEST_SHARED
+        self._waiting.append(_Waiting(request, deadline, answered, alone))
+        self._plan()
+        timer = self._loop.call_at(deadline, _expire, answered)
+        try:
+            return await answered
+        finally:
+            timer.cancel()
+
+    async def close(self) -> None:
+        """Send nothing new; wait for what is under way, each call until its own deadline."""
+        self._closed = True
+        for one in self._waiting:
+            if not one.answered.done():
+                one.answered.set_exception(ClosedError("the client was closed: it was not sent"))
+        self._waiting.clear()
+        if self._sending:
+            await asyncio.wait(self._sending)
+
+    def _plan(self) -> None:
+        if not self._flush_planned and len(self._sending) < self._most_in_flight:
+            self._flush_planned = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Give every free call what it can carry of what waits."""
+        self._flush_planned = False
+        while self._waiting and len(self._sending) < self._most_in_flight:
+            batch = self._take()
+            if not batch:
+                break
+            task = self._loop.create_task(self._send(batch))
+            self._sending.add(task)
+            task.add_done_callback(self._sent)
+
+    def _take(self) -> list[_Waiting]:
+        """The next batch, without what nobody waits for any more."""
+        batch: list[_Waiting] = []
+        while self._waiting and len(batch) < self._largest:
+            if self._waiting[0].alone and batch:
+                break
+            one = self._waiting.popleft()
+            if one.answered.done():
+                continue
+            batch.append(one)
+            if one.alone:
+                break
+        return batch
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._sending.discard(task)
+        if self._waiting:
+            # Planned, not done: whoever was just answered may have its next check to add.
+            self._plan()
+
+    async def _send(self, batch: list[_Waiting]) -> None:
+        latest = max(one.deadline for one in batch)
+        timeout = min(latest - time.monotonic(), self._attempt_timeout)
+        stub = self._calls.stub
+        try:
+            if len(batch) == 1:
+                answer = await self._calls.once("Check", stub.Check, batch[0].request, timeout)
+                _answer(batch[0], answer)
+                return
+            request = pb.CheckBatchRequest(items=[one.request for one in batch])
+            answers = await self._calls.once(
+                "CheckBatch", stub.CheckBatch, request, timeout, len(batch)
+            )
+        except (CallError, ClosedError) as error:
+            for one in batch:
+                # An exception of its own for each: raising one in many tasks would mix their tracebacks.
+                _fail(one, error.again() if isinstance(error, CallError) else error)
+            return
+        except BaseException:
+            ended = ClosedError("the event loop is shutting down: the check may have counted")
+            for one in batch:
+                _fail(one, ended)
+            raise
+        self._deal(batch, answers)
+
+    def _deal(self, batch: list[_Waiting], answers: pb.CheckBatchResponse) -> None:
+        """Each its own answer, in the order of the request."""
+        if len(answers.items) != len(batch):
+            broken = InternalError(
+                f"{len(answers.items)} answers came to a batch of {len(batch)} checks",
+                code=grpc.StatusCode.INTERNAL,
+            )
+            for one in batch:
+                _fail(one, broken.again())
+            return
+        failure: CallError | None = None
+        for one, item in zip(batch, answers.items, strict=True):
+            if item.WhichOneof("outcome") == "response":
+                _answer(one, item.response)
+                continue
+            failure = call_error(
+                CODES.get(item.fault.code, grpc.StatusCode.UNKNOWN),
+                item.fault.message,
+                reason=item.fault.reason,
+            )
+            _fail(one, failure)
+        if failure is not None:
+            self._calls.retries.failed(failure)
+
+
+def _expire(answered: asyncio.Future[pb.CheckResponse]) -> None:
+    if not answered.done():
+        answered.set_exception(out_of_time("the check"))
+
+
+def _answer(one: _Waiting, answer: pb.CheckResponse) -> None:
+    if not one.answered.done():
+        one.answered.set_result(answer)
+
+
+def _fail(one: _Waiting, error: BaseException) -> None:
+    if not one.answered.done():
+        one.answered.set_exception(error)

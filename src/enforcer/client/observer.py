@@ -1,0 +1,64 @@
+"""What a client tells of itself to those who measure it."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from enforcer.client.results import Verdict
+
+__all__ = ["Observer", "Observers"]
+
+_log: Final = logging.getLogger("enforcer.client")
+
+
+class Observer(Protocol):
+    """Is called in the client's event loop, so it must not block. What it raises is logged and changes no answer."""
+
+    def called(self, method: str, outcome: str, seconds: float, items: int) -> None:
+        """One attempt has ended: `outcome` is "OK" or the reason of the fault, `items` how many checks travelled."""
+
+    def retrying(self, method: str, reason: str, pause: float) -> None:
+        """A call failed for `reason` and is tried again in `pause` seconds."""
+
+    def decided(self, feature: str, verdict: Verdict) -> None:
+        """A check was answered; `verdict.degraded` tells that it was without counters."""
+
+    def lease_lost(self, feature: str, reason: str) -> None:
+        """A seat is gone although its holder is not."""
+
+
+class Observers:
+    """Several as one. False when there are none, so that nothing is spent on them."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._all = tuple(observers)
+
+    def __bool__(self) -> bool:
+        return bool(self._all)
+
+    def called(self, method: str, outcome: str, seconds: float, items: int) -> None:
+        """See `Observer`."""
+        self._tell(lambda one: one.called(method, outcome, seconds, items))
+
+    def retrying(self, method: str, reason: str, pause: float) -> None:
+        """See `Observer`."""
+        self._tell(lambda one: one.retrying(method, reason, pause))
+
+    def decided(self, feature: str, verdict: Verdict) -> None:
+        """See `Observer`."""
+        self._tell(lambda one: one.decided(feature, verdict))
+
+    def lease_lost(self, feature: str, reason: str) -> None:
+        """See `Observer`."""
+        self._tell(lambda one: one.lease_lost(feature, reason))
+
+    def _tell(self, what: Callable[[Observer], None]) -> None:
+        for one in self._all:
+            try:
+                what(one)
+            except Exception:  # noqa: BLE001 - logged; who measures must not change what is measured
+                _log.exception("an observer failed")
