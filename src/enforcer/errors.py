@@ -282,6 +282,8 @@ REASONS: dict[str, tuple[type[MetergateError], str]] = {
         InvalidRequestError,
         "send the attributes that CloudEvents 1.0 requires, and subject",
     ),
+    "BAD_MESSAGE": (InvalidRequestError, "send the message of the proto, and of this version"),
+    "SERVICE_UNKNOWN": (NotFoundError, "ask for the health of a service that is served here"),
     "BAD_JSON": (InvalidRequestError, "send JSON in UTF-8"),
     "BODY_TOO_LARGE": (InvalidRequestError, "send smaller batches: see the message for the bound"),
     "BAD_CUSTOMER": (InvalidRequestError, "send the key of a customer"),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from enforcer.ports.definitions import Caller, Definitions
 
-__all__ = ["KEPT_SECONDS", "Callers"]
+__all__ = ["KEPT_SECONDS", "Callers", "authorization_in", "needs"]
 
 KEPT_SECONDS = 5.0
 """A revoked key is refused after this long at the latest."""
@@ -29,13 +29,18 @@ class Callers:
 
     async def of(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> Caller:
         """Who sent this metadata. Raise `UnauthenticatedError`."""
-        for name, value in metadata or ():
-            if name == "authorization":
-                known = self._known.get(value)  # type: ignore[arg-type]  # text, as its name has no -bin
-                if known is not None and known[0] > time.monotonic():
-                    return known[1]
-                return await self._look_up(str(value))
-        raise UnauthenticatedError("send the API key as metadata `authorization: Bearer <key>`")
+        return await self.sender(authorization_in(metadata))
+
+    def known(self, header: str | None) -> Caller | None:
+        """Who sent this header, if that was looked up lately: what most calls need, without waiting."""
+        known = self._known.get(header)  # type: ignore[arg-type]  # None is never a key
+        return known[1] if known is not None and known[0] > time.monotonic() else None
+
+    async def sender(self, header: str | None) -> Caller:
+        """Who sent this `authorization`. Raise `UnauthenticatedError`."""
+        if header is None:
+            raise UnauthenticatedError("send the API key as metadata `authorization: Bearer <key>`")
+        return self.known(header) or await self._look_up(header)
 
     async def _look_up(self, header: str) -> Caller:
         if not header[: len(_SCHEME)].lower() == _SCHEME:
@@ -48,6 +53,14 @@ class Callers:
             self._known.clear()
         self._known[header] = time.monotonic() + KEPT_SECONDS, caller
         return caller
+
+
+def authorization_in(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | None:
+    """The header that says who calls."""
+    for name, value in metadata or ():
+        if name == "authorization":
+            return str(value)  # text, as its name has no -bin
+    return None
 
 
 def needs(caller: Caller, role: str) -> None:

@@ -35,14 +35,25 @@ _ACTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One unary method. `answer` gets the caller and the request, and raises `MetergateError`."""
+    """One method, whatever carries it. `answer` raises `MetergateError`.
+
+    A unary one gets the caller and the request, and answers once. A stream gets the `Call` and the requests as they
+    come, and yields responses: with one request or one response in practice, where the proto says so, as both look
+    alike on the wire. `role` names who may call; "" = everybody, without an API key.
+    """
 
     service: str
     name: str
     request: type[Message]
     response: type[Message]
     role: str
-    answer: Callable[[Caller, Any], Awaitable[Message]]
+    answer: Callable[[Any, Any], Any]
+    stream: bool = False
+
+    @property
+    def path(self) -> str:
+        """As it stands in a request."""
+        return f"/{self.service}/{self.name}"
 
 
 class _Catalog:

@@ -1,0 +1,371 @@
+"""The services over ASGI: gRPC by hand, for Envoy with Python inside.
+
+Written for servers that can send trailers (`http.response.trailers`). One of them, pyvoy 1.3, tells of a client that
+has gone only when it is asked again after the request's end, and then at once. So calls that take long are looked
+after by a sweep, and the others pay nothing for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from google.rpc import status_pb2  # type: ignore[import-untyped]
+
+from enforcer.transport.dispatch import (
+    COMPRESSED_FROM,
+    LONGEST_REQUEST,
+    LONGEST_RESPONSE,
+    Call,
+    Dispatch,
+    FailedError,
+)
+from enforcer.transport.framing import (
+    CODINGS,
+    INTERNAL,
+    RESOURCE_EXHAUSTED,
+    UNIMPLEMENTED,
+    Frames,
+    WireError,
+    compressed,
+    framed,
+    seconds,
+    single,
+    status_trailers,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+
+    from enforcer.metrics import Metrics
+    from enforcer.transport.callers import Callers
+    from enforcer.transport.services import Method
+
+    Scope = Mapping[str, Any]
+    Receive = Callable[[], Awaitable[dict[str, Any]]]
+    Send = Callable[[dict[str, Any]], Awaitable[None]]
+    Headers = list[tuple[bytes, bytes]]
+
+__all__ = ["AsgiServer"]
+
+_log = structlog.get_logger(__name__)
+
+SWEEP_SECONDS = 0.1
+"""So much later a call is cancelled whose client has gone or whose time is up."""
+DRAIN_SECONDS = 10.0
+DEADLINE_EXCEEDED = 4
+IN_THREAD = 256 * 1024
+"""Bytes of a response from which it is compressed beside the event loop."""
+MOST_WAITING = 16
+"""Messages of a stream that its service has not taken yet."""
+
+_KINDS = frozenset((b"application/grpc", b"application/grpc+proto"))
+_HEADERS: Headers = [
+    (b"content-type", b"application/grpc"),
+    (b"grpc-accept-encoding", CODINGS),
+]
+_GZIP: Headers = [*_HEADERS, (b"grpc-encoding", b"gzip")]
+_START = {"type": "http.response.start", "status": 200, "headers": _HEADERS, "trailers": True}
+_OK_HEADERS: Headers = [(b"grpc-status", b"0")]
+_OK = {"type": "http.response.trailers", "headers": _OK_HEADERS, "more_trailers": False}
+_LATE = status_pb2.Status(code=DEADLINE_EXCEEDED, message="the deadline has passed")
+
+
+class _GoneError(Exception):
+    """The client does not wait for an answer any more."""
+
+
+class _Fate(Enum):
+    """Why a call is cancelled."""
+
+    NONE = auto()
+    GONE = auto()
+    EXPIRED = auto()
+
+
+class _Call(Call):
+    """On a scope of ASGI. `receive` is set when the request has been taken: then it tells only whether the client waits."""
+
+    __slots__ = ("_headers", "fate", "receive", "started", "task", "watched")
+
+    def __init__(self, headers: dict[bytes, bytes]) -> None:
+        authorization = headers.get(b"authorization")
+        self.authorization = None if authorization is None else authorization.decode("latin-1")
+        self.started = time.monotonic()
+        timeout = headers.get(b"grpc-timeout")
+        left = None if timeout is None else seconds(timeout)
+        self.deadline = None if left is None else self.started + left
+        self.caller, self.trailing = None, ()
+        self._headers = headers
+        self.receive: Receive | None = None
+        self.fate, self.watched = _Fate.NONE, False
+        self.task: asyncio.Task[Any] | None = asyncio.current_task()
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return {
+            name.decode("latin-1"): value.decode("latin-1")
+            for name, value in self._headers.items()
+            if not name.endswith(b"-bin")
+        }
+
+    @property
+    def coding(self) -> bytes | None:
+        """How compressed messages of the request are compressed."""
+        return self._headers.get(b"grpc-encoding")
+
+    @property
+    def takes_gzip(self) -> bool:
+        """Whether the client can read an answer that is compressed."""
+        return b"gzip" in self._headers.get(b"grpc-accept-encoding", b"")
+
+    def abandon(self, fate: _Fate) -> None:
+        """Cancel what answers it, unless it is answered."""
+        if self.task is not None:
+            self.fate = fate
+            self.task.cancel()
+
+
+class AsgiServer:
+    """An ASGI application that serves `methods`. Health says SERVING while `ready`."""
+
+    def __init__(self, methods: Sequence[Method], callers: Callers, metrics: Metrics) -> None:
+        self._dispatch = Dispatch(methods, callers, metrics)
+        self._routes, self._answer = self._dispatch.routes, self._dispatch.unary
+        self._calls: set[_Call] = set()
+        self._sweeping = False
+        self._watching: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._idle = asyncio.Event()
+
+    @property
+    def running(self) -> int:
+        """Calls that are not answered yet."""
+        return len(self._calls)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        headers = dict(scope["headers"])
+        if headers.get(b"content-type") not in _KINDS or scope["method"] != "POST":
+            await _refuse(send)
+            return
+        call = _Call(headers)
+        self._calls.add(call)
+        if not self._sweeping:
+            self._sweeping = True
+            self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        try:
+            method = self._routes.get(scope["path"])
+            if method is None:
+                raise WireError(UNIMPLEMENTED, f"no method {scope['path'][:200]} is served here")
+            if method.stream:
+                await self._stream(method, call, receive, send)
+            else:
+                await self._unary(method, call, receive, send)
+        except FailedError as error:
+            await _end(send, error.status)
+        except WireError as error:
+            await _end(send, status_pb2.Status(code=error.code, message=error.message))
+        except asyncio.CancelledError:
+            if call.fate is _Fate.NONE:
+                raise
+            if call.fate is _Fate.EXPIRED:
+                await _end(send, _LATE)
+        except (_GoneError, OSError):
+            pass  # OSError: what servers raise from `send` when the client has gone
+        finally:
+            call.task = None
+            self._calls.discard(call)
+            if not self._calls:
+                self._idle.set()
+
+    async def _unary(self, method: Method, call: _Call, receive: Receive, send: Send) -> None:
+        event = await receive()
+        data = None
+        if event["type"] == "http.request" and not event["more_body"]:
+            data = single(event["body"])
+        if data is None:
+            data = await _only(call, event, receive)
+        call.receive = receive
+        response = await self._answer(method, call, data)
+        call.task = None
+        size = len(response)
+        if size >= COMPRESSED_FROM:
+            await self._large(call, response, send)
+            return
+        await send(_START)
+        await send(
+            {
+                "type": "http.response.body",
+                "body": b"\0" + size.to_bytes(4, "big") + response,
+                "more_body": False,
+            }
+        )
+        await send(_trailers(call) if call.trailing else _OK)
+
+    async def _large(self, call: _Call, response: bytes, send: Send) -> None:
+        if len(response) > LONGEST_RESPONSE:
+            raise WireError(
+                RESOURCE_EXHAUSTED,
+                f"the answer has {len(response)} bytes, at most {LONGEST_RESPONSE} are sent",
+            )
+        if not call.takes_gzip:
+            body = framed(response)
+        elif len(response) < IN_THREAD:
+            body = compressed(response)
+        else:
+            body = await asyncio.to_thread(compressed, response)
+        await send(_START | {"headers": _GZIP} if call.takes_gzip else _START)
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+        await send(_trailers(call) if call.trailing else _OK)
+
+    async def _stream(self, method: Method, call: _Call, receive: Receive, send: Send) -> None:
+        waiting: asyncio.Queue[bytes | WireError | None] = asyncio.Queue(MOST_WAITING)
+        pump = asyncio.create_task(_pump(call, receive, waiting))
+        began, status = False, None
+        answers = self._dispatch.stream(method, call, _messages(waiting))
+        try:
+            async for response in answers:
+                if not began:
+                    began = True
+                    await send(_START)
+                body = framed(response)
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        except FailedError as error:
+            status = error.status
+        except WireError as error:
+            status = status_pb2.Status(code=error.code, message=error.message)
+        except asyncio.CancelledError:
+            if call.fate is not _Fate.EXPIRED:
+                raise
+            status = _LATE
+        finally:
+            call.task = None
+            pump.cancel()
+            await answers.aclose()
+        if not began:
+            if status is not None:
+                await _end(send, status)
+                return
+            await send(_START)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        if status is not None:
+            await send(_OK | {"headers": status_trailers(status)})
+        else:
+            await send(_trailers(call) if call.trailing else _OK)
+
+    def _sweep(self) -> None:
+        """Cancel calls whose time is up; watch those that take long, as their clients may go."""
+        if not self._calls:
+            self._sweeping = False
+            return
+        now = time.monotonic()
+        for call in tuple(self._calls):
+            if call.deadline is not None and call.deadline <= now:
+                call.abandon(_Fate.EXPIRED)
+            elif (
+                call.receive is not None and not call.watched and call.started < now - SWEEP_SECONDS
+            ):
+                call.watched = True
+                watching = asyncio.ensure_future(_watch(call, call.receive))
+                self._watching.add(watching)
+                watching.add_done_callback(self._watching.discard)
+        self._loop.call_later(SWEEP_SECONDS, self._sweep)
+
+    async def ready(self, *, serving: bool) -> None:
+        """Tell health checks."""
+        self._dispatch.health.turn(serving=serving)
+
+    async def stop(self) -> None:
+        """Let running calls end; those that do not are cut off."""
+        self._dispatch.health.end()
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while self._calls:
+                    self._idle.clear()
+                    await self._idle.wait()
+        except TimeoutError:
+            _log.warning("calls are cut off", calls=len(self._calls))
+            for call in tuple(self._calls):
+                call.abandon(_Fate.GONE)
+
+
+async def _only(call: _Call, event: dict[str, Any], receive: Receive) -> bytes:
+    """The one message of a request that came in parts, or compressed, or is wrong."""
+    frames = Frames(call.coding, LONGEST_REQUEST)
+    found: list[bytes] = []
+    while True:
+        if event["type"] != "http.request":
+            raise _GoneError
+        found += frames.feed(event.get("body", b""))
+        if not event.get("more_body"):
+            break
+        event = await receive()
+    frames.end()
+    if len(found) != 1:
+        raise WireError(INTERNAL, f"a request has one message, this one has {len(found)}")
+    return found[0]
+
+
+async def _pump(
+    call: _Call, receive: Receive, waiting: asyncio.Queue[bytes | WireError | None]
+) -> None:
+    """Bring the messages of a stream; then wait for its client to go."""
+    frames = Frames(call.coding, LONGEST_REQUEST)
+    try:
+        more = True
+        while more:
+            event = await receive()
+            if event["type"] != "http.request":
+                call.abandon(_Fate.GONE)
+                return
+            for message in frames.feed(event.get("body", b"")):
+                await waiting.put(message)
+            more = event.get("more_body", False)
+        frames.end()
+    except WireError as error:
+        await waiting.put(error)
+    else:
+        await waiting.put(None)
+    await _watch(call, receive)
+
+
+async def _messages(
+    waiting: asyncio.Queue[bytes | WireError | None],
+) -> AsyncGenerator[bytes, None]:
+    while (message := await waiting.get()) is not None:
+        if isinstance(message, WireError):
+            raise message
+        yield message
+
+
+async def _watch(call: _Call, receive: Receive) -> None:
+    """Cancel a call when its client goes. Servers may tell at once that it has not gone, again and again."""
+    while call.task is not None:
+        event = await receive()
+        if event["type"] != "http.request":
+            call.abandon(_Fate.GONE)
+            return
+        await asyncio.sleep(SWEEP_SECONDS)
+
+
+async def _end(send: Send, status: status_pb2.Status) -> None:
+    """A status and nothing else: the answer has no messages, and its trailers are its headers."""
+    headers = _HEADERS + status_trailers(status)
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _refuse(send: Send) -> None:
+    headers = [(b"content-type", b"text/plain")]
+    await send({"type": "http.response.start", "status": 415, "headers": headers})
+    body = b"this port speaks gRPC: POST with content-type application/grpc\n"
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def _trailers(call: Call) -> dict[str, Any]:
+    headers = [(name.encode(), value.encode()) for name, value in call.trailing]
+    return _OK | {"headers": [*_OK_HEADERS, *headers]}

@@ -1,0 +1,167 @@
+"""What every call has in common, whatever carries it: who calls, what is counted, and how errors are answered."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from google.protobuf.message import DecodeError
+
+from enforcer.errors import InternalError, InvalidRequestError, MetergateError
+from enforcer.transport.callers import needs
+from enforcer.transport.errors import status_of
+from enforcer.transport.framing import WireError
+from enforcer.transport.health import Health
+from enforcer.transport.reflection import reflection_methods
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+
+    from google.protobuf.message import Message
+    from google.rpc import status_pb2  # type: ignore[import-untyped]
+
+    from enforcer.metrics import Metrics
+    from enforcer.ports.definitions import Caller
+    from enforcer.transport.callers import Callers
+    from enforcer.transport.services import Method
+
+__all__ = [
+    "COMPRESSED_FROM",
+    "LONGEST_REQUEST",
+    "LONGEST_RESPONSE",
+    "Call",
+    "Dispatch",
+    "FailedError",
+]
+
+_log = structlog.get_logger(__name__)
+
+LONGEST_REQUEST = 8 * 1024 * 1024
+LONGEST_RESPONSE = 64 * 1024 * 1024
+COMPRESSED_FROM = 32 * 1024
+"""Bytes of a response from which it travels as gzip to clients that take it."""
+
+
+class Call:
+    """What a service may know of the call that it answers, and say beside its answer.
+
+    When the client has gone or its time is up, the task that answers is cancelled. `caller` is None only for methods
+    that everybody may call. `trailing` is sent after the answer.
+    """
+
+    __slots__ = ("authorization", "caller", "deadline", "trailing")
+
+    def __init__(self, authorization: str | None, deadline: float | None) -> None:
+        self.authorization = authorization
+        self.deadline = deadline
+        """On the clock of `time.monotonic`; None: the client waits for ever."""
+        self.caller: Caller | None = None
+        self.trailing: Sequence[tuple[str, str]] = ()
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the client sent beside its request, without binary values."""
+        raise NotImplementedError
+
+    def time_left(self) -> float | None:
+        """Seconds that the client still waits, never negative; None: for ever."""
+        return None if self.deadline is None else max(self.deadline - time.monotonic(), 0.0)
+
+
+class FailedError(Exception):
+    """A call ends with this status."""
+
+    def __init__(self, status: status_pb2.Status) -> None:
+        super().__init__(status.message)
+        self.status = status
+
+
+class Dispatch:
+    """Answers calls of `methods`, and of the services that every gRPC server has: health and reflection."""
+
+    def __init__(self, methods: Sequence[Method], callers: Callers, metrics: Metrics) -> None:
+        services = list(dict.fromkeys(method.service for method in methods))
+        self.health = Health(services)
+        everything = [*methods, *self.health.methods()]
+        everything += reflection_methods({method.service for method in everything})
+        self.routes = {method.path: method for method in everything}
+        self._known, self._sender, self._finished = callers.known, callers.sender, metrics.call
+
+    async def unary(self, method: Method, call: Call, data: bytes) -> bytes:
+        """Answer one call. Raise `FailedError` with its status."""
+        start = time.perf_counter()
+        code = "CANCELLED"
+        try:
+            caller = self._known(call.authorization)
+            if caller is None:
+                caller = await self._identified(method, call)
+            elif caller.role != method.role and method.role not in ("check", ""):
+                needs(caller, method.role)
+            call.caller = caller
+            response: bytes = (
+                await method.answer(caller, _parsed(method, data))
+            ).SerializeToString()
+        except MetergateError as error:
+            code = error.code.name
+            raise FailedError(status_of(error)) from error
+        except Exception as error:
+            _log.exception("call failed", method=method.path)
+            code = "INTERNAL"
+            raise _internal() from error
+        else:
+            code = "OK"
+            return response
+        finally:
+            self._finished(method.path[1:], code, time.perf_counter() - start)
+
+    async def stream(
+        self, method: Method, call: Call, messages: AsyncIterator[bytes]
+    ) -> AsyncGenerator[bytes, None]:
+        """Answer one call with one message after the other. Raise `FailedError` with its status."""
+        start = time.perf_counter()
+        code = "CANCELLED"
+        try:
+            call.caller = self._known(call.authorization) or await self._identified(method, call)
+            if call.caller is not None and method.role not in ("check", ""):
+                needs(call.caller, method.role)
+            requests = (_parsed(method, data) async for data in messages)
+            async for response in method.answer(call, requests):
+                yield response.SerializeToString()
+        except MetergateError as error:
+            code = error.code.name
+            raise FailedError(status_of(error)) from error
+        except (FailedError, WireError, asyncio.CancelledError, GeneratorExit):
+            raise
+        except Exception as error:
+            _log.exception("call failed", method=method.path)
+            code = "INTERNAL"
+            raise _internal() from error
+        else:
+            code = "OK"
+        finally:
+            self._finished(method.path[1:], code, time.perf_counter() - start)
+
+    async def _identified(self, method: Method, call: Call) -> Caller | None:
+        if not method.role:
+            return None
+        caller = await self._sender(call.authorization)
+        if method.role != "check":
+            needs(caller, method.role)
+        return caller
+
+
+def _parsed(method: Method, data: bytes) -> Any:
+    request: Message
+    try:
+        request = method.request.FromString(data)
+    except DecodeError as error:
+        raise InvalidRequestError(
+            "BAD_MESSAGE", f"the request is no {method.request.DESCRIPTOR.full_name}"
+        ) from error
+    return request
+
+
+def _internal() -> FailedError:
+    return FailedError(status_of(InternalError("internal error; the server's log tells more")))
