@@ -11,7 +11,7 @@ import logging
 import signal
 import sys
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
@@ -42,9 +42,11 @@ from enforcer.gateway.programs import Programs
 from enforcer.metrics import Metrics
 from enforcer.transport.callers import Callers
 from enforcer.transport.corrections import correction_methods
+from enforcer.transport.envoy import chosen, run_envoy
 from enforcer.transport.events import EventsEndpoint
 from enforcer.transport.grpcio import GrpcServer
 from enforcer.transport.http import HttpServer
+from enforcer.transport.lifespan import MISCONFIGURED
 from enforcer.transport.services import methods
 from meter.adapters.kafka.client import KafkaOptions
 from meter.adapters.sql.marks import SqlMarks
@@ -53,19 +55,20 @@ from meter.errors import MeterError
 from meter.settings import load_kafka
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from enforcer.adapters.counters.mend import Marks
     from enforcer.ports.counters import CounterStore
     from enforcer.ports.journal import Journal
     from enforcer.settings import Settings
+    from enforcer.transport.services import Method
 
-__all__ = ["main", "serve"]
+__all__ = ["Server", "configure_logs", "main", "serve"]
 
 _log = structlog.get_logger(__name__)
 
-MISCONFIGURED = 78
-"""Exit status for wrong settings, as EX_CONFIG of sysexits."""
+APPLICATION = "enforcer.inside:application"
+"""What Envoy runs."""
 TICK_SECONDS = 1.0
 UNFINISHED_SECONDS = 5.0
 """A change that was stored but not projected counts after this long at the latest."""
@@ -74,8 +77,28 @@ COUNTING_SECONDS = 0.5
 LONGEST_COUNTING_PAUSE = 10.0
 
 
-async def serve(settings: Settings, stop: asyncio.Event) -> None:
-    """Run until `stop`. Raise `MisconfiguredError` when the settings do not work out."""
+class Server(Protocol):
+    """What carries calls to the services."""
+
+    async def start(self, listen: str) -> None:
+        """Let calls come."""
+
+    async def ready(self, *, serving: bool) -> None:
+        """Tell health checks."""
+
+    async def stop(self) -> None:
+        """Let running calls end."""
+
+
+async def serve(
+    settings: Settings,
+    stop: asyncio.Event,
+    carry: Callable[[Sequence[Method], Callers, Metrics], Server] = GrpcServer,
+) -> None:
+    """Run until `stop`. Raise `MisconfiguredError` when the settings do not work out.
+
+    `carry` makes what carries the calls; they come from its `start` on.
+    """
     metrics = Metrics()
     steps = _steps()
     async with AsyncExitStack() as stack:
@@ -130,7 +153,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         correcting = Correcting(listed, carrier, counters, usage, rules, definitions.aggregations)
         backfilling = Backfilling(listed, carrier, counters, programs, usage, rules)
         callers = Callers(definitions)
-        server = GrpcServer(
+        server = carry(
             methods(gateway, definitions, counters, usage, settings.buckets, steps)
             + correction_methods(correcting, backfilling),
             callers,
@@ -220,7 +243,7 @@ async def _watch(audits: Audits, settings: Settings, metrics: Metrics) -> None:
         await audits.watch(settings.audit_interval_seconds, metrics.audited, metrics.audit_age.set)
 
 
-async def _tell_health(server: GrpcServer, counters: RedisCounters, metrics: Metrics) -> None:
+async def _tell_health(server: Server, counters: RedisCounters, metrics: Metrics) -> None:
     told = ""
     while True:
         serving, why = counters.readiness()
@@ -311,7 +334,7 @@ async def _tick(counters: CounterStore, buckets: int, metrics: Metrics) -> None:
                 break
 
 
-def _configure_logs(level: str) -> None:
+def configure_logs(level: str) -> None:
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -337,7 +360,11 @@ def main() -> int:
     """Run the process; return its exit status: 0, or 78 with one line on stderr for wrong settings."""
     try:
         settings = settings_module.load()
-        _configure_logs(settings.log_level)
+        configure_logs(settings.log_level)
+        transport, why = chosen(settings.transport)
+        _log.info("transport", transport=transport, because=why)
+        if transport == "envoy":
+            return run_envoy(settings.listen, APPLICATION)
         run = asyncio.run
         if sys.platform != "win32":
             import uvloop  # noqa: PLC0415  # not on every platform

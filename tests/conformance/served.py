@@ -1,0 +1,139 @@
+"""A service that does what the tests ask for, on either transport, as a process: `python served.py TRANSPORT HOST:PORT`."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.wrappers_pb2 import BytesValue, StringValue
+
+from enforcer.errors import InvalidRequestError, MetergateError
+from enforcer.metrics import Metrics
+from enforcer.ports.definitions import Caller
+from enforcer.transport.callers import Callers
+from enforcer.transport.envoy import run_envoy
+from enforcer.transport.grpcio import GrpcServer
+from enforcer.transport.lifespan import Application
+from enforcer.transport.services import Method
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from enforcer.app import Server
+    from enforcer.transport.dispatch import Call
+    from enforcer.transport.lifespan import Carry
+
+SERVICE = "enforcer.v1.EnforcerService"  # a name that reflection knows
+KEYS = {
+    "a-check-key": Caller("demo", "k1", "check"),
+    "an-admin-key": Caller("demo", "k2", "admin"),
+}
+
+
+class _Definitions:
+    async def caller(self, key: str) -> Caller | None:
+        return KEYS.get(key)
+
+
+class _Service:
+    """`ended`: how the calls of `Wait` and `Flow` ended."""
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+
+    async def echo(self, _: Caller, request: BytesValue) -> BytesValue:
+        return request
+
+    async def grow(self, _: Caller, request: StringValue) -> BytesValue:
+        """As many bytes as asked for, that compress well."""
+        return BytesValue(value=b"x" * int(request.value))
+
+    async def whom(self, caller: Caller, _: StringValue) -> StringValue:
+        return StringValue(value=caller.key_id)
+
+    async def wait(self, _: Caller, request: StringValue) -> StringValue:
+        try:
+            await asyncio.sleep(float(request.value))
+        except asyncio.CancelledError:
+            self.ended.append("cancelled")
+            raise
+        self.ended.append("done")
+        return request
+
+    async def seen(self, _: Caller, __: StringValue) -> StringValue:
+        return StringValue(value=",".join(self.ended))
+
+    async def fail(self, _: Caller, request: StringValue) -> StringValue:
+        if request.value == "bug":
+            raise ZeroDivisionError("a secret")
+        raise InvalidRequestError("BAD_FEATURE", request.value, field="feature")
+
+    async def context(self, call: Call, requests: Any) -> AsyncIterator[StringValue]:
+        """What the call knows."""
+        async for _ in requests:
+            left = call.time_left()
+            yield StringValue(value="no limit" if left is None else f"{left:.3f}")
+            yield StringValue(value=call.metadata.get("x-colour", "none"))
+        call.trailing = (("x-count", "2"),)
+
+    async def flow(self, _: Call, requests: Any) -> AsyncIterator[BytesValue]:
+        """Answers each message before the next has come."""
+        try:
+            async for request in requests:
+                if request.value == b"fail":
+                    raise InvalidRequestError("BAD_FEATURE", "as asked")
+                yield request
+        except MetergateError:
+            raise
+        except BaseException:
+            self.ended.append("flow cancelled")
+            raise
+        self.ended.append("flow done")
+
+    async def count(self, _: Call, requests: Any) -> AsyncIterator[StringValue]:
+        """One answer for all messages."""
+        total = 0
+        async for request in requests:
+            total += len(request.value)
+        yield StringValue(value=str(total))
+
+    def methods(self) -> list[Method]:
+        found = [
+            ("Echo", BytesValue, BytesValue, "check", self.echo, False),
+            ("Grow", StringValue, BytesValue, "check", self.grow, False),
+            ("Whom", StringValue, StringValue, "check", self.whom, False),
+            ("Admin", StringValue, StringValue, "admin", self.whom, False),
+            ("Wait", StringValue, StringValue, "check", self.wait, False),
+            ("Seen", StringValue, StringValue, "check", self.seen, False),
+            ("Fail", StringValue, StringValue, "check", self.fail, False),
+            ("Context", StringValue, StringValue, "check", self.context, True),
+            ("Flow", BytesValue, BytesValue, "check", self.flow, True),
+            ("Count", BytesValue, StringValue, "check", self.count, True),
+        ]
+        return [Method(SERVICE, *fields) for fields in found]  # type: ignore[arg-type]
+
+
+async def _serve(stop: asyncio.Event, carry: Carry | type[GrpcServer], listen: str = "") -> None:
+    callers = Callers(_Definitions())  # type: ignore[arg-type]  # all that it asks them
+    server: Server = carry(_Service().methods(), callers, Metrics())
+    await server.start(listen)
+    await server.ready(serving=True)
+    await stop.wait()
+    await server.stop()
+
+
+application = Application(_serve)
+
+
+async def _grpcio(listen: str) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await _serve(stop, GrpcServer, listen)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "envoy":
+        sys.exit(run_envoy(sys.argv[2], "tests.conformance.served:application"))
+    asyncio.run(_grpcio(sys.argv[2]))

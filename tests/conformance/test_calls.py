@@ -1,0 +1,268 @@
+"""What any gRPC client may rely on, whatever carries the calls."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.protobuf.wrappers_pb2 import BytesValue, StringValue
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_status import rpc_status
+
+from tests.conformance.conftest import KEY, Process, method
+from tests.conformance.served import SERVICE
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+Channel = grpc.aio.Channel
+MIB = 1024 * 1024
+
+
+async def failure(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value
+
+
+async def until(channel: Channel, word: str) -> None:
+    """Wait until the service has seen it."""
+    give_up = time.monotonic() + 20
+    seen = method(channel, "Seen")
+    while word not in (await seen(StringValue(), metadata=KEY, timeout=20)).value.split(","):
+        assert time.monotonic() < give_up, f"never {word}"
+        await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, 65_535, 200_000, 3 * MIB, 8 * MIB - 64])
+async def test_a_message_comes_back_as_it_went(channel: Channel, size: int) -> None:
+    sent = BytesValue(value=bytes(i % 251 for i in range(min(size, 9973))) * (size // 9973 + 1))
+    sent.value = sent.value[:size]
+    assert await method(channel, "Echo")(sent, metadata=KEY, timeout=60) == sent
+
+
+@pytest.mark.parametrize("size", [32 * 1024, 300_000, 20 * MIB])
+async def test_a_large_answer_comes_whole(channel: Channel, size: int) -> None:
+    grown = await method(channel, "Grow")(StringValue(value=str(size)), metadata=KEY, timeout=60)
+    assert grown.value == b"x" * size
+
+
+@pytest.mark.parametrize("name", ["Echo", "Flow"])
+async def test_a_message_that_is_too_large_is_refused(channel: Channel, name: str) -> None:
+    sent = BytesValue(value=b"x" * (8 * MIB + 1))
+    if name == "Echo":
+        error = await failure(method(channel, name)(sent, metadata=KEY, timeout=60))
+    else:
+        call = method(channel, name, "stream_stream")(iter([sent]), metadata=KEY, timeout=60)
+        error = await failure(anext(aiter(call)))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_an_answer_that_is_too_large_is_refused(channel: Channel) -> None:
+    asked = StringValue(value=str(65 * MIB))
+    error = await failure(method(channel, "Grow")(asked, metadata=KEY, timeout=60))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize("coding", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+@pytest.mark.parametrize("kind", ["unary_unary", "stream_stream"])
+async def test_compressed_messages_are_understood(
+    process: Process, coding: grpc.Compression, kind: str
+) -> None:
+    sent = BytesValue(value=b"abc" * 50_000)
+    async with process.channel(compression=coding) as channel:
+        if kind == "unary_unary":
+            got = await method(channel, "Echo")(sent, metadata=KEY, timeout=30)
+        else:
+            call = method(channel, "Flow", kind)(iter([sent]), metadata=KEY, timeout=30)
+            got = await anext(aiter(call))
+    assert got == sent
+
+
+async def test_a_small_message_that_unpacks_to_a_huge_one_is_refused(process: Process) -> None:
+    sent = BytesValue(value=bytes(9 * MIB))
+    async with process.channel(compression=grpc.Compression.Gzip) as channel:
+        error = await failure(method(channel, "Echo")(sent, metadata=KEY, timeout=60))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize(
+    ("metadata", "name", "code"),
+    [
+        ((), "Whom", "UNAUTHENTICATED"),
+        ((("authorization", "Bearer nobody"),), "Whom", "UNAUTHENTICATED"),
+        ((("authorization", "Basic abc"),), "Whom", "UNAUTHENTICATED"),
+        (KEY, "Admin", "PERMISSION_DENIED"),
+        ((("authorization", "Bearer an-admin-key"),), "Admin", "OK"),
+        ((("authorization", "Bearer an-admin-key"),), "Whom", "OK"),
+    ],
+)
+async def test_the_api_key_says_who_calls(
+    channel: Channel, metadata: Any, name: str, code: str
+) -> None:
+    called = method(channel, name)(StringValue(), metadata=metadata, timeout=20)
+    if code == "OK":
+        assert (await called).value == "k2"
+    else:
+        assert (await failure(called)).code().name == code
+
+
+async def test_a_stream_needs_an_api_key_too(channel: Channel) -> None:
+    call = method(channel, "Flow", "stream_stream")(iter([BytesValue()]), timeout=20)
+    assert (await failure(anext(aiter(call)))).code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("text", ["plain", "100 % größer\nzweite Zeile ✓", "x" * 1500])
+async def test_an_error_comes_with_its_text_and_details(channel: Channel, text: str) -> None:
+    error = await failure(
+        method(channel, "Fail")(StringValue(value=text), metadata=KEY, timeout=20)
+    )
+    assert (error.code(), error.details()) == (grpc.StatusCode.INVALID_ARGUMENT, text)
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    assert status is not None
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert (info.reason, info.domain, dict(info.metadata)) == (
+        "BAD_FEATURE",
+        "metergate",
+        {"field": "feature"},
+    )
+
+
+async def test_a_bug_is_internal_and_tells_nothing(channel: Channel) -> None:
+    error = await failure(
+        method(channel, "Fail")(StringValue(value="bug"), metadata=KEY, timeout=20)
+    )
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert "secret" not in (error.details() or "")
+
+
+async def test_a_method_that_nobody_serves_is_unimplemented(channel: Channel) -> None:
+    for name in (f"/{SERVICE}/Nothing", "/no.Service/Check"):
+        error = await failure(channel.unary_unary(name)(b"", metadata=KEY, timeout=20))
+        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_bytes_that_are_no_message_are_an_invalid_argument(channel: Channel) -> None:
+    error = await failure(
+        channel.unary_unary(f"/{SERVICE}/Echo")(b"\x0a\xff", metadata=KEY, timeout=20)
+    )
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_call_ends_at_its_deadline_here_and_there(channel: Channel) -> None:
+    begun = time.monotonic()
+    error = await failure(
+        method(channel, "Wait")(StringValue(value="60"), metadata=KEY, timeout=0.5)
+    )
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert time.monotonic() - begun < 10
+    await until(channel, "cancelled")
+
+
+async def test_a_call_whose_client_goes_is_cancelled(process: Process) -> None:
+    async with process.channel() as channel:
+        before = await method(channel, "Seen")(StringValue(), metadata=KEY, timeout=20)
+        call = method(channel, "Wait")(StringValue(value="60"), metadata=KEY)
+        await asyncio.sleep(0.3)
+        call.cancel()
+        give_up = time.monotonic() + 20
+        while True:
+            now = await method(channel, "Seen")(StringValue(), metadata=KEY, timeout=20)
+            if now.value.count("cancelled") > before.value.count("cancelled"):
+                break
+            assert time.monotonic() < give_up
+            await asyncio.sleep(0.05)
+
+
+async def test_a_call_knows_its_deadline_and_metadata_and_adds_trailing_metadata(
+    channel: Channel,
+) -> None:
+    sent = (*KEY, ("x-colour", "blue"))
+    call = method(channel, "Context", "stream_stream")(
+        iter([StringValue()]), metadata=sent, timeout=30
+    )
+    left, colour = [answer.value async for answer in call]
+    assert 0 < float(left) <= 30
+    assert colour == "blue"
+    assert ("x-count", "2") in tuple(await call.trailing_metadata())
+
+
+async def test_messages_of_a_stream_are_answered_as_they_come(channel: Channel) -> None:
+    call = method(channel, "Flow", "stream_stream")(metadata=KEY, timeout=30)
+    for number in range(20):
+        sent = BytesValue(value=str(number).encode())
+        await call.write(sent)
+        assert await call.read() == sent
+    await call.done_writing()
+    assert await call.read() is grpc.aio.EOF
+    assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_many_messages_may_have_one_answer(channel: Channel) -> None:
+    messages = iter([BytesValue(value=b"x" * 1000)] * 500)
+    call = method(channel, "Count", "stream_unary")(messages, metadata=KEY, timeout=30)
+    assert (await call).value == "500000"
+
+
+async def test_a_stream_may_fail_between_its_messages(channel: Channel) -> None:
+    call = method(channel, "Flow", "stream_stream")(
+        iter([BytesValue(value=b"a"), BytesValue(value=b"fail")]), metadata=KEY, timeout=30
+    )
+    answers = aiter(call)
+    assert (await anext(answers)).value == b"a"
+    error = await failure(anext(answers))
+    assert (error.code(), error.details()) == (grpc.StatusCode.INVALID_ARGUMENT, "as asked")
+
+
+async def test_a_stream_whose_client_goes_is_cancelled(channel: Channel) -> None:
+    call = method(channel, "Flow", "stream_stream")(metadata=KEY)
+    await call.write(BytesValue(value=b"a"))
+    assert (await call.read()).value == b"a"
+    call.cancel()
+    await until(channel, "flow cancelled")
+
+
+async def test_calls_on_one_connection_do_not_wait_for_each_other(channel: Channel) -> None:
+    begun = time.monotonic()
+    waits = [
+        method(channel, "Wait")(StringValue(value="0.5"), metadata=KEY, timeout=30)
+        for _ in range(50)
+    ]
+    await asyncio.gather(*waits)
+    assert time.monotonic() - begun < 10
+
+
+async def test_health_is_told_and_watched(channel: Channel) -> None:
+    stub = health_pb2_grpc.HealthStub(channel)
+    serving = health_pb2.HealthCheckResponse.SERVING
+    for service in ("", SERVICE):
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=20)
+        assert answer.status == serving
+    error = await failure(stub.Check(health_pb2.HealthCheckRequest(service="none"), timeout=20))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+    watched = stub.Watch(health_pb2.HealthCheckRequest(), timeout=20)
+    assert (await watched.read()).status == serving
+    watched.cancel()
+
+
+async def test_reflection_lists_services_and_describes_them(channel: Channel) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    asked = [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE),
+    ]
+    listed, described = [
+        answer async for answer in stub.ServerReflectionInfo(iter(asked), timeout=20)
+    ]
+    names = {service.name for service in listed.list_services_response.service}
+    assert {SERVICE, "grpc.health.v1.Health"} <= names
+    assert described.file_descriptor_response.file_descriptor_proto
+
+
