@@ -79,6 +79,18 @@ def method(channel: grpc.aio.Channel, name: str, kind: str = "unary_unary") -> A
     )
 
 
+async def until(channel: grpc.aio.Channel, word: str, times: int = 1) -> None:
+    """Wait until the service has seen it so often."""
+    give_up = time.monotonic() + 20
+    seen = method(channel, "Seen")
+    while True:
+        words = (await seen(StringValue(), metadata=KEY, timeout=20)).value.split(",")
+        if words.count(word) >= times:
+            return
+        assert time.monotonic() < give_up, f"{word!r} only {words.count(word)} times"
+        await asyncio.sleep(0.05)
+
+
 def _needs(transport: str) -> None:
     if transport == "envoy" and (missing := obstacle()):
         pytest.skip(missing)

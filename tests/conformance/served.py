@@ -38,7 +38,7 @@ class _Definitions:
 
 
 class _Service:
-    """`ended`: how the calls of `Wait` and `Flow` ended."""
+    """`ended`: how the calls of `Wait` and `Flow` began and ended."""
 
     def __init__(self) -> None:
         self.ended: list[str] = []
@@ -54,6 +54,7 @@ class _Service:
         return StringValue(value=caller.key_id)
 
     async def wait(self, _: Caller, request: StringValue) -> StringValue:
+        self.ended.append("begun")
         try:
             await asyncio.sleep(float(request.value))
         except asyncio.CancelledError:

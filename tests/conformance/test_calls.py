@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
-from tests.conformance.conftest import KEY, Process, method
+from tests.conformance.conftest import KEY, Process, method, until
 from tests.conformance.served import SERVICE
 
 if TYPE_CHECKING:
@@ -29,15 +29,6 @@ async def failure(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     return caught.value
-
-
-async def until(channel: Channel, word: str) -> None:
-    """Wait until the service has seen it."""
-    give_up = time.monotonic() + 20
-    seen = method(channel, "Seen")
-    while word not in (await seen(StringValue(), metadata=KEY, timeout=20)).value.split(","):
-        assert time.monotonic() < give_up, f"never {word}"
-        await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("size", [0, 1, 1000, 65_535, 200_000, 3 * MIB, 8 * MIB - 64])

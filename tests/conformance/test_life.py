@@ -1,0 +1,118 @@
+"""How a process begins and ends: no call that it has begun is lost, and clients learn where else to go."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+from google.protobuf.wrappers_pb2 import BytesValue, StringValue
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.conformance.conftest import KEY, method, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.conformance.conftest import Process
+
+    Launch = Callable[..., Process]
+
+RESENT = {grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE}
+STATUS = health_pb2.HealthCheckResponse
+
+
+async def test_calls_in_flight_are_answered_after_sigterm(launch: Launch) -> None:
+    served = launch()
+    await served.serving()
+    async with served.channel() as channel:
+        calls = [
+            method(channel, "Wait")(StringValue(value=str(2 + 0.1 * place)), metadata=KEY)
+            for place in range(20)
+        ]
+        await until(channel, "begun", 20)
+        served.process.send_signal(signal.SIGTERM)
+        answers = await asyncio.gather(*calls)
+        assert [float(answer.value) for answer in answers] == [
+            2 + 0.1 * place for place in range(20)
+        ]
+    assert await asyncio.to_thread(served.end) == 0, served.log.read_text()
+
+
+async def test_nobody_notices_that_one_of_two_processes_ends(launch: Launch) -> None:
+    """Busy clients, and clients that say nothing for a while.
+
+    grpcio cuts off calls that have come and are not begun: their clients have to send them again.
+    """
+    ending = launch()
+    staying = launch(ending.port)
+    await ending.serving()
+    await staying.serving()
+    stop = time.monotonic() + 6
+
+    async def busy(pause: float) -> int:
+        calls = 0
+        async with staying.channel() as channel:
+            while time.monotonic() < stop:
+                for attempt in range(5):
+                    try:
+                        sent = BytesValue(value=b"a")
+                        await method(channel, "Echo")(sent, metadata=KEY, timeout=20)
+                        break
+                    except grpc.aio.AioRpcError as error:
+                        assert ending.transport == "grpcio", error
+                        assert error.code() in RESENT, error
+                        assert attempt < 4, error
+                        await asyncio.sleep(0.1)
+                calls += 1
+                await asyncio.sleep(pause)
+        return calls
+
+    clients = [asyncio.create_task(busy(pause)) for pause in [0.0] * 6 + [0.01] * 6 + [1.0] * 12]
+    await asyncio.sleep(1)
+    ended = asyncio.create_task(asyncio.to_thread(ending.end))
+    counts = await asyncio.gather(*clients)
+    assert min(counts) >= 2
+    assert await ended == 0, ending.log.read_text()
+    assert staying.process.poll() is None
+
+
+async def test_who_watches_health_is_told_and_sent_away(launch: Launch) -> None:
+    served = launch()
+    await served.serving()
+    async with served.channel() as channel:
+        watched = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        assert (await watched.read()).status == STATUS.SERVING
+        begun = time.monotonic()
+        ended = asyncio.create_task(asyncio.to_thread(served.end))
+        assert (await watched.read()).status == STATUS.NOT_SERVING
+        try:
+            assert await watched.read() is grpc.aio.EOF
+        except grpc.aio.AioRpcError as error:
+            assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert await ended == 0, served.log.read_text()
+        assert time.monotonic() - begun < 9, "a watcher does not hold up the end"
+
+
+async def test_kill_9_leaves_nothing_behind(launch: Launch) -> None:
+    served = launch()
+    await served.serving()
+    await asyncio.to_thread(served.end, signal.SIGKILL)
+    give_up = time.monotonic() + 10
+    while True:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        except ConnectionRefusedError:
+            break
+        writer.close()
+        assert time.monotonic() < give_up, "something still listens"
+        await asyncio.sleep(0.05)
+
+
+async def test_sigterm_before_the_start_is_over_ends_it(launch: Launch) -> None:
+    served = launch()
+    await asyncio.sleep(0.2)
+    assert await asyncio.to_thread(served.end) in {0, -signal.SIGTERM}
