@@ -115,9 +115,7 @@ async def channel(process: Process) -> AsyncIterator[grpc.aio.Channel]:
 
 
 @pytest.fixture(params=["grpcio", "envoy"])
-def launch(
-    request: pytest.FixtureRequest, tmp_path: Path
-) -> Iterator[Callable[..., Process]]:
+def launch(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Process]]:
     """Starts processes for one test."""
     _needs(request.param)
     started: list[Process] = []

@@ -255,5 +255,3 @@ async def test_reflection_lists_services_and_describes_them(channel: Channel) ->
     names = {service.name for service in listed.list_services_response.service}
     assert {SERVICE, "grpc.health.v1.Health"} <= names
     assert described.file_descriptor_response.file_descriptor_proto
-
-

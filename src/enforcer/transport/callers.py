@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ class Callers:
     def __init__(self, definitions: Definitions) -> None:
         self._definitions = definitions
         self._known: dict[str, tuple[float, Caller]] = {}
+        self._asked: dict[str, asyncio.Future[Caller]] = {}
 
     async def of(self, metadata: Iterable[tuple[str, str | bytes]] | None) -> Caller:
         """Who sent this metadata. Raise `UnauthenticatedError`."""
@@ -43,6 +45,15 @@ class Callers:
         return self.known(header) or await self._look_up(header)
 
     async def _look_up(self, header: str) -> Caller:
+        """Once for all calls that come meanwhile: else every call in flight asks when the time is over."""
+        asked = self._asked.get(header)
+        if asked is None:
+            asked = self._asked[header] = asyncio.ensure_future(self._ask(header))
+            asked.add_done_callback(lambda _: self._asked.pop(header, None))
+        # A client that goes takes only its own call along.
+        return await asyncio.shield(asked)
+
+    async def _ask(self, header: str) -> Caller:
         if not header[: len(_SCHEME)].lower() == _SCHEME:
             raise UnauthenticatedError("the authorization must be `Bearer <key>`")
         caller = await self._definitions.caller(header[len(_SCHEME) :].strip())

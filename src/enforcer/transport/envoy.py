@@ -20,15 +20,12 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 
 from enforcer.errors import MisconfiguredError
 from enforcer.transport.dispatch import LONGEST_REQUEST
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 __all__ = ["CONTROL", "DONE", "DRAIN", "END", "READY", "chosen", "obstacle", "run_envoy"]
 
