@@ -335,6 +335,7 @@ async def _tick(counters: CounterStore, buckets: int, metrics: Metrics) -> None:
 
 
 def configure_logs(level: str) -> None:
+    """One line of JSON for each event, on stderr."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 START_SECONDS = 60.0
 KEY = (("authorization", "Bearer a-check-key"),)
 MOST = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-KINDS = {"Echo": (BytesValue, BytesValue), "Grow": (StringValue, BytesValue)}
+KINDS: dict[str, tuple[Any, Any]] = {
+    "Echo": (BytesValue, BytesValue),
+    "Grow": (StringValue, BytesValue),
+}
 KINDS |= {"Flow": (BytesValue, BytesValue), "Count": (BytesValue, StringValue)}
 
 

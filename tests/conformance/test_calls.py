@@ -136,13 +136,13 @@ async def test_a_bug_is_internal_and_tells_nothing(channel: Channel) -> None:
 
 async def test_a_method_that_nobody_serves_is_unimplemented(channel: Channel) -> None:
     for name in (f"/{SERVICE}/Nothing", "/no.Service/Check"):
-        error = await failure(channel.unary_unary(name)(b"", metadata=KEY, timeout=20))
+        error = await failure(channel.unary_unary(name, None, None)(b"", metadata=KEY, timeout=20))
         assert error.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_bytes_that_are_no_message_are_an_invalid_argument(channel: Channel) -> None:
     error = await failure(
-        channel.unary_unary(f"/{SERVICE}/Echo")(b"\x0a\xff", metadata=KEY, timeout=20)
+        channel.unary_unary(f"/{SERVICE}/Echo", None, None)(b"\x0a\xff", metadata=KEY, timeout=20)
     )
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
 
@@ -192,7 +192,7 @@ async def test_messages_of_a_stream_are_answered_as_they_come(channel: Channel) 
         await call.write(sent)
         assert await call.read() == sent
     await call.done_writing()
-    assert await call.read() is grpc.aio.EOF
+    assert await call.read() is grpc.aio.EOF  # type: ignore[attr-defined]
     assert await call.code() is grpc.StatusCode.OK
 
 

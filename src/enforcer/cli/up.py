@@ -54,7 +54,7 @@ def default_workers() -> int:
     return min(max((cores or 1) - 1, 1), MOST_DEFAULT_WORKERS)
 
 
-def up(
+def up(  # noqa: PLR0913 - a command's options
     *,
     data_dir: DataDirOption = None,
     host: Annotated[

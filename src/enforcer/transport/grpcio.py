@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -82,7 +82,7 @@ class GrpcServer:
             try:
                 response = await answer(method, call, data)
             except FailedError as error:
-                await _abort(context, error)
+                return await _abort(context, error)
             if call.trailing:
                 context.set_trailing_metadata(tuple(call.trailing))
             if len(response) >= COMPRESSED_FROM:
@@ -128,7 +128,7 @@ class GrpcServer:
         await self._server.stop(DRAIN_SECONDS)
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: FailedError) -> None:
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: FailedError) -> NoReturn:
     aborting: Any = context  # the stubs lack abort_with_status
     await aborting.abort_with_status(rpc_status.to_status(error.status))
     raise AssertionError  # the call was aborted

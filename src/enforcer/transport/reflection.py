@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from grpc_reflection.v1alpha import reflection
 from grpc_reflection.v1alpha import reflection_pb2 as pb
-from grpc_reflection.v1alpha.reflection import aio
 
 from enforcer.transport.services import Method
 
@@ -20,6 +20,7 @@ _SERVICES = "grpc.reflection.v1alpha.ServerReflection", "grpc.reflection.v1.Serv
 
 def reflection_methods(services: Iterable[str]) -> list[Method]:
     """For everybody, without an API key: the protos are public."""
+    aio: Any = reflection.aio  # type: ignore[attr-defined]  # the stubs lack it
     servicer = aio.ReflectionServicer([*sorted(services), *_SERVICES])
 
     def answer(_: object, requests: Any) -> AsyncIterator[pb.ServerReflectionResponse]:
