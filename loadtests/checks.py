@@ -121,7 +121,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="metergate-bench-") as work:
         gateway = Gateway(Path(work) / "data")
         try:
-            pids = f"{gateway.pids('enforcer.app')}/{gateway.pids('valkey-server')}"
+            pids = f"{gateway.pids('enforcer.')}/{gateway.pids('valkey-server')}"
             for name, path, write, requests in (
                 ("unary", "Check", write_unary, args.requests),
                 ("batch", "CheckBatch", write_batches, args.batches),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["MEASURED", "Child", "spawn"]
 
 IMPORTED: Final = (
-    *("enforcer.app", "meter.app", "enforcer.cli.app"),
+    *("enforcer.app", "enforcer.launch", "meter.app", "enforcer.cli.app"),
     *("aiosqlite", "asyncpg", "uvloop", "sqlalchemy.dialects.sqlite.aiosqlite"),
     "sqlalchemy.dialects.postgresql.asyncpg",
 )

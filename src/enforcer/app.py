@@ -1,13 +1,12 @@
 """The enforcer process: answers products. The only place where its parts are joined.
 
-Run it with `python -m enforcer.app`. It ends on SIGTERM or SIGINT after the calls that it has begun.
+`enforcer.launch` starts it, on grpcio by `run`, within Envoy by `serve`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import signal
 import sys
 from contextlib import AsyncExitStack
@@ -15,7 +14,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
-from enforcer import settings as settings_module
 from enforcer.adapters.counters.redis import RedisCounters, RedisOptions
 from enforcer.adapters.definitions.corrections import SqlCorrections
 from enforcer.adapters.definitions.sql import SqlDefinitions
@@ -42,11 +40,9 @@ from enforcer.gateway.programs import Programs
 from enforcer.metrics import Metrics
 from enforcer.transport.callers import Callers
 from enforcer.transport.corrections import correction_methods
-from enforcer.transport.envoy import chosen, run_envoy
 from enforcer.transport.events import EventsEndpoint
 from enforcer.transport.grpcio import GrpcServer
 from enforcer.transport.http import HttpServer
-from enforcer.transport.lifespan import MISCONFIGURED
 from enforcer.transport.services import methods
 from meter.adapters.kafka.client import KafkaOptions
 from meter.adapters.sql.marks import SqlMarks
@@ -63,12 +59,10 @@ if TYPE_CHECKING:
     from enforcer.settings import Settings
     from enforcer.transport.services import Method
 
-__all__ = ["Server", "configure_logs", "main", "serve"]
+__all__ = ["Server", "run", "serve"]
 
 _log = structlog.get_logger(__name__)
 
-APPLICATION = "enforcer.inside:application"
-"""What Envoy runs."""
 TICK_SECONDS = 1.0
 UNFINISHED_SECONDS = 5.0
 """A change that was stored but not projected counts after this long at the latest."""
@@ -334,21 +328,6 @@ async def _tick(counters: CounterStore, buckets: int, metrics: Metrics) -> None:
                 break
 
 
-def configure_logs(level: str) -> None:
-    """One line of JSON for each event, on stderr."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-
-
 async def _run(settings: Settings) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -357,26 +336,11 @@ async def _run(settings: Settings) -> None:
     await serve(settings, stop)
 
 
-def main() -> int:
-    """Run the process; return its exit status: 0, or 78 with one line on stderr for wrong settings."""
-    try:
-        settings = settings_module.load()
-        configure_logs(settings.log_level)
-        transport, why = chosen(settings.transport)
-        _log.info("transport", transport=transport, because=why)
-        if transport == "envoy":
-            return run_envoy(settings.listen, APPLICATION)
-        run = asyncio.run
-        if sys.platform != "win32":
-            import uvloop  # noqa: PLC0415  # not on every platform
+def run(settings: Settings) -> None:
+    """Serve on grpcio until SIGTERM or SIGINT. Raise `MisconfiguredError` when the settings do not work out."""
+    if sys.platform == "win32":
+        asyncio.run(_run(settings))
+    else:
+        import uvloop  # noqa: PLC0415  # not on every platform
 
-            run = uvloop.run
-        run(_run(settings))
-    except MisconfiguredError as error:
-        sys.stderr.write(f"enforcer: {error.message}\n")
-        return MISCONFIGURED
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        uvloop.run(_run(settings))

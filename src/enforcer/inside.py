@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from enforcer import settings as settings_module
-from enforcer.app import configure_logs, serve
+from enforcer.app import serve
+from enforcer.logs import configure_logs
 from enforcer.transport.lifespan import Application
 
 if TYPE_CHECKING:

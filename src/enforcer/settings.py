@@ -24,7 +24,7 @@ class Settings(BaseSettings):
 
     listen: str = "127.0.0.1:50051"
     """Where products ask: `host:port`. Several enforcers of one machine may share it."""
-    transport: Literal["auto", "envoy", "grpcio"] = "grpcio"
+    transport: Literal["auto", "envoy", "grpcio"] = "auto"
     """What carries the calls: Envoy with Python inside (fast), grpcio (anywhere), or `auto`: Envoy where it runs."""
     http_listen: str = "127.0.0.1:8080"
     """`host:port` of /metrics, /healthz and /readyz; shared likewise. Empty = none."""

@@ -16,7 +16,7 @@ from google.protobuf.wrappers_pb2 import BytesValue, StringValue
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from enforcer.transport.envoy import obstacle
-from tests.conformance.served import SERVICE
+from tests.conformance.served import SERVICE, SERVING
 from tests.ports import free_port
 
 if TYPE_CHECKING:
@@ -53,18 +53,19 @@ class Process:
 
     async def serving(self) -> None:
         give_up = time.monotonic() + START_SECONDS
-        while True:
-            async with self.channel() as channel:
-                try:
-                    stub = health_pb2_grpc.HealthStub(channel)
-                    answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=2)
-                    if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                        return
-                except grpc.aio.AioRpcError:
-                    pass
+        while SERVING not in self.log.read_text() or not await self._healthy():
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < give_up, self.log.read_text()
             await asyncio.sleep(0.05)
+
+    async def _healthy(self) -> bool:
+        async with self.channel() as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            try:
+                answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=2)
+            except grpc.aio.AioRpcError:
+                return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         if self.process.poll() is None:
@@ -124,7 +125,8 @@ def launch(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[
     started: list[Process] = []
 
     def start(port: int | None = None) -> Process:
-        started.append(Process(request.param, tmp_path / "log", port))
+        log = tmp_path / f"log-{len(started)}"
+        started.append(Process(request.param, log, port))
         return started[-1]
 
     yield start

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from enforcer.transport.dispatch import Call
     from enforcer.transport.lifespan import Carry
 
+SERVING = "serving"
 SERVICE = "enforcer.v1.EnforcerService"  # a name that reflection knows
 KEYS = {
     "a-check-key": Caller("demo", "k1", "check"),
@@ -43,17 +44,17 @@ class _Service:
     def __init__(self) -> None:
         self.ended: list[str] = []
 
-    async def echo(self, _: Caller, request: BytesValue) -> BytesValue:
+    async def echo(self, _: Call, request: BytesValue) -> BytesValue:
         return request
 
-    async def grow(self, _: Caller, request: StringValue) -> BytesValue:
+    async def grow(self, _: Call, request: StringValue) -> BytesValue:
         """As many bytes as asked for, that compress well."""
         return BytesValue(value=b"x" * int(request.value))
 
-    async def whom(self, caller: Caller, _: StringValue) -> StringValue:
-        return StringValue(value=caller.key_id)
+    async def whom(self, call: Call, _: StringValue) -> StringValue:
+        return StringValue(value=call.caller.key_id)
 
-    async def wait(self, _: Caller, request: StringValue) -> StringValue:
+    async def wait(self, _: Call, request: StringValue) -> StringValue:
         self.ended.append("begun")
         try:
             await asyncio.sleep(float(request.value))
@@ -63,21 +64,26 @@ class _Service:
         self.ended.append("done")
         return request
 
-    async def seen(self, _: Caller, __: StringValue) -> StringValue:
+    async def seen(self, _: Call, __: StringValue) -> StringValue:
         return StringValue(value=",".join(self.ended))
 
-    async def fail(self, _: Caller, request: StringValue) -> StringValue:
+    async def fail(self, _: Call, request: StringValue) -> StringValue:
         if request.value == "bug":
             raise ZeroDivisionError("a secret")
         raise InvalidRequestError("BAD_FEATURE", request.value, field="feature")
 
-    async def context(self, call: Call, requests: Any) -> AsyncIterator[StringValue]:
+    async def about(self, call: Call, _: StringValue) -> StringValue:
         """What the call knows."""
-        async for _ in requests:
-            left = call.time_left()
-            yield StringValue(value="no limit" if left is None else f"{left:.3f}")
-            yield StringValue(value=call.metadata.get("x-colour", "none"))
+        left = call.time_left()
         call.trailing = (("x-count", "2"),)
+        return StringValue(
+            value=f"{'no limit' if left is None else f'{left:.3f}'},{call.metadata.get('x-colour')}"
+        )
+
+    async def abouts(self, call: Call, requests: Any) -> AsyncIterator[StringValue]:
+        """The same of a stream."""
+        async for request in requests:
+            yield await self.about(call, request)
 
     async def flow(self, _: Call, requests: Any) -> AsyncIterator[BytesValue]:
         """Answers each message before the next has come."""
@@ -109,7 +115,8 @@ class _Service:
             ("Wait", StringValue, StringValue, "check", self.wait, False),
             ("Seen", StringValue, StringValue, "check", self.seen, False),
             ("Fail", StringValue, StringValue, "check", self.fail, False),
-            ("Context", StringValue, StringValue, "check", self.context, True),
+            ("About", StringValue, StringValue, "check", self.about, False),
+            ("Abouts", StringValue, StringValue, "check", self.abouts, True),
             ("Flow", BytesValue, BytesValue, "check", self.flow, True),
             ("Count", BytesValue, StringValue, "check", self.count, True),
         ]
@@ -121,6 +128,7 @@ async def _serve(stop: asyncio.Event, carry: Carry | type[GrpcServer], listen: s
     server: Server = carry(_Service().methods(), callers, Metrics())
     await server.start(listen)
     await server.ready(serving=True)
+    print(SERVING, flush=True)  # noqa: T201 - of several at one port, this one
     await stop.wait()
     await server.stop()
 

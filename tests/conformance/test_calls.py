@@ -172,17 +172,26 @@ async def test_a_call_whose_client_goes_is_cancelled(process: Process) -> None:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.parametrize("kind", ["unary_unary", "stream_stream"])
 async def test_a_call_knows_its_deadline_and_metadata_and_adds_trailing_metadata(
-    channel: Channel,
+    channel: Channel, kind: str
 ) -> None:
     sent = (*KEY, ("x-colour", "blue"))
-    call = method(channel, "Context", "stream_stream")(
-        iter([StringValue()]), metadata=sent, timeout=30
-    )
-    left, colour = [answer.value async for answer in call]
+    if kind == "unary_unary":
+        call = method(channel, "About")(StringValue(), metadata=sent, timeout=30)
+        told = (await call).value
+    else:
+        call = method(channel, "Abouts", kind)(iter([StringValue()]), metadata=sent, timeout=30)
+        (told,) = [answer.value async for answer in call]
+    left, colour = told.split(",")
     assert 0 < float(left) <= 30
     assert colour == "blue"
     assert ("x-count", "2") in tuple(await call.trailing_metadata())
+
+
+async def test_a_call_without_a_deadline_has_none(channel: Channel) -> None:
+    told = await method(channel, "About")(StringValue(), metadata=KEY)
+    assert told.value == "no limit,None"
 
 
 async def test_messages_of_a_stream_are_answered_as_they_come(channel: Channel) -> None:

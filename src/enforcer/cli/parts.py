@@ -135,7 +135,7 @@ class Plan:
         return [
             Part(
                 f"enforcer-{worker}",
-                (sys.executable, "-m", "enforcer.app"),
+                (sys.executable, "-m", "enforcer.launch"),
                 _environment(
                     self._settings()
                     | self._marks()

@@ -17,8 +17,7 @@ from google.rpc import status_pb2  # type: ignore[import-untyped]
 
 from enforcer.transport.dispatch import (
     COMPRESSED_FROM,
-    LONGEST_REQUEST,
-    LONGEST_RESPONSE,
+    NOBODY,
     Call,
     Dispatch,
     FailedError,
@@ -26,6 +25,8 @@ from enforcer.transport.dispatch import (
 from enforcer.transport.framing import (
     CODINGS,
     INTERNAL,
+    LONGEST_REQUEST,
+    LONGEST_RESPONSE,
     RESOURCE_EXHAUSTED,
     UNIMPLEMENTED,
     Frames,
@@ -98,7 +99,7 @@ class _Call(Call):
         timeout = headers.get(b"grpc-timeout")
         left = None if timeout is None else seconds(timeout)
         self.deadline = None if left is None else self.started + left
-        self.caller, self.trailing = None, ()
+        self.caller, self.trailing = NOBODY, ()
         self._headers = headers
         self.receive: Receive | None = None
         self.fate, self.watched = _Fate.NONE, False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from enforcer.transport.services import Method
+from enforcer.transport.services import Method, by_caller
 from meter.v1 import usage_pb2 as pb
 
 if TYPE_CHECKING:
@@ -44,5 +44,6 @@ def correction_methods(correcting: Correcting, backfilling: Backfilling) -> list
             backfilling.resolve,
         ),
     ):
-        found.append(Method("meter.v1.UsageService", name, request, response, role, answer))
+        service = "meter.v1.UsageService"
+        found.append(Method(service, name, request, response, role, by_caller(answer)))
     return found

@@ -10,6 +10,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from enforcer.errors import InternalError, InvalidRequestError, MetergateError
+from enforcer.ports.definitions import Caller
 from enforcer.transport.callers import needs
 from enforcer.transport.errors import status_of
 from enforcer.transport.framing import WireError
@@ -23,14 +24,12 @@ if TYPE_CHECKING:
     from google.rpc import status_pb2  # type: ignore[import-untyped]
 
     from enforcer.metrics import Metrics
-    from enforcer.ports.definitions import Caller
     from enforcer.transport.callers import Callers
     from enforcer.transport.services import Method
 
 __all__ = [
     "COMPRESSED_FROM",
-    "LONGEST_REQUEST",
-    "LONGEST_RESPONSE",
+    "NOBODY",
     "Call",
     "Dispatch",
     "FailedError",
@@ -38,16 +37,16 @@ __all__ = [
 
 _log = structlog.get_logger(__name__)
 
-LONGEST_REQUEST = 8 * 1024 * 1024
-LONGEST_RESPONSE = 64 * 1024 * 1024
 COMPRESSED_FROM = 32 * 1024
 """Bytes of a response from which it travels as gzip to clients that take it."""
+NOBODY = Caller("", "", "")
+"""Who calls a method that everybody may call, without an API key."""
 
 
 class Call:
     """What a service may know of the call that it answers, and say beside its answer.
 
-    When the client has gone or its time is up, the task that answers is cancelled. `caller` is None only for methods
+    When the client has gone or its time is up, the task that answers is cancelled. `caller` is `NOBODY` only for methods
     that everybody may call. `trailing` is sent after the answer.
     """
 
@@ -57,7 +56,7 @@ class Call:
         self.authorization = authorization
         self.deadline = deadline
         """On the clock of `time.monotonic`; None: the client waits for ever."""
-        self.caller: Caller | None = None
+        self.caller = NOBODY
         self.trailing: Sequence[tuple[str, str]] = ()
 
     @property
@@ -99,10 +98,9 @@ class Dispatch:
                 caller = await self._identified(method, call)
             elif caller.role != method.role and method.role not in ("check", ""):
                 needs(caller, method.role)
-            call.caller = caller
-            response: bytes = (
-                await method.answer(caller, _parsed(method, data))
-            ).SerializeToString()
+            if caller is not None:
+                call.caller = caller
+            response: bytes = (await method.answer(call, _parsed(method, data))).SerializeToString()
         except MetergateError as error:
             code = error.code.name
             raise FailedError(status_of(error)) from error
@@ -123,9 +121,11 @@ class Dispatch:
         start = time.perf_counter()
         code = "CANCELLED"
         try:
-            call.caller = self._known(call.authorization) or await self._identified(method, call)
-            if call.caller is not None and method.role not in ("check", ""):
-                needs(call.caller, method.role)
+            caller = self._known(call.authorization) or await self._identified(method, call)
+            if caller is not None:
+                call.caller = caller
+                if method.role not in ("check", ""):
+                    needs(caller, method.role)
             requests = (_parsed(method, data) async for data in messages)
             async for response in method.answer(call, requests):
                 yield response.SerializeToString()

@@ -6,6 +6,7 @@ parent takes the signal and lets Envoy drain first. Envoy dies with its parent, 
 
 from __future__ import annotations
 
+import ctypes
 import http.client
 import importlib.util
 import json
@@ -20,14 +21,24 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
 from enforcer.errors import MisconfiguredError
-from enforcer.transport.dispatch import LONGEST_REQUEST
+from enforcer.transport.framing import LONGEST_REQUEST
 
-__all__ = ["CONTROL", "DONE", "DRAIN", "END", "READY", "chosen", "obstacle", "run_envoy"]
+__all__ = [
+    "CONTROL",
+    "DONE",
+    "DRAIN",
+    "END",
+    "MISCONFIGURED",
+    "READY",
+    "chosen",
+    "obstacle",
+    "run_envoy",
+]
 
 _log = structlog.get_logger(__name__)
 
@@ -35,6 +46,8 @@ CONTROL = "METERGATE_ENVOY_CONTROL"
 """Names the file descriptor at which Envoy's Python and the parent of Envoy meet."""
 READY, DONE, DRAIN, END = b"r", b"d", b"l", b"e"
 """From Python: calls can come; everything is closed. To Python: no more calls are wanted; close everything."""
+MISCONFIGURED: Final = 78
+"""Exit status for wrong settings, as EX_CONFIG of sysexits."""
 END_SECONDS = 30.0
 DRAIN_SECONDS = 10.0
 LISTEN_SECONDS = 1
@@ -288,12 +301,18 @@ def _environment() -> dict[str, str]:
 
 
 def _libpython() -> str | None:
+    """This interpreter as a library, which another program can load."""
     from find_libpython import candidate_paths  # noqa: PLC0415 - an extra
 
     for candidate in candidate_paths():
         place = Path(candidate)
         if place.name.startswith("libpython") and ".so" in place.name and place.exists():
-            return candidate
+            with suppress(OSError, AttributeError):
+                version = ctypes.CDLL(candidate).Py_GetVersion
+                version.restype = ctypes.c_char_p
+                # Another build's would find this one's packages, and may fail in their midst.
+                if version().decode() == sys.version:
+                    return candidate
     return None
 
 

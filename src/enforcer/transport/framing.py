@@ -17,6 +17,8 @@ __all__ = [
     "CODINGS",
     "HEAD",
     "INTERNAL",
+    "LONGEST_REQUEST",
+    "LONGEST_RESPONSE",
     "RESOURCE_EXHAUSTED",
     "UNIMPLEMENTED",
     "Frames",
@@ -30,6 +32,8 @@ __all__ = [
 
 HEAD = 5
 """Bytes before each message: whether it is compressed, and its length."""
+LONGEST_REQUEST = 8 * 1024 * 1024
+LONGEST_RESPONSE = 64 * 1024 * 1024
 CODINGS = b"identity,deflate,gzip"
 _WINDOW = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 _UNITS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,12 +14,11 @@ from enforcer.errors import MisconfiguredError
 from enforcer.transport.callers import authorization_in
 from enforcer.transport.dispatch import (
     COMPRESSED_FROM,
-    LONGEST_REQUEST,
-    LONGEST_RESPONSE,
     Call,
     Dispatch,
     FailedError,
 )
+from enforcer.transport.framing import LONGEST_REQUEST, LONGEST_RESPONSE
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["GrpcServer"]
 
 DRAIN_SECONDS = 10.0
+GONE_SECONDS = 0.01
 
 
 class _Call(Call):
@@ -99,7 +100,7 @@ class GrpcServer:
         ) -> AsyncIterator[bytes]:
             call = _Call(context)
             try:
-                async for response in answer(method, call, messages):
+                async for response in answer(method, call, _whole(messages)):
                     yield response
             except FailedError as error:
                 await _abort(context, error)
@@ -126,6 +127,13 @@ class GrpcServer:
         """Refuse new calls and let running ones end."""
         self._dispatch.health.end()
         await self._server.stop(DRAIN_SECONDS)
+
+
+async def _whole(messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The messages of a stream. grpcio says that they end also when the client has gone, and a moment later that it has."""
+    async for message in messages:
+        yield message
+    await asyncio.sleep(GONE_SECONDS)
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: FailedError) -> NoReturn:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import structlog
 
 from enforcer.errors import MisconfiguredError
 from enforcer.transport.asgi import AsgiServer
-from enforcer.transport.envoy import CONTROL, DONE, DRAIN, READY
+from enforcer.transport.envoy import CONTROL, DONE, DRAIN, MISCONFIGURED, READY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -28,12 +28,9 @@ if TYPE_CHECKING:
     Carry = Callable[[Sequence[Method], Callers, Metrics], AsgiServer]
     Serve = Callable[[asyncio.Event, Carry], Awaitable[None]]
 
-__all__ = ["MISCONFIGURED", "Application"]
+__all__ = ["Application"]
 
 _log = structlog.get_logger(__name__)
-
-MISCONFIGURED: Final = 78
-"""Exit status for wrong settings, as EX_CONFIG of sysexits."""
 
 
 class _Carried(AsgiServer):

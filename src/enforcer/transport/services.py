@@ -1,4 +1,8 @@
-"""Every method that the gateway serves: name, messages, who may call it, and what answers. Knows no transport."""
+"""Every method that the gateway serves: name, messages, who may call it, and what answers. Knows no transport.
+
+One more service is one more function that returns `Method`s, beside `methods` and `correction_methods`, and its sum with
+theirs in `app.py`. Health and reflection name it then, metrics count it, and every transport carries it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
     from enforcer.ports.definitions import Caller, Definitions, LimitName
     from enforcer.ports.usage import UsageReports
 
-__all__ = ["Method", "methods"]
+__all__ = ["Method", "by_caller", "by_tenant", "methods"]
 
 LONGEST_DOCUMENT = 1024 * 1024
 _ACTIONS = {
@@ -35,11 +39,11 @@ _ACTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One method, whatever carries it. `answer` raises `MetergateError`.
+    """One method, whatever carries it. `answer` gets the `Call` and what was asked; it raises `MetergateError`.
 
-    A unary one gets the caller and the request, and answers once. A stream gets the `Call` and the requests as they
-    come, and yields responses: with one request or one response in practice, where the proto says so, as both look
-    alike on the wire. `role` names who may call; "" = everybody, without an API key.
+    A unary one gets the request, and answers once. A stream gets the requests as they come, and yields responses: with
+    one request or one response in practice, where the proto says so, as both look alike on the wire. `role` names who
+    may call; "" = everybody, without an API key.
     """
 
     service: str
@@ -54,6 +58,16 @@ class Method:
     def path(self) -> str:
         """As it stands in a request."""
         return f"/{self.service}/{self.name}"
+
+
+def by_caller(answer: Callable[[Caller, Any], Awaitable[Message]]) -> Callable[..., Any]:
+    """For what needs to know of a call only who calls."""
+    return lambda call, request: answer(call.caller, request)
+
+
+def by_tenant(answer: Callable[[str, Any], Awaitable[Message]]) -> Callable[..., Any]:
+    """For what needs to know of a call only whose it is."""
+    return lambda call, request: answer(call.caller.tenant, request)
 
 
 class _Catalog:
@@ -226,12 +240,6 @@ def methods(
     reports = _Reports(definitions, usage, audits)
     repairs = _Repairs(definitions, usage, audits)
 
-    def by_tenant(answer: Callable[[str, Any], Awaitable[Message]]) -> Callable[..., Any]:
-        async def call(caller: Caller, request: Any) -> Message:
-            return await answer(caller.tenant, request)
-
-        return call
-
     enforcer, found = enforcer_pb2, []
     for name, request, response, answer in (
         ("Check", enforcer.CheckRequest, enforcer.CheckResponse, gateway.check),
@@ -284,7 +292,7 @@ def methods(
             catalog_pb2.ApplyRequest,
             catalog_pb2.ApplyResponse,
             "admin",
-            catalog.apply,
+            by_caller(catalog.apply),
         ),
         Method(
             "meter.v1.UsageService",
@@ -300,7 +308,7 @@ def methods(
             report_pb2.QueryUsageRequest,
             report_pb2.QueryUsageResponse,
             "check",
-            reports.query,
+            by_caller(reports.query),
         ),
         Method(
             "meter.v1.ReportService",
@@ -308,7 +316,7 @@ def methods(
             report_pb2.QueryConcurrencyRequest,
             report_pb2.QueryConcurrencyResponse,
             "check",
-            reports.concurrency,
+            by_caller(reports.concurrency),
         ),
         Method(
             "meter.v1.ReportService",
@@ -316,7 +324,7 @@ def methods(
             report_pb2.QueryDenialsRequest,
             report_pb2.QueryDenialsResponse,
             "check",
-            reports.denials,
+            by_caller(reports.denials),
         ),
         Method(
             "meter.v1.ReportService",
@@ -324,7 +332,7 @@ def methods(
             report_pb2.ListSetAsideRequest,
             report_pb2.ListSetAsideResponse,
             "check",
-            reports.set_aside,
+            by_caller(reports.set_aside),
         ),
         Method(
             "meter.v1.ReportService",
@@ -332,7 +340,7 @@ def methods(
             report_pb2.AuditRequest,
             report_pb2.AuditResponse,
             "admin",
-            reports.audit,
+            by_caller(reports.audit),
         ),
         Method(
             "meter.v1.RepairService",
@@ -340,7 +348,7 @@ def methods(
             repair_pb2.AcceptGapRequest,
             repair_pb2.AcceptGapResponse,
             "admin",
-            repairs.accept_gap,
+            by_caller(repairs.accept_gap),
         ),
         Method(
             "meter.v1.RepairService",
@@ -348,7 +356,7 @@ def methods(
             repair_pb2.ReconcileRequest,
             repair_pb2.ReconcileResponse,
             "admin",
-            repairs.reconcile,
+            by_caller(repairs.reconcile),
         ),
     ]
     return found

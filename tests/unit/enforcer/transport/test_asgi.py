@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from google.protobuf.wrappers_pb2 import BytesValue
@@ -14,6 +14,9 @@ from enforcer.transport.asgi import AsgiServer
 from enforcer.transport.callers import Callers
 from enforcer.transport.services import Method
 
+if TYPE_CHECKING:
+    from enforcer.transport.dispatch import Call
+
 KEY = (b"authorization", b"Bearer key")
 
 
@@ -22,7 +25,7 @@ class _Definitions:
         return Caller("demo", "k", "check") if key == "key" else None
 
 
-async def _echo(_: Caller, request: BytesValue) -> BytesValue:
+async def _echo(_: Call, request: BytesValue) -> BytesValue:
     return request
 
 

@@ -1,0 +1,45 @@
+"""Starts an enforcer process on the transport that is wanted: `python -m enforcer.launch`.
+
+Where that is Envoy, this process only watches over Envoy, whose interpreter imports everything else: so nothing that takes
+long is imported here before it is known.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import structlog
+
+from enforcer import settings as settings_module
+from enforcer.errors import MisconfiguredError
+from enforcer.logs import configure_logs
+from enforcer.transport.envoy import MISCONFIGURED, chosen, run_envoy
+
+__all__ = ["main"]
+
+_log = structlog.get_logger(__name__)
+
+APPLICATION = "enforcer.inside:application"
+"""What Envoy runs."""
+
+
+def main() -> int:
+    """Run the process; return its exit status: 0, or 78 with one line on stderr for wrong settings."""
+    try:
+        settings = settings_module.load()
+        configure_logs(settings.log_level)
+        transport, why = chosen(settings.transport)
+        _log.info("transport", transport=transport, because=why)
+        if transport == "envoy":
+            return run_envoy(settings.listen, APPLICATION)
+        from enforcer.app import run  # noqa: PLC0415 - see the module
+
+        run(settings)
+    except MisconfiguredError as error:
+        sys.stderr.write(f"enforcer: {error.message}\n")
+        return MISCONFIGURED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
