@@ -14,7 +14,7 @@ WORKERS     ?= 2
 SERVERS     ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up kafka test test-fast lint format proto lock clean
+.PHONY: help setup up kafka test test-fast loadtest lint format proto lock clean
 
 help: ## List the commands
 	@echo "Metergate: make COMMAND [ARGS='...']"
@@ -83,6 +83,14 @@ matrix: $(STAMP) ## Kill every process before every step, cause every fault; wri
 test-fast: $(STAMP) ## Run the unit tests: no server, no network
 	$(BIN)/pytest -n $(WORKERS) tests/unit $(ARGS)
 
+# From the command line only: an environment often has a SECONDS or a USERS of its own.
+asked = $(if $(findstring command,$(origin $(1))),$(2) '$($(1))')
+loadtest: $(STAMP) ## Send load, check the sums: SCENARIO=steady RATE=200 SECONDS=30 (loadtests/README.md)
+	@$(BIN)/python -m loadtests run $(SCENARIO) $(call asked,RATE,--rate) $(call asked,SECONDS,--seconds) \
+	    $(call asked,CUSTOMERS,--customers) $(call asked,CONNECTIONS,--connections) \
+	    $(call asked,GENERATORS,--generators) $(call asked,SPACING,--spacing) $(call asked,UP,--up) \
+	    $(call asked,ENDPOINT,--endpoint) $(call asked,DATA_DIR,--data-dir) $(ARGS)
+
 lint: $(STAMP) ## Check style, types, imports, protos, and that generated code is current
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -107,4 +115,4 @@ lock: ## Write constraints.txt and requirements.lock (UPGRADE=1 moves every pin)
 
 clean: ## Remove .venv, caches and builds; data folders stay
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
-	find src tests proto deploy -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src tests proto deploy loadtests -name __pycache__ -type d -prune -exec rm -rf {} +

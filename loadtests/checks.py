@@ -92,14 +92,17 @@ class Gateway:
         self.log.close()
 
 
-def drive(args: argparse.Namespace, target: str, key: str, requests: int) -> dict[str, dict]:
+def drive(
+    args: argparse.Namespace, target: str, key: str, requests: int
+) -> dict[str, dict[str, float]]:
     command = [args.python, str(args.yardstick / "yardstick"), "--python", args.python, "--json"]
     command += ["--requests", str(requests), "--rounds", str(args.rounds), "--target", target]
     command += ["--header", f"authorization: Bearer {key}"]
     if args.store:
         command += ["--store", args.store]
     run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603
-    return json.loads(run.stdout)
+    measured: dict[str, dict[str, float]] = json.loads(run.stdout)
+    return measured
 
 
 def main() -> None:
@@ -117,7 +120,7 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.yardstick / "yardstick").exists():
         sys.exit(f"no yardstick in {args.yardstick}: name its folder with --yardstick")
-    rows: dict[str, dict] = {}
+    rows: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="metergate-bench-") as work:
         gateway = Gateway(Path(work) / "data")
         try:
@@ -136,7 +139,7 @@ def main() -> None:
     report(rows, args)
 
 
-def report(rows: dict[str, dict], args: argparse.Namespace) -> None:
+def report(rows: dict[str, dict[str, float]], args: argparse.Namespace) -> None:
     machine = {
         "python": platform.python_version(),
         "grpcio": version("grpcio"),

@@ -3,7 +3,7 @@
     PYTHONPATH=. python loadtests/kafka_away.py [--rate 200] [--seconds 60]
 
 Starts a broker of its own (`make kafka`) and `metergate up --kafka` in a folder that is removed again.
-Open loop: a call is sent when it is due, and its time counts from then, so that waiting is not hidden.
+Open loop, by the generator of `open_loop.py`: a call is sent when it is due, and its time counts from then.
 Three equal stretches: Kafka there, Kafka killed, Kafka back. At the end every check has to be in the
 usage report once, and the audit clean.
 """
@@ -19,12 +19,16 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import grpc.aio
 
 from enforcer.v1 import enforcer_pb2 as pb
 from enforcer.v1.enforcer_pb2_grpc import EnforcerServiceStub
+from loadtests.arrivals import Spacing, arrivals, steady
+from loadtests.latencies import Latencies, merged, percentiles_ms
+from loadtests.open_loop import Pace, drive
 from tests.fixtures.kafka import KafkaBroker
 from tests.fixtures.stack import Stack
 
@@ -37,31 +41,28 @@ accounts:
 """
 
 
-async def stretch(stub: EnforcerServiceStub, key: str, rate: int, seconds: int) -> list[float]:
-    """Send checks at `rate` for `seconds`; return each one's time in ms. A failure is raised."""
-    began = time.perf_counter()
+async def stretch(stub: Any, key: str, rate: int, seconds: int) -> dict[str, float]:
+    """Send checks at `rate` for `seconds`; return percentiles in ms. A failure is raised."""
+    begin, latencies = time.monotonic(), Latencies(seconds)
 
-    async def one(due: float) -> float:
+    async def send(_: int, due: float) -> None:
         await stub.Check(
             pb.CheckRequest(customer="loaded", feature="api.calls", idempotency_key=uuid4().hex),
             metadata=(("authorization", f"Bearer {key}"),),
             timeout=10,
         )
-        return (time.perf_counter() - began - due) * 1000
+        latencies.record(due - begin, time.monotonic() - due)
 
-    calls = []
-    for number in range(rate * seconds):
-        due = number / rate
-        await asyncio.sleep(max(0.0, due - (time.perf_counter() - began)))
-        calls.append(asyncio.create_task(one(due)))
-    return sorted(await asyncio.gather(*calls))
+    moments = enumerate(arrivals(steady(rate, seconds), Spacing.EVEN, 1))
+    await drive(moments, begin, send, pace=Pace(seconds))
+    return percentiles_ms(merged([latencies.packed()]))
 
 
 async def measure(stack: Stack, broker: KafkaBroker, rate: int, seconds: int) -> int:
     """Drive the three stretches and print them; return how many checks were sent."""
     total, first = 0, 0.0
     async with grpc.aio.insecure_channel(stack.endpoint) as channel:
-        stub = EnforcerServiceStub(channel)
+        stub: Any = EnforcerServiceStub(channel)
         await stretch(stub, stack.api_key, rate, 3)
         total += 3 * rate
         for name in ("Kafka there", "Kafka killed", "Kafka back"):
@@ -70,12 +71,11 @@ async def measure(stack: Stack, broker: KafkaBroker, rate: int, seconds: int) ->
             if name == "Kafka back":
                 await asyncio.to_thread(broker.start)
             times = await stretch(stub, stack.api_key, rate, seconds)
-            total += len(times)
-            middle, last = times[len(times) // 2], times[len(times) * 99 // 100]
-            first = first or last
+            total += rate * seconds
+            first = first or times["p99"]
             print(
-                f"{name:<14} {len(times):>7,} checks, 0 failed, p50 {middle:6.1f} ms, "
-                f"p99 {last:6.1f} ms, p99 ratio {last / first:.2f}"
+                f"{name:<14} {rate * seconds:>7,} checks, 0 failed, p50 {times['p50']:6.1f} ms, "
+                f"p99 {times['p99']:6.1f} ms, p99 ratio {times['p99'] / first:.2f}"
             )
     return total
 

@@ -1,0 +1,148 @@
+"""`python -m loadtests`: run a load test, compare two, draw a page again."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from enforcer.cli.exits import CommandError, Status
+from loadtests import gateway, page, result
+from loadtests.arrivals import Spacing
+from loadtests.run import Settings, new_run
+from loadtests.run import run as run_load
+from loadtests.scenarios import SCENARIOS, Options
+
+if TYPE_CHECKING:
+    from loadtests.result import Result
+
+MOST_RATE = 200_000
+MOST_SECONDS = 3600
+MOST_CALLS = 100_000_000
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def run(
+    scenario: Annotated[str, typer.Argument(help=f"One of {', '.join(SCENARIOS)}.")] = "",
+    *,
+    rate: Annotated[float, typer.Option(min=0.1, max=MOST_RATE, help="Arrivals a second.")] = 200,
+    seconds: Annotated[float, typer.Option(min=1, max=MOST_SECONDS, help="How long.")] = 30,
+    customers: Annotated[int, typer.Option(min=1, max=2000, help="Accounts.")] = 100,
+    connections: Annotated[
+        int, typer.Option(min=1, max=1000, help="Connections of each generator.")
+    ] = 8,
+    generators: Annotated[int, typer.Option(min=1, max=64, help="Processes that send.")] = 1,
+    spacing: Annotated[
+        Spacing, typer.Option(help="How arrivals lie in a second.")
+    ] = Spacing.POISSON,
+    seed: Annotated[int, typer.Option(help="Of the arrivals.")] = 1,
+    deadline: Annotated[float, typer.Option(min=0.05, max=60, help="Of a call, seconds.")] = 10,
+    most_in_flight: Annotated[
+        int,
+        typer.Option(
+            min=1, max=100_000, help="Unanswered calls of a generator; more are not sent."
+        ),
+    ] = 10_000,
+    up: Annotated[str, typer.Option(help="Further options of `metergate up`.")] = "",
+    endpoint: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="A running gateway; its key in METERGATE_API_KEY."),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="The data folder of a running `metergate up`.")
+    ] = None,
+    elsewhere: Annotated[
+        bool, typer.Option(help="The address may be beyond this machine.")
+    ] = False,
+    results: Annotated[Path, typer.Option(help="Where results are kept.")] = result.RESULTS,
+) -> None:
+    """Send load, check the sums at the end, leave JSON and a page. Exit status 1 when anything differs."""
+    if scenario not in SCENARIOS:
+        wrong = f"scenario {scenario!r} is unknown" if scenario else "which SCENARIO?"
+        raise CommandError(f"{wrong} There are {', '.join(SCENARIOS)}")
+    if rate * seconds > MOST_CALLS:
+        raise CommandError(
+            f"{rate:g} a second for {seconds:g} s are more than {MOST_CALLS:,} calls"
+        )
+    options = Options(new_run(), rate, seconds, customers)
+    settings = Settings(
+        scenario,
+        options,
+        spacing=spacing,
+        seed=seed,
+        generators=generators,
+        connections=connections,
+        deadline=deadline,
+        most_in_flight=most_in_flight,
+        up=tuple(shlex.split(up)),
+    )
+    target = None
+    if endpoint or data_dir:
+        if up:
+            raise CommandError(
+                "--up starts a gateway; --endpoint and --data-dir name a running one"
+            )
+        target = gateway.named(endpoint, data_dir, elsewhere=elsewhere)
+    folder = result.folder_for(scenario, results)
+    made = run_load(settings, target, folder)
+    _tell(made, folder)
+    raise typer.Exit(Status.OK if made.agrees else Status.REFUSED)
+
+
+@app.command("page")
+def draw(folders: Annotated[list[Path], typer.Argument(help="Folders of results.")]) -> None:
+    """Draw the page of results again, from their JSON."""
+    for folder in folders:
+        page.save(result.load(folder), folder)
+
+
+def _tell(made: Result, folder: Path) -> None:
+    latency = made.latency_ms
+    print(
+        f"{made.calls:,} calls in {made.seconds:g} s: {made.calls_a_second:,.0f}/s, "
+        f"{made.allowed:,} allowed, {made.denied:,} denied, {sum(made.errors.values()):,} errors"
+    )
+    if latency:
+        print(
+            f"latency p50 {latency['p50']:.2f} ms, p99 {latency['p99']:.2f}, p99.9 {latency['p999']:.2f}, "
+            f"greatest {latency['max']:.2f}"
+        )
+    for one in page.warnings(made):
+        print(f"note: {one}")
+    checked = made.agreement
+    print(
+        f"told {checked.told:,} = counters {checked.counted:,} = report {checked.reported:,}, audit clean"
+        if made.agrees
+        else f"{checked.findings_in_all} findings:"
+    )
+    for finding in checked.findings:
+        print(f"  {finding}")
+    print(f"{folder / page.FILE}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; what is wrong with it is one line on stderr."""
+    try:
+        return int(app(arguments, standalone_mode=False, prog_name="loadtests") or 0)
+    except CommandError as error:
+        message, status = error.message, int(error.status)
+    except typer.TyperException as error:
+        message, status = error.format_message(), int(Status.BAD_INPUT)
+    except (KeyboardInterrupt, typer.Abort):
+        return int(Status.INTERRUPTED)
+    print(f"loadtests: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
