@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from enforcer.client import Check, Client, Options, Verdict
+import pytest
+
+from enforcer.client import Check, Client, ClientError, Options, Verdict
 from tests.chaos.deployment import Deployment
 
 if TYPE_CHECKING:
@@ -47,38 +50,78 @@ async def test_checks_that_travel_together_give_the_totals_of_bare_ones(stack: S
     assert totals["together"] == totals["alone"] == (sum(words), 150, 150)
 
 
-async def test_every_key_counts_once_although_gateways_are_killed_and_come_back(
+class Load:
+    """Tasks that check with keys of their own: all of one customer's feature, quantities 1 to 3."""
+
+    def __init__(self, client: Client, tasks: int) -> None:
+        self._client, self._running = client, True
+        self._asked = [0] * tasks
+        self._tasks = [asyncio.create_task(self._work(name)) for name in range(tasks)]
+
+    async def _work(self, name: int) -> int:
+        granted = 0
+        while self._running:
+            check = self._check(name, self._asked[name])
+            verdict = await self._client.check(
+                check.customer, check.feature, check.quantity, key=check.key
+            )
+            assert verdict.granted == check.quantity
+            granted += check.quantity
+            self._asked[name] += 1
+        return granted
+
+    @staticmethod
+    def _check(name: int, number: int) -> Check:
+        return Check("ada", "held", 1 + number % 3, key=f"{name}-{number}")
+
+    async def more(self) -> None:
+        """Wait until a hundred more were answered."""
+        enough = sum(self._asked) + 100
+        while sum(self._asked) < enough:
+            assert not any(task.done() for task in self._tasks)
+            await asyncio.sleep(0.01)
+
+    async def end(self) -> int:
+        """What was granted to all of them."""
+        self._running = False
+        return sum(await asyncio.gather(*self._tasks))
+
+    async def again(self) -> list[Verdict | ClientError]:
+        """Ask all of it again, under the same keys."""
+        return await self._client.check_each(
+            [
+                self._check(name, number)
+                for name, count in enumerate(self._asked)
+                for number in range(count)
+            ]
+        )
+
+
+async def test_keys_count_once_and_a_seat_is_kept_although_gateways_are_killed(
     tmp_path: Path,
 ) -> None:
+    seated, cleaned_up = asyncio.Event(), asyncio.Event()
+
+    async def sit(client: Client) -> None:
+        async with client.lease("ada", "seats", holder="somebody"):
+            seated.set()
+            try:
+                await asyncio.sleep(600)
+            finally:
+                await cleaned_up.wait()
+
     async with Deployment(tmp_path) as deployment:
         endpoints = [enforcer.listen for enforcer in deployment.enforcers]
         options = Options(timeout=60, attempt_timeout=5)
-        granted = 0
         async with Client(endpoints, deployment.key, options=options) as client:
-            running = True
-
-            async def worker(name: int) -> int:
-                total = asked = 0
-                while running:
-                    quantity = 1 + asked % 3
-                    # A key of ours: asked for again below, it must be known.
-                    verdict = await client.check("ada", "held", quantity, key=f"{name}-{asked}")
-                    assert verdict.granted == quantity
-                    total, asked = total + quantity, asked + 1
-                    seen[name] = asked
-                return total
-
-            async def more() -> None:
-                enough = sum(seen.values()) + 100
-                while sum(seen.values()) < enough:
-                    assert not any(one.done() for one in workers)
-                    await asyncio.sleep(0.01)
-
-            seen: dict[int, int] = {}
-            workers = [asyncio.create_task(worker(name)) for name in range(16)]
-            for number in (0, 1):
-                await more()
-                enforcer = deployment.enforcers[number]
+            holder = asyncio.create_task(sit(client))
+            await seated.wait()
+            [taken] = await client.leases("ada", "seats")
+            # Only its heartbeat keeps the seat from now on, whoever dies.
+            holder.cancel()
+            load = Load(client, 16)
+            for enforcer in deployment.enforcers:
+                await load.more()
                 await asyncio.to_thread(enforcer.kill)
                 enforcer.start()
                 await enforcer.serving()
@@ -88,16 +131,18 @@ async def test_every_key_counts_once_although_gateways_are_killed_and_come_back(
             await asyncio.sleep(0.3)
             for enforcer in deployment.enforcers:
                 enforcer.start()
-            await more()
-            running = False
-            granted = sum(await asyncio.gather(*workers))
-            again = await client.check_each(
-                [
-                    Check("ada", "held", 1 + number % 3, key=f"{name}-{number}")
-                    for name, count in seen.items()
-                    for number in range(count)
-                ]
-            )
-            assert all(isinstance(one, Verdict) and one.replayed for one in again)
+            await load.more()
+            granted = await load.end()
+            answers = await load.again()
+            assert all(isinstance(one, Verdict) and one.replayed for one in answers)
             balance = await client.balance("ada", "held")
-        assert balance.limits[0].used == granted
+            assert balance.limits[0].used == granted
+            # Longer than a lease lives that nobody renews.
+            while datetime.now(UTC) < taken.expires_at + timedelta(seconds=1):
+                assert not holder.done()
+                await asyncio.sleep(0.1)
+            assert [one.id for one in await client.leases("ada", "seats")] == [taken.id]
+            cleaned_up.set()
+            with pytest.raises(asyncio.CancelledError):
+                await holder
+            assert await client.leases("ada", "seats") == []

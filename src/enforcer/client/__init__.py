@@ -24,8 +24,11 @@ from enforcer.client.errors import (
     OverloadedError,
     UnavailableError,
 )
+from enforcer.client.leases import HeldLease, Lease, LeaseInfo
 from enforcer.client.observer import Observer
 from enforcer.client.options import Options
+from enforcer.client.policy import FailClosed, FailOpen, Policy
+from enforcer.client.reservations import HeldAmount, Reservation
 from enforcer.client.results import (
     Balance,
     Check,
@@ -46,8 +49,14 @@ __all__ = [
     "ClosedError",
     "ConfigurationError",
     "DeniedError",
+    "FailClosed",
+    "FailOpen",
+    "HeldAmount",
+    "HeldLease",
     "InternalError",
     "InvalidRequestError",
+    "Lease",
+    "LeaseInfo",
     "LeaseLostError",
     "Limit",
     "LimitKind",
@@ -58,8 +67,10 @@ __all__ = [
     "Observer",
     "Options",
     "OverloadedError",
+    "Policy",
     "Reason",
     "RecordId",
+    "Reservation",
     "UnavailableError",
     "Verdict",
 ]

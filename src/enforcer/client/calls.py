@@ -95,7 +95,12 @@ class Calls:
         return await self.until(name, attempt, deadline)
 
     async def until(
-        self, name: str, attempt: Callable[[], Awaitable[_Response]], deadline: float
+        self,
+        name: str,
+        attempt: Callable[[], Awaitable[_Response]],
+        deadline: float,
+        *,
+        repeat: bool = True,
     ) -> _Response:
         """Repeat `attempt`, which makes the same request under the same key each time."""
         failures = 0
@@ -105,7 +110,8 @@ class Calls:
             except CallError as error:
                 failures += 1
                 pause = self._schedule.pause(failures, error)
-                if not self.retries.allow(error) or time.monotonic() + pause >= deadline:
+                helps = repeat and self.retries.allow(error)
+                if not helps or time.monotonic() + pause >= deadline:
                     raise
                 if self.observers:
                     self.observers.retrying(name, error.reason, pause)

@@ -9,30 +9,40 @@ from typing import TYPE_CHECKING, Final, Self
 
 import grpc
 import grpc.aio
+from google.protobuf.duration_pb2 import Duration
 
 from enforcer.client.calls import Calls
 from enforcer.client.channel import api_key_of, channel_options, target_of
 from enforcer.client.coalesce import Coalescer
+from enforcer.client.ends import LooseEnds
 from enforcer.client.errors import (
     CODES,
+    CallError,
     ClientError,
     ClosedError,
     ConfigurationError,
     call_error,
 )
+from enforcer.client.leases import Lease, LeaseInfo, info_of
 from enforcer.client.observer import Observers
 from enforcer.client.options import MOST_ITEMS, Options
+from enforcer.client.policy import Outages
+from enforcer.client.reservations import Reservation
 from enforcer.client.results import Balance, Check, Mode, Verdict, balance_of, verdict_of
+from enforcer.client.settling import Settling
 from enforcer.v1 import enforcer_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from enforcer.client.observer import Observer
+    from enforcer.client.policy import Policy
 
 __all__ = ["Client"]
 
 _DEFAULT: Final = Options()
+MOST_LEASES: Final = 1000
+"""On one page."""
 
 
 class Client:
@@ -40,8 +50,9 @@ class Client:
 
     `endpoints` is HOST:PORT, or several addresses, over which calls are balanced; None: those in
     METERGATE_ENDPOINT. `api_key` None: the one in METERGATE_API_KEY. `credentials` is what gRPC needs
-    for TLS (`grpc.ssl_channel_credentials()`); None: plain text. Nothing connects before the first
-    call. In a process that forks, open it after the fork.
+    for TLS (`grpc.ssl_channel_credentials()`); None: plain text. `policies` says by feature what a
+    check does while no gateway answers, `"*"` for all others; without one it raises. Nothing connects
+    before the first call. In a process that forks, open it after the fork.
     """
 
     def __init__(
@@ -51,14 +62,18 @@ class Client:
         *,
         credentials: grpc.ChannelCredentials | None = None,
         options: Options = _DEFAULT,
+        policies: Mapping[str, Policy] | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
         self._target, self._api_key = target_of(endpoints), api_key_of(api_key)
         self._credentials, self._options = credentials, options
+        self._outages = Outages(policies or {})
         self._observers = Observers(observers)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._calls: Calls
         self._coalescer: Coalescer
+        self._ends: LooseEnds
+        self._settling: Settling
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -81,14 +96,23 @@ class Client:
         )
         self._calls = Calls(channel, self._api_key, self._options, self._observers)
         self._coalescer = Coalescer(self._calls)
+        self._settling = Settling(self._calls, self._outages)
+        self._ends = LooseEnds()
+
+    @property
+    def uncounted(self) -> int:
+        """How many uses, allowed by `FailOpen`, still have to be counted."""
+        return len(self._outages.uncounted)
 
     async def close(self) -> None:
-        """Refuse new calls, wait for checks that were sent, and close the connections."""
+        """Refuse new calls, wait for checks and releases that were sent, and close the connections."""
         if self._closed or self._loop is None:
             self._closed = True
             return
         self._closed = True
         await self._coalescer.close()
+        await self._ends.close()
+        await self._settling.close()
         await self._calls.close()
 
     def _opened(self) -> Calls:
@@ -123,19 +147,37 @@ class Client:
         to 256 bytes: pass one that is yours (an order's number) where your own call may be repeated;
         else the client makes one, which its retries keep. `timeout` in seconds is for all attempts.
 
-        Raises `CallError` where the question could not be decided, `OverloadedError` when too many
-        checks wait. Cancelling does not call a check back that was sent: it may count.
+        Raises `CallError` where the question could not be decided, unless the feature has a policy
+        for that (the verdict is `degraded` then), and `OverloadedError` when too many checks wait.
+        Cancelling does not call a check back that was sent: it may count.
         """
         request = _request(customer, feature, quantity, key, dimensions, mode, product_version)
         return await self._check(request, timeout)
 
     async def _check(self, request: pb.CheckRequest, timeout: float | None) -> Verdict:  # noqa: ASYNC109
-        calls = self._opened()
-        deadline = time.monotonic() + (self._options.timeout if timeout is None else timeout)
-        answer = await calls.until(
-            "Check", lambda: self._coalescer.attempt(request, deadline), deadline
-        )
-        verdict = verdict_of(answer)
+        calls, outages = self._opened(), self._outages
+        seconds = self._options.timeout if timeout is None else timeout
+        repeat = True
+        policy = outages.of(request.feature) if outages else None
+        if policy is not None:
+            seconds, repeat = min(seconds, policy.patience), not outages.out
+        deadline = time.monotonic() + seconds
+        try:
+            answer = await calls.until(
+                "Check",
+                lambda: self._coalescer.attempt(request, deadline),
+                deadline,
+                repeat=repeat,
+            )
+        except CallError as error:
+            if policy is None:
+                raise
+            verdict = outages.decide(request, error)
+            self._settling.wake()
+        else:
+            verdict = verdict_of(answer)
+            if policy is not None:
+                outages.saw(request, verdict)
         if self._observers:
             self._observers.decided(request.feature, verdict)
         return verdict
@@ -208,6 +250,115 @@ class Client:
             customer=customer, feature=feature, product_version=product_version
         )
         return balance_of(await calls.call("GetBalance", calls.stub.GetBalance, request, timeout))
+
+    def lease(  # noqa: PLR0913 - each is a field of the question
+        self,
+        customer: str,
+        feature: str,
+        *,
+        holder: str = "",
+        ttl: float | None = None,
+        key: str | None = None,
+        dimensions: Mapping[str, str] | None = None,
+        product_version: str = "",
+        cancel_on_loss: bool = True,
+        timeout: float | None = None,
+    ) -> Lease:
+        """Hold a seat of a `concurrent` feature: `async with client.lease(…) as held`.
+
+        `holder` is the user of a named seat or the device of a locked one; `ttl` in seconds from 10
+        to 86,400, None: the feature's own. Entering raises `DeniedError` when no seat is free. A
+        heartbeat renews the lease, three times in its time to live, also while the holder is being
+        cancelled; leaving gives the seat back, whatever happens to the task.
+
+        When the seat is lost (revoked, or not renewed in time), the holder is told: `held.lost`,
+        `held.wait_lost()`, and with `cancel_on_loss` the block is cancelled as by a timeout, and
+        `async with` raises `LeaseLostError`.
+        """
+        calls = self._opened()
+        try:
+            request = pb.AcquireLeaseRequest(
+                customer=customer,
+                feature=feature,
+                holder=holder,
+                ttl=_duration(ttl),
+                idempotency_key=key or new_key(),
+                dimensions=dimensions,
+                product_version=product_version,
+            )
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(f"a lease cannot be asked for so: {error}") from error
+        return Lease(
+            calls,
+            self._ends,
+            request,
+            own_key=key is None,
+            cancel_on_loss=cancel_on_loss,
+            timeout=timeout,
+        )
+
+    async def leases(
+        self,
+        customer: str,
+        feature: str,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - of each page
+    ) -> list[LeaseInfo]:
+        """The live leases of a customer and of those below it, oldest expiry first."""
+        calls = self._opened()
+        request = pb.ListLeasesRequest(customer=customer, feature=feature, page_size=MOST_LEASES)
+        found: list[LeaseInfo] = []
+        while True:
+            page = await calls.call("ListLeases", calls.stub.ListLeases, request, timeout)
+            found += [info_of(lease) for lease in page.leases]
+            if not page.next_page_token:
+                return found
+            request.page_token = page.next_page_token
+
+    def reserve(  # noqa: PLR0913 - each is a field of the question
+        self,
+        customer: str,
+        feature: str,
+        quantity: int = 1,
+        *,
+        ttl: float | None = None,
+        key: str | None = None,
+        dimensions: Mapping[str, str] | None = None,
+        mode: Mode = Mode.ENFORCE,
+        product_version: str = "",
+        timeout: float | None = None,
+    ) -> Reservation:
+        """Hold an amount while the real one is not known yet: `async with client.reserve(…) as held`.
+
+        `held.use(n)` says what was used, any number of times; leaving commits it, and gives the rest
+        back. Where nothing was said, all that is held is committed, and released if the block raised.
+        What was used beyond what is held, or after the reservation had expired, is recorded past the
+        limits. `ttl` in seconds from 1 to 86,400, None: 60; `mode` `ENFORCE` or `BEST_EFFORT`.
+        Entering raises `DeniedError` when the amount is not there.
+        """
+        calls = self._opened()
+        try:
+            request = pb.ReserveRequest(
+                customer=customer,
+                feature=feature,
+                quantity=quantity,
+                idempotency_key=key or new_key(),
+                dimensions=dimensions,
+                mode=mode.value,
+                ttl=_duration(ttl),
+                product_version=product_version,
+            )
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(f"an amount cannot be reserved so: {error}") from error
+        return Reservation(calls, self._ends, request, timeout)
+
+
+def _duration(seconds: float | None) -> Duration | None:
+    if seconds is None:
+        return None
+    found = Duration()
+    found.FromNanoseconds(round(seconds * 1e9))
+    return found
 
 
 def new_key() -> str:
