@@ -18,7 +18,7 @@ how states and programs are packed for the scripts; both are sequences of little
                                                            price's denominator; THROTTLE: a = tokens, b = at)
       BUCKET   tokens, at
       RING10, RING24   newest slot number, held, then the counts of slot numbers modulo 11 or 25
-    program  VERSION, epoch, slice start, slice end, forced reason, levels, chains, then
+    program  how many doubles, then VERSION, epoch, slice start, slice end, forced reason, levels, chains, then
       level    number of slots, slot codes
       chain    flags (1 shadow, 2 supply), reason, number of views, views
       view     shape, code, level (from 0), slot's place in the state (from 1, its code's), flags (1 top), lower,
@@ -30,6 +30,7 @@ how states and programs are packed for the scripts; both are sequences of little
         BUCKET     tokens per ms
         RING10, RING24   ms per slot
         SEATS      seat mode, seats without overdraft
+             behind the doubles texts, each behind its length: account, suffix, body of denials, each level's suffix
     code     id x 65536 + part x 256 + kind x 16 + flags (1 denied, 2 shadow)
 """
 
@@ -236,7 +237,7 @@ class Program:
         return tuple(view for chain in self.chains for view in chain.views)
 
     def pack(self) -> bytes:
-        """The program as the scripts read it."""
+        """The program as the scripts read it: see the module."""
         places = []
         values: list[float] = [
             VERSION,
@@ -260,7 +261,12 @@ class Program:
                 place = places[view.level][view.slot] if view.slot else 0
                 values += (view.shape, view.code, view.level, place, view.top)
                 values += (view.lower, view.upper, view.start, view.end, *view.extra)
-        return struct.pack(f"<{len(values)}d", *values)
+        packed = struct.pack(f"<{1 + len(values)}d", len(values), *values)
+        texts = str(self.account_id), self.suffix, *(level.suffix for level in self.levels)
+        account, suffix, *suffixes = (text.encode() for text in texts)
+        for text in (account, suffix, self.denial_body, *suffixes):
+            packed += struct.pack("<d", len(text)) + text
+        return packed
 
 
 def split_code(code: int) -> tuple[int, Kind, int]:

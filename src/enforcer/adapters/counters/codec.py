@@ -54,7 +54,7 @@ __all__ = [
     "settled",
 ]
 
-_HEAD = struct.Struct("<HBBBdd").pack
+_HEAD = struct.Struct("<HBBBdd8s").pack
 _STATUS = struct.Struct("<d").unpack_from
 _DECISION = struct.Struct("<10d").unpack_from
 _ENTRIES = [struct.Struct(f"<{7 * count}d").unpack_from for count in range(512)]
@@ -99,8 +99,8 @@ class Section:
             else:
                 op, ttl = _CHECK, 0
             self._checks += (
-                _HEAD(known, ask.mode, op, place < last, ask.quantity, ttl),
-                ask.idempotency,
+                _HEAD(known, ask.mode, op, place < last, ask.quantity, ttl, ask.idempotency[16:]),
+                ask.idempotency[:16],
                 ask.body,
             )
             if ask.seat is not None:
@@ -113,13 +113,7 @@ class Section:
 
     def _add_program(self, program: Program) -> int:
         number = self._programs[id(program)] = len(self._programs)
-        self._definitions += (
-            program.account_id,
-            program.suffix,
-            program.denial_body,
-            program.packed,
-            *(level.suffix for level in program.levels),
-        )
+        self._definitions.append(program.packed)
         return number
 
     def arguments(self) -> list[Any]:

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import hiredis
 import structlog
 
-from enforcer.adapters.counters.scripts import script
+from enforcer.adapters.counters.scripts import LIBRARIES, library, prefix_of, script
 from enforcer.errors import StoreMisconfiguredError, StoreUnavailableError
 from meter.core.keys import bucket_tag
 from meter.core.sequence import START, Position
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from enforcer.adapters.counters.connection import Connection
+    from enforcer.adapters.counters.scripts import Library
 
     Steps = Callable[[str], None]
 
@@ -74,9 +76,9 @@ class Site(NamedTuple):
 
 
 class Handshake:
-    """SHAs of the loaded scripts, and buckets that are closed, each with what it waits for."""
+    """Names of the loaded functions, and buckets that are closed, each with what it waits for."""
 
-    def __init__(self, run_id: str, decide: bytes, hold: bytes, closed: dict[int, str]) -> None:
+    def __init__(self, run_id: str, decide: str, hold: str, closed: dict[int, str]) -> None:
         self.run_id, self.decide, self.hold, self.closed = run_id, decide, hold, closed
 
 
@@ -115,9 +117,29 @@ async def shake_hands(
         else:
             await open_generation(site, bucket, create=_FIRST)
     steps("load")
-    decide = await connection.call("SCRIPT", "LOAD", script("decide", run_id, clock))
-    hold = await connection.call("SCRIPT", "LOAD", script("hold", run_id, clock))
-    return Handshake(run_id, decide, hold, closed)
+    functions = library(run_id, clock)
+    await _load(connection, functions, prefix_of(run_id))
+    return Handshake(run_id, functions.decide, functions.hold, closed)
+
+
+async def _load(connection: Connection, functions: Library, ours: str) -> None:
+    """Load the library unless it is there, and delete those of processes that the server once was or copied."""
+    found = await connection.call("FUNCTION", "LIST", "LIBRARYNAME", f"{LIBRARIES}*")
+    names = [one[1].decode() for one in found]
+    for name in names:
+        if not name.startswith(ours):
+            await _unless(connection, "not found", "FUNCTION", "DELETE", name)
+    if functions.name not in names:
+        await _unless(connection, "already exists", "FUNCTION", "LOAD", functions.text)
+
+
+async def _unless(connection: Connection, done: str, *command: str) -> None:
+    """Another enforcer may have been faster."""
+    try:
+        await connection.call(*command)
+    except hiredis.ReplyError as error:
+        if done not in str(error):
+            raise
 
 
 async def look(connection: Connection, text: str, bucket: int, run_id: str) -> Found:

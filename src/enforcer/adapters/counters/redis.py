@@ -63,6 +63,8 @@ SLOTS = 64
 """Places of a connection where outcomes of batches are kept; one whose answer came too late keeps its place."""
 LONGEST_PAUSE = 0.25
 """Between two attempts to connect, or to open buckets, in seconds."""
+NOT_LOADED = ("NOSCRIPT", "ERR Function not found")
+"""How a server answers that does not execute the functions: it is not the process they were loaded on."""
 WATCH, LATE = 0.05, 0.5
 """Seconds between two looks at what waits, and from when on one comes late."""
 
@@ -572,7 +574,7 @@ class RedisCounters:
         self._steps("send")
         link.send(
             lambda reply: self._answered(link, batch, reply),
-            "EVALSHA",
+            "FCALL",
             hands.decide,
             1,
             f"{bucket_tag(next(iter(sections)))}m",
@@ -614,7 +616,7 @@ class RedisCounters:
             self._doubt.append(batch)
             return
         text = str(reply)
-        if text.startswith("NOSCRIPT"):
+        if text.startswith(NOT_LOADED):
             # Another process answers than the one that hands were shaken with: nothing ran.
             for waiting in open_:
                 waiting.sent = None
@@ -687,7 +689,7 @@ class RedisCounters:
         self._batches += 1
         tag = bucket_tag(bucket)
         return (
-            "EVALSHA",
+            "FCALL",
             hands.hold,
             1,
             f"{tag}m",
@@ -734,7 +736,7 @@ class RedisCounters:
                 self._drop(link)
                 continue
             except hiredis.ReplyError as error:
-                if str(error).startswith("NOSCRIPT"):
+                if str(error).startswith(NOT_LOADED):
                     self._drop(link)
                     continue
                 raise StoreUnavailableError(str(error)) from error

@@ -10,11 +10,14 @@ import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import hiredis
 import pytest
 import redis.asyncio
 
 from enforcer.adapters.counters import mend
+from enforcer.adapters.counters.connection import connect
 from enforcer.adapters.counters.redis import RedisCounters, RedisOptions
+from enforcer.adapters.counters.scripts import library
 from enforcer.core.commands import NO_KEY, Ask, Decision, EpochStale, SeatAsk, idempotency
 from enforcer.core.compile import compile_program
 from enforcer.core.model import (
@@ -620,6 +623,26 @@ async def test_a_definition_of_another_epoch_decides_nothing(server: ValkeyProce
         assert getattr(answer, "stored", None) == 5
         assert await counters.project(0, 1, 3) == 5
         assert (await counters.counters(0)).counters == ()
+
+
+async def test_functions_are_of_one_server_process(server: ValkeyProcess) -> None:
+    """A copy, as a replica gets it, decides nothing once its server is on its own, and the handshake deletes it."""
+    link = await connect(server.url, lambda: None, 5)
+    of_another = library("0" * 40)
+    await link.call("FUNCTION", "LOAD", of_another.text)
+    for function in (of_another.decide, of_another.hold):
+        with pytest.raises(hiredis.ReplyError, match="NOSCRIPT"):
+            await link.call("FCALL", function, 1, "{b0}:m")
+    async with store(server, Generations()) as counters, store(server, Generations()) as more:
+        await decided(counters, ask(1))
+        await decided(more, ask(1))
+        names = [one[1] for one in await link.call("FUNCTION", "LIST")]
+        await link.call("FUNCTION", "FLUSH")
+        assert (await decided(counters, ask(2, key="k"))).granted == 2
+    info = (await link.call("INFO", "server")).decode()
+    link.close()
+    run_id = next(line[7:].strip() for line in info.splitlines() if line.startswith("run_id:"))
+    assert names == [library(run_id).name.encode()]
 
 
 async def test_one_bad_check_does_not_spoil_its_neighbours(server: ValkeyProcess) -> None:

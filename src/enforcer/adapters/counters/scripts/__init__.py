@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from hashlib import sha256
 from importlib.resources import files
+from typing import NamedTuple
 
 from enforcer.core.corrections import OVERFLOW
 from enforcer.core.memory import REAPED_AT_ONCE
@@ -11,7 +13,7 @@ from enforcer.core.program import DENIED, FIELDS, RING_SLOTS, SHADOW, VERSION, F
 from meter.core.records import SIDE, Body, RecordType, encode_body
 from meter.core.records import VERSION as RECORD_VERSION
 
-__all__ = ["SERVER_CLOCK", "script"]
+__all__ = ["LIBRARIES", "SERVER_CLOCK", "Library", "library", "prefix_of", "script"]
 
 SERVER_CLOCK = (
     "local CLOCK do local t = redis.call('TIME') "
@@ -39,19 +41,50 @@ _NAMES: dict[str, object] = {
 }
 
 
+LIBRARIES = "metergate_"
+"""What the names of libraries begin with."""
+
+_BLOCKS = (("program", "rules", "quick", "decide"), ("correct", "hold"))
+"""Files of the library that share their local names, behind those of `common.lua`."""
+
+
+class Library(NamedTuple):
+    """The functions of one server process: the library's name and text, and what its functions are called."""
+
+    name: str
+    text: str
+    decide: str
+    hold: str
+
+
 def _text(name: str) -> str:
-    return files(__name__).joinpath(name).read_text(encoding="utf-8")
+    return files(__name__).joinpath(f"{name}.lua").read_text(encoding="utf-8")
+
+
+def _filled(text: str, **more: str) -> str:
+    names = {**_NAMES, **more}
+    return re.sub(r"@([A-Z_]+)@", lambda match: str(names[match[1]]), text)
 
 
 def script(name: str, run_id: str, clock: str = SERVER_CLOCK) -> str:
-    """The text of `decide`, `hold`, `open` or `mend` for the server process `run_id`.
+    """The text of `open` or `mend` for the server process `run_id`."""
+    return _filled(_text(name), CLOCK=clock, RUN=run_id)
 
-    The run id is part of the text and so of its SHA: only the very process that the script was loaded on knows it. A
-    restarted server, a promoted replica or another server answers NOSCRIPT, and the handshake comes first.
+
+def prefix_of(run_id: str) -> str:
+    """What the names of a server process's libraries begin with."""
+    return f"{LIBRARIES}{run_id[:16]}_"
+
+
+def library(run_id: str, clock: str = SERVER_CLOCK) -> Library:
+    """The functions that checks and what is held are decided by, for the server process `run_id`.
+
+    The run id is part of the text, and the text of the name: only the very process that it was loaded on executes it.
+    Whatever else has a copy, a replica that was promoted or a server restarted on its data, answers NOSCRIPT, and the
+    handshake comes first.
     """
-    parts = [_text("common.lua")] if name in ("decide", "hold") else []
-    if name == "hold":
-        parts.append(_text("correct.lua"))
-    parts.append(_text(f"{name}.lua"))
-    names = {**_NAMES, "CLOCK": clock, "RUN": run_id}
-    return re.sub(r"@([A-Z_]+)@", lambda match: str(names[match[1]]), "".join(parts))
+    blocks = ("do\n" + "".join(_text(part) for part in block) + "end\n" for block in _BLOCKS)
+    text = _text("library").replace("@PARTS@\n", _text("common") + "".join(blocks))
+    text = _filled(text.replace("@LIBRARY@", "%LIBRARY%"), CLOCK=clock, RUN=run_id)
+    name = prefix_of(run_id) + sha256(text.encode()).hexdigest()[:16]
+    return Library(name, text.replace("%LIBRARY%", name), f"decide_{name}", f"hold_{name}")

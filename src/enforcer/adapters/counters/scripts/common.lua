@@ -1,12 +1,17 @@
--- Shared by all scripts: time, numbers, one bucket's meta, outbox, remembered answers. Texts between @ signs are filled
--- in from enforcer.core.program, enforcer.core.rules and meter.core.records when the script is loaded.
+-- Shared by decide and hold: time, numbers, one bucket's meta, outbox, remembered answers. Texts between @ signs are filled
+-- in from enforcer.core.program, enforcer.core.rules and meter.core.records when the library is loaded.
 -- All numbers are doubles; integers are exact up to 2^53 - 1.
-@CLOCK@
+-- What is local here outlives a call: it may only hold what can be made again from a call's arguments and the data.
 local call, pcall_ = redis.call, redis.pcall
 local pack, unpack_, concat = struct.pack, struct.unpack, table.concat
 local floor, ceil, min, max = math.floor, math.ceil, math.min, math.max
 local rep, sub, format, match = string.rep, string.sub, string.format, string.match
 local MAX, VERSION = 9007199254740991, @VERSION@
+
+local function read_clock()
+  @CLOCK@
+  return CLOCK
+end
 
 local formats = {}
 local function doubles(n)
@@ -28,55 +33,62 @@ local WIDTH = {@FIELDS@}
 local RING_COUNT = {@RING_SLOTS@}
 local COUNT_F, BUCKET_F, RING10_F, RING24_F = @FAMILIES@
 
+-- Of the call: who asks, on which of its connections, its number, how long answers are remembered, and when it came.
+local enforcer, connection, batch, window_ms, clock
+local function begin(arguments)
+  enforcer, connection, batch = arguments[1], tonumber(arguments[2]), tonumber(arguments[3])
+  window_ms, clock = tonumber(arguments[4]), read_clock()
+end
+
 -- Meta of a bucket: version, generation, last time, second of the pending denials (0: none), then the run id of the
 -- server that the generation was opened on. On another one the bucket is closed: its data may be older than its records.
-local prefix, outbox, now, meta, generation, id_pattern
+local prefix, outbox, now, meta, generation, id_pattern, before_sequence
 
--- Answers by 16 bytes of key: the parameters' fingerprint, then the answer; nothing behind it marks a denial.
-local window_ms = tonumber(ARGV[4])
-local answers_now, answers_before, answers_written
+-- Answers by 16 bytes of key: the parameters' fingerprint, then the answer; nothing behind it marks a denial. Nobody looks
+-- at a window after two of them: the time to live, which each process of the server sets once, only collects garbage.
+local answers_now, answers_before
+local ageing = {}
 local function enter_window()
   local window = floor(now / window_ms)
   answers_now = prefix .. 'r:' .. format('%.0f', window)
   answers_before = prefix .. 'r:' .. format('%.0f', window - 1)
-  answers_written = false
 end
-local function remembered(name) return call('HGET', answers_now, name) or call('HGET', answers_before, name) end
-local function remember(name, value)
-  call('HSET', answers_now, name, value)
-  answers_written = true
+local function age_answers()
+  if ageing[prefix] == answers_now then return end
+  call('PEXPIRE', answers_now, format('%.0f', 3 * window_ms))
+  ageing[prefix] = answers_now
 end
 
-local function enter(bucket_prefix)
+local function enter(bucket_prefix, raw)
   prefix, outbox = bucket_prefix, bucket_prefix .. 'o'
-  local raw = call('GET', prefix .. 'm')
-  if not raw or sub(raw, 33) ~= '@RUN@' then return false end
-  local version, gen, last, denials = unpack_('<dddd', raw)
-  meta = {last = last, denials = denials, run = sub(raw, 33), dirty = false}
-  generation = gen
-  id_pattern = format('%.0f-*', generation)
-  now = max(CLOCK, last)
+  if not raw or sub(raw, 33) ~= '@RUN@' then
+    ageing[prefix] = nil
+    return false
+  end
+  local _, gen, last, denials = unpack_('<dddd', raw)
+  meta = {last = last, denials = denials, dirty = false}
+  if gen ~= generation then
+    generation = gen
+    id_pattern = format('%.0f-*', generation)
+    before_sequence = #id_pattern
+  end
+  now = max(clock, last)
   if now > last then meta.last = now meta.dirty = true end
   enter_window()
   return true
 end
 
-local function leave()
-  -- Nobody looks at a window after two of them: the time to live only collects garbage.
-  if answers_written then call('PEXPIRE', answers_now, format('%.0f', 3 * window_ms)) end
-  if meta.dirty then
-    call('SET', prefix .. 'm', pack('<dddd', VERSION, generation, meta.last, meta.denials) .. meta.run)
-  end
-end
+local function packed_meta() return pack('<dddd', VERSION, generation, meta.last, meta.denials) .. '@RUN@' end
+
+-- The sequence in a stream's id of this generation.
+local function sequence_of(id) return tonumber(sub(id, before_sequence)) end
 
 local function append(body, effects)
-  local id = call('XADD', outbox, id_pattern, 'b', body, 'e', effects)
-  return tonumber(match(id, '%-(%d+)$'))
+  return sequence_of(call('XADD', outbox, id_pattern, 'b', body, 'e', effects))
 end
 
 -- A connection that was replaced may not write any more: a batch of an older connection is refused, and a newer one
 -- finds here what ran. Value: connection, last batch, time.
-local enforcer, connection, batch = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local function fenced()
   local raw = call('HGET', prefix .. 'f', enforcer)
   return raw and unpack_('<d', raw) > connection

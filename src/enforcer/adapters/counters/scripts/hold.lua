@@ -141,6 +141,13 @@ local function unhold(id, raw, kind, used, whole)
   return sequence, granted
 end
 
+-- Answers that are asked for one by one.
+local function remembered(name) return call('HGET', answers_now, name) or call('HGET', answers_before, name) end
+local function remember(name, value)
+  call('HSET', answers_now, name, value)
+  age_answers()
+end
+
 local operations = {correct = correct, slots = slots}
 
 function operations.settle(id, kind, quantity, key)
@@ -335,12 +342,16 @@ function operations.fence()
   return {number(last)}
 end
 
-if not enter(ARGV[6]) then return {'lost'} end
-if fenced() then return {'fenced'} end
 local READS = {list = true, counters = true, slots = true}
-local reply = operations[ARGV[5]](unpack(ARGV, 7))
-if not READS[ARGV[5]] then
-  mark_batch()
-  leave()
+
+function hold(ARGV)
+  begin(ARGV)
+  if not enter(ARGV[6], call('GET', ARGV[6] .. 'm')) then return {'lost'} end
+  if fenced() then return {'fenced'} end
+  local reply = operations[ARGV[5]](unpack(ARGV, 7))
+  if not READS[ARGV[5]] then
+    mark_batch()
+    if meta.dirty then call('SET', prefix .. 'm', packed_meta()) end
+  end
+  return reply
 end
-return reply
