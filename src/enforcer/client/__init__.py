@@ -25,6 +25,7 @@ from enforcer.client.errors import (
     UnavailableError,
 )
 from enforcer.client.leases import HeldLease, Lease, LeaseInfo
+from enforcer.client.metered import metered
 from enforcer.client.observer import Observer
 from enforcer.client.options import Options
 from enforcer.client.policy import FailClosed, FailOpen, Policy
@@ -39,6 +40,7 @@ from enforcer.client.results import (
     RecordId,
     Verdict,
 )
+from enforcer.client.threads import SyncClient, SyncHeldLease, SyncLease, SyncReservation
 
 __all__ = [
     "Balance",
@@ -71,6 +73,11 @@ __all__ = [
     "Reason",
     "RecordId",
     "Reservation",
+    "SyncClient",
+    "SyncHeldLease",
+    "SyncLease",
+    "SyncReservation",
     "UnavailableError",
     "Verdict",
+    "metered",
 ]

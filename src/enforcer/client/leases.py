@@ -22,6 +22,7 @@ from enforcer.client.results import Verdict, moment, verdict_of
 from enforcer.v1 import enforcer_pb2 as pb
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import datetime
 
     from enforcer.client.calls import Calls
@@ -71,6 +72,8 @@ class HeldLease:
         """Whoever has it may renew and release the lease."""
         self.lost_because = ""
         """Empty while it is held, else the reason: `LEASE_EXPIRED`, `LEASE_REVOKED`."""
+        self.on_loss: Callable[[str], None] | None = None
+        """Is called with the reason, in the client's event loop."""
         self._gone = asyncio.Event()
 
     @property
@@ -96,6 +99,8 @@ class HeldLease:
         """Note that the seat is gone."""
         self.lost_because = reason
         self._gone.set()
+        if self.on_loss is not None:
+            self.on_loss(reason)
 
 
 class Lease:
@@ -255,16 +260,14 @@ class Lease:
             pause = beat
 
     def _lose(self, reason: str) -> None:
-        self._held.lose(reason)
         _log.warning("the lease on %s is lost: %s", self._request.feature, reason)
+        try:
+            self._held.lose(reason)
+        except Exception:  # noqa: BLE001 - logged; the holder is told in the other ways
+            _log.exception("on_loss of a lease on %s failed", self._request.feature)
         if self._calls.observers:
             self._calls.observers.lease_lost(self._request.feature, reason)
         if self._cancel_on_loss:
             assert self._task is not None
             self._cancelled_holder = True
             self._task.cancel()
-
-    @property
-    def beating(self) -> bool:
-        """The heartbeat runs."""
-        return self._heart is not None and not self._heart.done()
