@@ -40,6 +40,7 @@ from enforcer.gateway.programs import Programs
 from enforcer.metrics import Metrics
 from enforcer.transport.callers import Callers
 from enforcer.transport.corrections import correction_methods
+from enforcer.transport.dispatch import Dispatch
 from enforcer.transport.events import EventsEndpoint
 from enforcer.transport.grpcio import GrpcServer
 from enforcer.transport.http import HttpServer
@@ -51,13 +52,12 @@ from meter.errors import MeterError
 from meter.settings import load_kafka
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     from enforcer.adapters.counters.mend import Marks
     from enforcer.ports.counters import CounterStore
     from enforcer.ports.journal import Journal
     from enforcer.settings import Settings
-    from enforcer.transport.services import Method
 
 __all__ = ["Server", "run", "serve"]
 
@@ -87,7 +87,7 @@ class Server(Protocol):
 async def serve(
     settings: Settings,
     stop: asyncio.Event,
-    carry: Callable[[Sequence[Method], Callers, Metrics], Server] = GrpcServer,
+    carry: Callable[[Dispatch], Server] = GrpcServer,
 ) -> None:
     """Run until `stop`. Raise `MisconfiguredError` when the settings do not work out.
 
@@ -147,17 +147,16 @@ async def serve(
         correcting = Correcting(listed, carrier, counters, usage, rules, definitions.aggregations)
         backfilling = Backfilling(listed, carrier, counters, programs, usage, rules)
         callers = Callers(definitions)
-        server = carry(
-            methods(gateway, definitions, counters, usage, settings.buckets, steps)
-            + correction_methods(correcting, backfilling),
-            callers,
-            metrics,
-        )
+        served = [
+            *methods(gateway, definitions, counters, usage, settings.buckets, steps),
+            *correction_methods(correcting, backfilling),
+        ]
+        server = carry(Dispatch(served, callers, metrics, settings.most_calls))
         await server.start(settings.listen)
         stack.push_async_callback(server.stop)
         if http is not None:
-            served, end = http
-            served.events = EventsEndpoint(Events(definitions, gateway), callers, metrics)
+            pages, end = http
+            pages.events = EventsEndpoint(Events(definitions, gateway), callers, metrics)
             # Events that have begun end before the counters do.
             stack.push_async_callback(end)
         _log.info("listening", listen=settings.listen)

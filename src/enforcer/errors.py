@@ -14,6 +14,7 @@ MetergateError
 │   ├── JournalUnavailableError  an emergency use could not be made durable
 │   ├── MeterUnavailableError
 │   └── TermsChangingError     a customer's terms change faster than they are read
+├── OverloadedError            more calls at once than this process takes
 ├── OutcomeUnknownError        a check without idempotency key may have run or not
 ├── MisconfiguredError         a setting is wrong: the process does not start
 │   └── StoreMisconfiguredError
@@ -45,6 +46,7 @@ __all__ = [
     "NotFoundError",
     "NotPossibleError",
     "OutcomeUnknownError",
+    "OverloadedError",
     "RelayedError",
     "StoreMisconfiguredError",
     "StoreUnavailableError",
@@ -63,6 +65,7 @@ class Code(IntEnum):
     INVALID_ARGUMENT = 3
     NOT_FOUND = 5
     PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
     FAILED_PRECONDITION = 9
     OUT_OF_RANGE = 11
     UNIMPLEMENTED = 12
@@ -76,6 +79,7 @@ _HTTP = {
     Code.INVALID_ARGUMENT: 400,
     Code.NOT_FOUND: 404,
     Code.PERMISSION_DENIED: 403,
+    Code.RESOURCE_EXHAUSTED: 429,
     Code.FAILED_PRECONDITION: 409,
     Code.OUT_OF_RANGE: 400,
     Code.UNIMPLEMENTED: 501,
@@ -213,6 +217,21 @@ class JournalUnavailableError(UnavailableError):
     def __init__(self, message: str, *, certain: bool = True) -> None:
         super().__init__(message)
         self.certain = certain
+
+
+class OverloadedError(MetergateError):
+    """So many calls wait for their answers that no more are taken. Nothing was decided."""
+
+    reason = "OVERLOADED"
+    code = Code.RESOURCE_EXHAUSTED
+    http = 429
+    retryable = True
+
+    def __init__(self, most: int) -> None:
+        super().__init__(
+            f"{most} calls wait for their answers here: this one was not taken",
+            retry_after_ms="100",
+        )
 
 
 class OutcomeUnknownError(MetergateError):

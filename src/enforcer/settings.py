@@ -45,6 +45,8 @@ class Settings(BaseSettings):
         default=timedelta(hours=24), ge=timedelta(minutes=1), le=timedelta(days=7)
     )
     """How long an idempotency key gets its original answer, at least; up to twice as long."""
+    most_calls: int = Field(default=10_000, ge=1, le=1_000_000)
+    """How many calls may wait for their answers at once; more are answered RESOURCE_EXHAUSTED."""
     store_patience_seconds: float = Field(default=1.0, gt=0, le=60)
     """How long a call waits for Redis to come back before it answers UNAVAILABLE."""
     store_reply_seconds: float = Field(default=2.0, gt=0, le=60)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.wrappers_pb2 import BytesValue, StringValue
@@ -13,6 +15,7 @@ from enforcer.errors import InvalidRequestError, MetergateError
 from enforcer.metrics import Metrics
 from enforcer.ports.definitions import Caller
 from enforcer.transport.callers import Callers
+from enforcer.transport.dispatch import Dispatch
 from enforcer.transport.envoy import run_envoy
 from enforcer.transport.grpcio import GrpcServer
 from enforcer.transport.lifespan import Application
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from enforcer.transport.lifespan import Carry
 
 SERVING = "serving"
+MOST_CALLS = 200
+AGE_SECONDS = 1.0
+"""Of grpcio's connections: shorter than in a real process, so that tests need not wait."""
 SERVICE = "enforcer.v1.EnforcerService"  # a name that reflection knows
 KEYS = {
     "a-check-key": Caller("demo", "k1", "check"),
@@ -62,6 +68,11 @@ class _Service:
             self.ended.append("cancelled")
             raise
         self.ended.append("done")
+        return request
+
+    async def block(self, _: Call, request: StringValue) -> StringValue:
+        """Nothing else is done meanwhile."""
+        time.sleep(float(request.value))  # noqa: ASYNC251 - that is the point
         return request
 
     async def seen(self, _: Call, __: StringValue) -> StringValue:
@@ -113,6 +124,7 @@ class _Service:
             ("Whom", StringValue, StringValue, "check", self.whom, False),
             ("Admin", StringValue, StringValue, "admin", self.whom, False),
             ("Wait", StringValue, StringValue, "check", self.wait, False),
+            ("Block", StringValue, StringValue, "check", self.block, False),
             ("Seen", StringValue, StringValue, "check", self.seen, False),
             ("Fail", StringValue, StringValue, "check", self.fail, False),
             ("About", StringValue, StringValue, "check", self.about, False),
@@ -123,9 +135,10 @@ class _Service:
         return [Method(SERVICE, *fields) for fields in found]  # type: ignore[arg-type]
 
 
-async def _serve(stop: asyncio.Event, carry: Carry | type[GrpcServer], listen: str = "") -> None:
+async def _serve(stop: asyncio.Event, carry: Carry | partial[GrpcServer], listen: str = "") -> None:
     callers = Callers(_Definitions())  # type: ignore[arg-type]  # all that it asks them
-    server: Server = carry(_Service().methods(), callers, Metrics())
+    dispatch = Dispatch(_Service().methods(), callers, Metrics(), MOST_CALLS)
+    server: Server = carry(dispatch)
     await server.start(listen)
     await server.ready(serving=True)
     print(SERVING, flush=True)  # noqa: T201 - of several at one port, this one
@@ -139,7 +152,7 @@ application = Application(_serve)
 async def _grpcio(listen: str) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    await _serve(stop, GrpcServer, listen)
+    await _serve(stop, partial(GrpcServer, age=AGE_SECONDS), listen)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
 from tests.conformance.conftest import KEY, Process, method, until
-from tests.conformance.served import SERVICE
+from tests.conformance.served import MOST_CALLS, SERVICE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -155,6 +155,56 @@ async def test_a_call_ends_at_its_deadline_here_and_there(channel: Channel) -> N
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert time.monotonic() - begun < 10
     await until(channel, "cancelled")
+
+
+async def test_a_call_whose_deadline_has_passed_when_it_is_begun_does_nothing(
+    channel: Channel,
+) -> None:
+    seen = method(channel, "Seen")
+    before = await seen(StringValue(), metadata=KEY, timeout=20)
+    blocked = method(channel, "Block")(StringValue(value="1"), metadata=KEY, timeout=20)
+    await asyncio.sleep(0.2)
+    late = [
+        failure(method(channel, "Wait")(StringValue(value="0"), metadata=KEY, timeout=0.3))
+        for _ in range(5)
+    ]
+    codes = {error.code() for error in await asyncio.gather(*late)}
+    assert codes == {grpc.StatusCode.DEADLINE_EXCEEDED}
+    await blocked
+    assert (await seen(StringValue(), metadata=KEY, timeout=20)).value == before.value
+
+
+async def refusal(channel: Channel) -> grpc.aio.AioRpcError | None:
+    """Why a call is not taken, if it is not."""
+    try:
+        await method(channel, "Echo")(BytesValue(), metadata=KEY, timeout=20)
+    except grpc.aio.AioRpcError as error:
+        return error
+    return None
+
+
+async def test_beyond_the_most_calls_one_learns_when_to_come_again(channel: Channel) -> None:
+    waits = [
+        method(channel, "Wait")(StringValue(value="60"), metadata=KEY) for _ in range(MOST_CALLS)
+    ]
+    give_up = time.monotonic() + 40
+    while (told := await refusal(channel)) is None:
+        assert time.monotonic() < give_up
+        await asyncio.sleep(0.05)
+    assert told.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    status = rpc_status.from_call(told)  # type: ignore[arg-type]  # the stubs know grpc's calls only
+    assert status is not None
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    assert [detail.Unpack(into) for detail, into in zip(status.details, (info, retry), strict=True)]
+    assert (info.reason, retry.retry_delay.ToMilliseconds()) == ("OVERLOADED", 100)
+    stub = health_pb2_grpc.HealthStub(channel)
+    healthy = await stub.Check(health_pb2.HealthCheckRequest(), timeout=20)
+    assert healthy.status == health_pb2.HealthCheckResponse.SERVING
+    for call in waits:
+        call.cancel()
+    while await refusal(channel) is not None:
+        assert time.monotonic() < give_up
+        await asyncio.sleep(0.05)
 
 
 async def test_a_call_whose_client_goes_is_cancelled(process: Process) -> None:

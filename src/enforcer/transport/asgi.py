@@ -17,9 +17,9 @@ from google.rpc import status_pb2  # type: ignore[import-untyped]
 
 from enforcer.transport.dispatch import (
     COMPRESSED_FROM,
+    LATE,
     NOBODY,
     Call,
-    Dispatch,
     FailedError,
 )
 from enforcer.transport.framing import (
@@ -39,10 +39,9 @@ from enforcer.transport.framing import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 
-    from enforcer.metrics import Metrics
-    from enforcer.transport.callers import Callers
+    from enforcer.transport.dispatch import Dispatch
     from enforcer.transport.services import Method
 
     Scope = Mapping[str, Any]
@@ -55,9 +54,12 @@ __all__ = ["AsgiServer"]
 _log = structlog.get_logger(__name__)
 
 SWEEP_SECONDS = 0.1
-"""So much later a call is cancelled whose client has gone or whose time is up."""
+"""So much later, and at its deadline, a call is looked at: whether its client has gone, whether its time is up."""
+LEAST_SECONDS = 0.001
+REST = 20
+"""Times as long as the last sweep took is the pause before the next one, at least."""
+NEVER = float("inf")
 DRAIN_SECONDS = 10.0
-DEADLINE_EXCEEDED = 4
 IN_THREAD = 256 * 1024
 """Bytes of a response from which it is compressed beside the event loop."""
 MOST_WAITING = 16
@@ -72,7 +74,6 @@ _GZIP: Headers = [*_HEADERS, (b"grpc-encoding", b"gzip")]
 _START = {"type": "http.response.start", "status": 200, "headers": _HEADERS, "trailers": True}
 _OK_HEADERS: Headers = [(b"grpc-status", b"0")]
 _OK = {"type": "http.response.trailers", "headers": _OK_HEADERS, "more_trailers": False}
-_LATE = status_pb2.Status(code=DEADLINE_EXCEEDED, message="the deadline has passed")
 
 
 class _GoneError(Exception):
@@ -90,7 +91,7 @@ class _Fate(Enum):
 class _Call(Call):
     """On a scope of ASGI. `receive` is set when the request has been taken: then it tells only whether the client waits."""
 
-    __slots__ = ("_headers", "fate", "receive", "started", "task", "watched")
+    __slots__ = ("_headers", "fate", "looked_at", "receive", "started", "task", "watched")
 
     def __init__(self, headers: dict[bytes, bytes]) -> None:
         authorization = headers.get(b"authorization")
@@ -98,7 +99,13 @@ class _Call(Call):
         self.started = time.monotonic()
         timeout = headers.get(b"grpc-timeout")
         left = None if timeout is None else seconds(timeout)
-        self.deadline = None if left is None else self.started + left
+        self.looked_at = self.started + SWEEP_SECONDS
+        if left is None:
+            self.deadline = None
+        else:
+            self.deadline = self.started + left
+            if left < SWEEP_SECONDS:
+                self.looked_at = self.deadline
         self.caller, self.trailing = NOBODY, ()
         self._headers = headers
         self.receive: Receive | None = None
@@ -131,13 +138,14 @@ class _Call(Call):
 
 
 class AsgiServer:
-    """An ASGI application that serves `methods`. Health says SERVING while `ready`."""
+    """An ASGI application. Health says SERVING while `ready`."""
 
-    def __init__(self, methods: Sequence[Method], callers: Callers, metrics: Metrics) -> None:
-        self._dispatch = Dispatch(methods, callers, metrics)
-        self._routes, self._answer = self._dispatch.routes, self._dispatch.unary
+    def __init__(self, dispatch: Dispatch) -> None:
+        self._dispatch = dispatch
+        self._routes, self._answer = dispatch.routes, dispatch.unary
         self._calls: set[_Call] = set()
-        self._sweeping = False
+        self._next = NEVER
+        self._timer: asyncio.TimerHandle | None = None
         self._watching: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._idle = asyncio.Event()
@@ -155,9 +163,8 @@ class AsgiServer:
             return
         call = _Call(headers)
         self._calls.add(call)
-        if not self._sweeping:
-            self._sweeping = True
-            self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        if call.looked_at < self._next:
+            self._sweep_at(call.looked_at, call.started)
         try:
             method = self._method(scope["path"])
             if method.stream:
@@ -172,7 +179,7 @@ class AsgiServer:
             if call.fate is _Fate.NONE:
                 raise
             if call.fate is _Fate.EXPIRED:
-                await _end(send, _LATE)
+                await _end(send, LATE)
         except (_GoneError, OSError):
             pass  # OSError: what servers raise from `send` when the client has gone
         finally:
@@ -246,7 +253,7 @@ class AsgiServer:
         except asyncio.CancelledError:
             if call.fate is not _Fate.EXPIRED:
                 raise
-            status = _LATE
+            status = LATE
         finally:
             call.task = None
             pump.cancel()
@@ -264,21 +271,31 @@ class AsgiServer:
 
     def _sweep(self) -> None:
         """Cancel calls whose time is up; watch those that take long, as their clients may go."""
+        self._next = NEVER
         if not self._calls:
-            self._sweeping = False
             return
         now = time.monotonic()
+        due = now + SWEEP_SECONDS
         for call in tuple(self._calls):
-            if call.deadline is not None and call.deadline <= now:
-                call.abandon(_Fate.EXPIRED)
-            elif (
-                call.receive is not None and not call.watched and call.started < now - SWEEP_SECONDS
-            ):
+            if call.deadline is not None:
+                if call.deadline <= now:
+                    call.abandon(_Fate.EXPIRED)
+                    continue
+                due = min(due, call.deadline)
+            if call.receive is not None and not call.watched and call.started < now - SWEEP_SECONDS:
                 call.watched = True
                 watching = asyncio.ensure_future(_watch(call, call.receive))
                 self._watching.add(watching)
                 watching.add_done_callback(self._watching.discard)
-        self._loop.call_later(SWEEP_SECONDS, self._sweep)
+        after = time.monotonic()
+        # With very many calls the sweeps themselves must not become what takes the time.
+        self._sweep_at(max(due, after + REST * (after - now)), after)
+
+    def _sweep_at(self, due: float, now: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._next = due
+        self._timer = self._loop.call_later(max(due - now, LEAST_SECONDS), self._sweep)
 
     async def start(self, listen: str) -> None:
         """Whoever runs the application listens."""

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from google.protobuf.message import DecodeError
+from google.rpc import status_pb2  # type: ignore[import-untyped]
 
-from enforcer.errors import InternalError, InvalidRequestError, MetergateError
+from enforcer.errors import InternalError, InvalidRequestError, MetergateError, OverloadedError
 from enforcer.ports.definitions import Caller
 from enforcer.transport.callers import needs
 from enforcer.transport.errors import status_of
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
     from google.protobuf.message import Message
-    from google.rpc import status_pb2  # type: ignore[import-untyped]
 
     from enforcer.metrics import Metrics
     from enforcer.transport.callers import Callers
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COMPRESSED_FROM",
+    "LATE",
     "NOBODY",
     "Call",
     "Dispatch",
@@ -39,6 +40,8 @@ _log = structlog.get_logger(__name__)
 
 COMPRESSED_FROM = 32 * 1024
 """Bytes of a response from which it travels as gzip to clients that take it."""
+MOST_CALLS = 10_000
+LATE = status_pb2.Status(code=4, message="the deadline has passed")
 NOBODY = Caller("", "", "")
 """Who calls a method that everybody may call, without an API key."""
 
@@ -78,9 +81,20 @@ class FailedError(Exception):
 
 
 class Dispatch:
-    """Answers calls of `methods`, and of the services that every gRPC server has: health and reflection."""
+    """Answers calls of `methods`, and of the services that every gRPC server has: health and reflection.
 
-    def __init__(self, methods: Sequence[Method], callers: Callers, metrics: Metrics) -> None:
+    At most `most_calls` at once: who comes later learns at once that it has to wait, instead of waiting in a queue that
+    only grows. Health is told all the same.
+    """
+
+    def __init__(
+        self,
+        methods: Sequence[Method],
+        callers: Callers,
+        metrics: Metrics,
+        most_calls: int = MOST_CALLS,
+    ) -> None:
+        self._running, self._most = 0, most_calls
         services = list(dict.fromkeys(method.service for method in methods))
         self.health = Health(services)
         everything = [*methods, *self.health.methods()]
@@ -90,7 +104,8 @@ class Dispatch:
 
     async def unary(self, method: Method, call: Call, data: bytes) -> bytes:
         """Answer one call. Raise `FailedError` with its status."""
-        start = time.perf_counter()
+        start = time.monotonic()
+        self._begin(method, call, start)
         code = "CANCELLED"
         try:
             caller = self._known(call.authorization)
@@ -112,13 +127,15 @@ class Dispatch:
             code = "OK"
             return response
         finally:
-            self._finished(method.path[1:], code, time.perf_counter() - start)
+            self._running -= 1
+            self._finished(method.path[1:], code, time.monotonic() - start)
 
     async def stream(
         self, method: Method, call: Call, messages: AsyncIterator[bytes]
     ) -> AsyncGenerator[bytes, None]:
         """Answer one call with one message after the other. Raise `FailedError` with its status."""
-        start = time.perf_counter()
+        start = time.monotonic()
+        self._begin(method, call, start)
         code = "CANCELLED"
         try:
             caller = self._known(call.authorization) or await self._identified(method, call)
@@ -141,7 +158,21 @@ class Dispatch:
         else:
             code = "OK"
         finally:
-            self._finished(method.path[1:], code, time.perf_counter() - start)
+            self._running -= 1
+            self._finished(method.path[1:], code, time.monotonic() - start)
+
+    def _begin(self, method: Method, call: Call, now: float) -> None:
+        """Take a call, or raise `FailedError`: there are too many, or nobody waits for its answer any more."""
+        failed = None
+        if self._running >= self._most and method.role:
+            failed = "RESOURCE_EXHAUSTED", status_of(OverloadedError(self._most))
+        elif call.deadline is not None and call.deadline <= now:
+            failed = "DEADLINE_EXCEEDED", LATE
+        if failed is not None:
+            code, status = failed
+            self._finished(method.path[1:], code, 0.0)
+            raise FailedError(status)
+        self._running += 1
 
     async def _identified(self, method: Method, call: Call) -> Caller | None:
         if not method.role:

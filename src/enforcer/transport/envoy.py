@@ -171,7 +171,8 @@ class _Parent:
         """Envoy has ended by itself: so does this process, in the same way."""
         status = self._process.wait()
         if status < 0:
-            signal.signal(-status, signal.SIG_DFL)
+            with suppress(OSError):  # SIGKILL has no handler to be reset
+                signal.signal(-status, signal.SIG_DFL)
             os.kill(os.getpid(), -status)
         return status or 1
 

@@ -1,11 +1,19 @@
-"""From errors to gRPC statuses with `google.rpc.ErrorInfo` (AIP-193): one place for all services."""
+"""From errors to gRPC statuses: one place for all services.
+
+With `google.rpc.ErrorInfo` (AIP-193), and `RetryInfo` where it is known when a retry can help.
+"""
 
 from __future__ import annotations
 
-from google.protobuf import any_pb2
+from typing import TYPE_CHECKING
+
+from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from enforcer.errors import DOMAIN, MetergateError
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
 
 __all__ = ["status_of"]
 
@@ -39,6 +47,13 @@ def status_of(error: MetergateError) -> status_pb2.Status:
     """The whole status."""
     message = _bounded(error.message)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
-    detail = any_pb2.Any()
-    detail.Pack(info)
-    return status_pb2.Status(code=error.code.value, message=message, details=[detail])
+    details: list[Message] = [info]
+    if pause := error.metadata.get("retry_after_ms"):
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(int(pause))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    packed = []
+    for detail in details:
+        packed.append(any_pb2.Any())
+        packed[-1].Pack(detail)
+    return status_pb2.Status(code=error.code.value, message=message, details=packed)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
@@ -14,23 +17,27 @@ from enforcer.errors import MisconfiguredError
 from enforcer.transport.callers import authorization_in
 from enforcer.transport.dispatch import (
     COMPRESSED_FROM,
+    LATE,
     Call,
-    Dispatch,
     FailedError,
 )
 from enforcer.transport.framing import LONGEST_REQUEST, LONGEST_RESPONSE
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
-    from enforcer.metrics import Metrics
-    from enforcer.transport.callers import Callers
+    from enforcer.transport.dispatch import Dispatch
     from enforcer.transport.services import Method
 
 __all__ = ["GrpcServer"]
 
-DRAIN_SECONDS = 10.0
+AGE_SECONDS = 5.0
+"""So old a connection gets (a tenth more or less) until its client is told to make another."""
+DRAIN_SECONDS = 8.0
+STOP_SECONDS = 5.0
 GONE_SECONDS = 0.01
+FOREVER_MS = 2**31 - 1
+_OWN_FILES = "/proc/self/fd"
 
 
 class _Call(Call):
@@ -53,19 +60,21 @@ class _Call(Call):
 
 
 class GrpcServer:
-    """Serves `methods` at `listen`. Health says SERVING while `ready`."""
+    """Serves at `listen`. Health says SERVING while `ready`."""
 
-    def __init__(self, methods: Sequence[Method], callers: Callers, metrics: Metrics) -> None:
-        self._dispatch = Dispatch(methods, callers, metrics)
+    def __init__(self, dispatch: Dispatch, age: float = AGE_SECONDS) -> None:
+        self._dispatch = dispatch
         self._server = grpc.aio.server(
             options=[
                 ("grpc.so_reuseport", 1),
+                ("grpc.max_connection_age_ms", int(age * 1000)),
+                ("grpc.max_connection_age_grace_ms", FOREVER_MS),  # for the calls it has
                 ("grpc.max_receive_message_length", LONGEST_REQUEST),
                 ("grpc.max_send_message_length", LONGEST_RESPONSE),
             ]
         )
         by_service: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
-        for method in self._dispatch.routes.values():
+        for method in dispatch.routes.values():
             handler = self._stream(method) if method.stream else self._unary(method)
             by_service.setdefault(method.service, {})[method.name] = handler
         for service, handlers in by_service.items():
@@ -81,9 +90,12 @@ class GrpcServer:
         async def handle(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
             call = _Call(context)
             try:
-                response = await answer(method, call, data)
+                async with asyncio.timeout(call.time_left()):
+                    response = await answer(method, call, data)
             except FailedError as error:
                 return await _abort(context, error)
+            except TimeoutError:
+                return await _abort(context, FailedError(LATE))
             if call.trailing:
                 context.set_trailing_metadata(tuple(call.trailing))
             if len(response) >= COMPRESSED_FROM:
@@ -100,10 +112,13 @@ class GrpcServer:
         ) -> AsyncIterator[bytes]:
             call = _Call(context)
             try:
-                async for response in answer(method, call, _whole(messages)):
-                    yield response
+                async with asyncio.timeout(call.time_left()):
+                    async for response in answer(method, call, _whole(messages)):
+                        yield response
             except FailedError as error:
                 await _abort(context, error)
+            except TimeoutError:
+                await _abort(context, FailedError(LATE))
             if call.trailing:
                 context.set_trailing_metadata(tuple(call.trailing))
 
@@ -124,9 +139,17 @@ class GrpcServer:
         self._dispatch.health.turn(serving=serving)
 
     async def stop(self) -> None:
-        """Refuse new calls and let running ones end."""
+        """Let clients go elsewhere and running calls end.
+
+        grpcio's own stop cuts off calls that have come and that it has not begun. So first nobody can connect any more,
+        and who is connected is told to leave by the age of the connection, which loses no call.
+        """
         self._dispatch.health.end()
-        await self._server.stop(DRAIN_SECONDS)
+        _stop_listening(self.port)
+        give_up = time.monotonic() + DRAIN_SECONDS
+        while _connected(self.port) and time.monotonic() < give_up:  # noqa: ASYNC110 - grpcio does not tell
+            await asyncio.sleep(0.05)
+        await self._server.stop(STOP_SECONDS)
 
 
 async def _whole(messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -134,6 +157,45 @@ async def _whole(messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     async for message in messages:
         yield message
     await asyncio.sleep(GONE_SECONDS)
+
+
+def _stop_listening(port: int) -> None:
+    """Refuse new connections; grpcio itself can do so only together with all else."""
+    for found in _sockets():
+        if _port(found) == port and found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            found.shutdown(socket.SHUT_RDWR)
+
+
+def _connected(port: int) -> bool:
+    """Whether there are clients."""
+    found = False
+    for one in _sockets():
+        if _port(one) == port:
+            with suppress(OSError):  # closed already, or one that listened
+                one.getpeername()
+                found = True
+    return found
+
+
+def _sockets() -> Iterator[socket.socket]:
+    """This process's own. None where the system does not tell (not Linux)."""
+    for place in os.listdir(_OWN_FILES) if os.path.exists(_OWN_FILES) else ():  # noqa: PTH110, PTH208
+        try:
+            found = socket.socket(fileno=int(place))
+        except OSError:
+            continue  # another file, or closed meanwhile
+        try:
+            yield found
+        finally:
+            found.detach()
+
+
+def _port(found: socket.socket) -> int:
+    """At which it listens or is connected here."""
+    with suppress(OSError):
+        if found.family in {socket.AF_INET, socket.AF_INET6}:
+            return int(found.getsockname()[1])
+    return 0
 
 
 async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: FailedError) -> NoReturn:

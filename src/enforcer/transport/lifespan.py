@@ -18,14 +18,12 @@ from enforcer.transport.asgi import AsgiServer
 from enforcer.transport.envoy import CONTROL, DONE, DRAIN, MISCONFIGURED, READY
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
-    from enforcer.metrics import Metrics
     from enforcer.transport.asgi import Receive, Scope, Send
-    from enforcer.transport.callers import Callers
-    from enforcer.transport.services import Method
+    from enforcer.transport.dispatch import Dispatch
 
-    Carry = Callable[[Sequence[Method], Callers, Metrics], AsgiServer]
+    Carry = Callable[[Dispatch], AsgiServer]
     Serve = Callable[[asyncio.Event, Carry], Awaitable[None]]
 
 __all__ = ["Application"]
@@ -66,8 +64,8 @@ class Application:
         self._control = int(os.environ[CONTROL])
         asyncio.get_running_loop().add_reader(self._control, self._told)
 
-        def carry(methods: Sequence[Method], callers: Callers, metrics: Metrics) -> AsgiServer:
-            self._server = server = _Carried(methods, callers, metrics)
+        def carry(dispatch: Dispatch) -> AsgiServer:
+            self._server = server = _Carried(dispatch)
             server.started = started
             return server
 

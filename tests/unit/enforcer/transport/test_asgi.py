@@ -12,6 +12,7 @@ from enforcer.metrics import Metrics
 from enforcer.ports.definitions import Caller
 from enforcer.transport.asgi import AsgiServer
 from enforcer.transport.callers import Callers
+from enforcer.transport.dispatch import Dispatch
 from enforcer.transport.services import Method
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ async def ask(*chunks: bytes, **changes: Any) -> dict[str, Any]:
         answer["headers"] |= dict(event.get("headers", ()))
 
     method = Method("a.B", "Echo", BytesValue, BytesValue, "check", _echo)
-    server = AsgiServer([method], Callers(_Definitions()), Metrics())  # type: ignore[arg-type]
+    server = AsgiServer(Dispatch([method], Callers(_Definitions()), Metrics()))  # type: ignore[arg-type]
     await server(scope, receive, send)
     assert server.running == 0
     return answer
