@@ -7,13 +7,13 @@ import sys
 from pathlib import Path  # noqa: TC003 - typer reads annotations at run time
 from typing import TYPE_CHECKING, Annotated
 
+import msgspec
 import typer
 
 from enforcer.cli.exits import CommandError, Status
-from loadtests import gateway, page, result
+from loadtests import agreement, compare, gateway, page, result
 from loadtests.arrivals import Spacing
-from loadtests.run import Settings, new_run
-from loadtests.run import run as run_load
+from loadtests.run import Run, Settings, new_run
 from loadtests.scenarios import SCENARIOS, Options
 
 if TYPE_CHECKING:
@@ -46,6 +46,21 @@ def run(
         Spacing, typer.Option(help="How arrivals lie in a second.")
     ] = Spacing.POISSON,
     seed: Annotated[int, typer.Option(help="Of the arrivals.")] = 1,
+    batch: Annotated[
+        int | None, typer.Option(min=1, max=256, help="batch: checks in a call (100).")
+    ] = None,
+    factor: Annotated[
+        float | None,
+        typer.Option(min=1, max=100, help="spike: times the rate in its middle (5)."),
+    ] = None,
+    hold: Annotated[
+        float | None,
+        typer.Option(min=0.1, max=600, help="seats: how long one is held, seconds (2)."),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="trace: a CSV file as of `metergate replay`; else one is made."),
+    ] = None,
     deadline: Annotated[float, typer.Option(min=0.05, max=60, help="Of a call, seconds.")] = 10,
     most_in_flight: Annotated[
         int,
@@ -68,18 +83,32 @@ def run(
 ) -> None:
     """Send load, check the sums at the end, leave JSON and a page. Exit status 1 when anything differs."""
     if scenario not in SCENARIOS:
-        wrong = f"scenario {scenario!r} is unknown" if scenario else "which SCENARIO?"
+        wrong = f"scenario {scenario!r} is unknown." if scenario else "which SCENARIO?"
         raise CommandError(f"{wrong} There are {', '.join(SCENARIOS)}")
     if rate * seconds > MOST_CALLS:
         raise CommandError(
             f"{rate:g} a second for {seconds:g} s are more than {MOST_CALLS:,} calls"
         )
-    options = Options(new_run(), rate, seconds, customers)
+    own = {"batch": batch, "factor": factor, "hold": hold, "trace": trace and str(trace.absolute())}
+    given = {name: value for name, value in own.items() if value is not None}
+    for name in given.keys() - SCENARIOS[scenario].heeds:
+        others = ", ".join(key for key, one in SCENARIOS.items() if name in one.heeds)
+        raise CommandError(f"{scenario} does not heed --{name}; {others} does")
+    options = msgspec.convert(
+        {
+            "run": new_run(),
+            "rate": rate,
+            "seconds": seconds,
+            "customers": customers,
+            "spacing": spacing,
+            "seed": seed,
+            **given,
+        },
+        Options,
+    )
     settings = Settings(
         scenario,
         options,
-        spacing=spacing,
-        seed=seed,
         generators=generators,
         connections=connections,
         deadline=deadline,
@@ -93,10 +122,20 @@ def run(
                 "--up starts a gateway; --endpoint and --data-dir name a running one"
             )
         target = gateway.named(endpoint, data_dir, elsewhere=elsewhere)
+    prepared = Run(settings)
     folder = result.folder_for(scenario, results)
-    made = run_load(settings, target, folder)
+    made = prepared.run(target, folder)
     _tell(made, folder)
     raise typer.Exit(Status.OK if made.agrees else Status.REFUSED)
+
+
+@app.command("compare")
+def compared(
+    before: Annotated[Path, typer.Argument(help="The folder of a result.")],
+    after: Annotated[Path, typer.Argument(help="Another.")],
+) -> None:
+    """What changed from one result to the other, as a table."""
+    print(compare.table(result.load(before), result.load(after)))
 
 
 @app.command("page")
@@ -120,14 +159,11 @@ def _tell(made: Result, folder: Path) -> None:
     for one in page.warnings(made):
         print(f"note: {one}")
     checked = made.agreement
-    print(
-        f"told {checked.told:,} = counters {checked.counted:,} = report {checked.reported:,}, audit clean"
-        if made.agrees
-        else f"{checked.findings_in_all} findings:"
-    )
+    print(agreement.summary(checked))
+    print("all agree" if made.agrees else f"{checked.findings_in_all} findings:")
     for finding in checked.findings:
         print(f"  {finding}")
-    print(f"{folder / page.FILE}")
+    print(folder / page.FILE)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,6 +7,7 @@ line of JSON; `ready` goes to stdout; the moment to begin at comes as a second l
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import sys
 import time
@@ -18,22 +19,21 @@ import uvloop
 
 from enforcer.cli.connection import CHANNEL_OPTIONS
 from enforcer.v1.enforcer_pb2_grpc import EnforcerServiceStub
-from loadtests.arrivals import Spacing, arrivals, dealt
+from loadtests.arrivals import dealt
 from loadtests.latencies import Latencies
-from loadtests.outcome import Interval, Outcome
 from loadtests.processes import READY
+from loadtests.record import Record
 from loadtests.scenarios import Options, make
 from loadtests.sessions import Call, Pause
-from loadtests.told import Told
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
+    from loadtests.outcome import Outcome
+
 __all__ = ["Job", "Pace", "drive", "main"]
 
-MOST_LATE_SECONDS: Final = 60.0
-"""How long the last calls may take, and so long doubtful ones are asked again."""
-AGAIN_AT_ONCE: Final = 64
+CONNECT_SECONDS: Final = 30.0
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -43,8 +43,6 @@ class Job(msgspec.Struct, frozen=True):
     api_key: str
     scenario: str
     options: Options
-    spacing: Spacing
-    seed: int
     share: int
     shares: int
     connections: int
@@ -103,69 +101,50 @@ class _Generator:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._scenario = make(job.scenario, job.options)
-        self._told = Told()
-        self._latencies = Latencies(job.interval)
-        self._intervals: dict[int, Interval] = {}
+        self._record = Record(job.interval)
         self._metadata = (("authorization", f"Bearer {job.api_key}"),)
         self._stubs: list[Any] = []
         self._turn = 0
-        self._begin = 0.0
 
     async def run(self, ready: Callable[[], Awaitable[float]]) -> Outcome:
         """Connect, say so to get the moment to begin at, send, settle what is open."""
-        job = self._job
+        job, pace = self._job, Pace(self._job.interval)
         channels = [
             grpc.aio.insecure_channel(job.endpoint, options=CHANNEL_OPTIONS)
             for _ in range(job.connections)
         ]
         self._stubs = [EnforcerServiceStub(channel) for channel in channels]
-        pace = Pace(job.interval)
         try:
-            await asyncio.gather(*(channel.channel_ready() for channel in channels))
-            self._begin = await ready()
-            moments = dealt(
-                arrivals(self._scenario.plan(), job.spacing, job.seed), job.share, job.shares
-            )
-            await drive(
-                moments, self._begin, self._session, pace=pace, most_in_flight=job.most_in_flight
-            )
-            for call in self._told.still_held():
-                await self._call(call, time.monotonic(), measured=False)
-            await self._settle()
+            async with asyncio.timeout(CONNECT_SECONDS):
+                await asyncio.gather(*(channel.channel_ready() for channel in channels))
+            begin = self._record.begin = await ready()
+            moments = dealt(self._scenario.moments(), job.share, job.shares)
+            await drive(moments, begin, self._session, pace=pace, most_in_flight=job.most_in_flight)
+            for some in self._record.settling():
+                if isinstance(some, Pause):
+                    await asyncio.sleep(some.seconds)
+                else:
+                    await asyncio.gather(*(self._call(call, time.monotonic()) for call in some))
         finally:
             await asyncio.gather(*(channel.close(None) for channel in channels))
-        return Outcome(
-            latency=self._latencies.packed(),
-            latency_parts=self._latencies.packed_parts(),
-            delay=pace.delay.packed(),
-            left_out=pace.left_out,
-            intervals=self._intervals,
-            told=list(self._told.usage.values()),
-            seats=list(self._told.seats.values()),
-            codes=self._told.codes,
-            asked_again=self._told.asked_again,
-            in_doubt=len(self._told.doubtful),
-        )
+        return self._record.outcome(pace.delay, pace.left_out)
 
     async def _session(self, number: int, due: float) -> None:
         steps = self._scenario.session(number)
         answer: Any = None
-        try:
+        with contextlib.closing(steps), contextlib.suppress(StopIteration):
             while True:
                 step = steps.send(answer)
                 if isinstance(step, Pause):
                     await asyncio.sleep(step.seconds)
-                    answer, due = None, time.monotonic()
-                    continue
-                answer = await self._call(step, due, measured=True)
+                    answer = None
+                else:
+                    answer = await self._call(step, due)
+                    if answer is None:
+                        return
                 due = time.monotonic()
-                if answer is None:
-                    break
-        except StopIteration:
-            return
-        steps.close()
 
-    async def _call(self, call: Call, due: float, *, measured: bool) -> Any:
+    async def _call(self, call: Call, due: float) -> Any:
         """The answer, or nothing after a fault; both are noted."""
         self._turn += 1
         stub = self._stubs[self._turn % len(self._stubs)]
@@ -175,39 +154,10 @@ class _Generator:
                 call.request, metadata=self._metadata, timeout=self._job.deadline
             )
         except grpc.aio.AioRpcError as error:
-            self._told.failed(call, error.code().name)
-            if measured:
-                self._in(time.monotonic()).errors += 1
+            self._record.failed(call, error.code().name)
             return None
-        now = time.monotonic()
-        allowed, denied = self._told.answered(call, answer, sent, now)
-        if measured:
-            self._latencies.record(due - self._begin, now - due)
-            at = self._in(now)
-            at.answered += 1
-            at.allowed += allowed
-            at.denied += denied
+        self._record.answered(call, answer, due, sent)
         return answer
-
-    def _in(self, now: float) -> Interval:
-        place = max(int((now - self._begin) / self._job.interval), 0)
-        return self._intervals.setdefault(place, Interval())
-
-    async def _settle(self) -> None:
-        """Ask again what had no answer, under the same keys, until all is known or the time is over."""
-        give_up = time.monotonic() + MOST_LATE_SECONDS
-        while self._told.doubtful and time.monotonic() < give_up:
-            calls, self._told.doubtful = self._told.doubtful, []
-            for first in range(0, len(calls), AGAIN_AT_ONCE):
-                some = calls[first : first + AGAIN_AT_ONCE]
-                self._told.asked_again += len(some)
-                await asyncio.gather(
-                    *(self._call(call, time.monotonic(), measured=False) for call in some)
-                )
-            for call in self._told.still_held():
-                await self._call(call, time.monotonic(), measured=False)
-            if self._told.doubtful:
-                await asyncio.sleep(0.5)
 
 
 def main() -> None:

@@ -15,13 +15,12 @@ from enforcer.cli.connection import calling
 from enforcer.v1 import catalog_pb2
 from enforcer.v1.catalog_pb2_grpc import CatalogServiceStub
 from loadtests import agreement, gateway, page, result
-from loadtests.arrivals import Spacing, length
 from loadtests.latencies import merged, percentiles_ms
 from loadtests.open_loop import Job
 from loadtests.outcome import Interval, Outcome, summed
 from loadtests.processes import Sender
 from loadtests.result import Moment, Result
-from loadtests.scenarios import Options, make
+from loadtests.scenarios import NOT_ALL_HEED, Options, make
 from loadtests.watch import Watch
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from loadtests.agreement import Agreement
     from loadtests.gateway import Target
 
-__all__ = ["Settings", "new_run", "run"]
+__all__ = ["Run", "Settings", "new_run"]
 
 LEAD_SECONDS: Final = 0.2
 """From when all are ready to the first moment of the plan."""
@@ -45,8 +44,6 @@ class Settings(msgspec.Struct, frozen=True):
     scenario: str
     options: Options
     tool: str = "open"
-    spacing: Spacing = Spacing.POISSON
-    seed: int = 1
     generators: int = 1
     connections: int = 8
     deadline: float = 10.0
@@ -59,20 +56,18 @@ def new_run() -> str:
     return uuid.uuid4().hex[:8]
 
 
-def run(settings: Settings, target: Target | None, folder: Path) -> Result:
-    """Do it all, without a target with a gateway of its own. Leaves JSON and a page in the folder."""
-    return _Run(settings).run(target, folder)
+class Run:
+    """One run, prepared: what is wrong with its settings shows before anything is started."""
 
-
-class _Run:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._scenario = make(settings.scenario, settings.options)
-        self._seconds = length(self._scenario.plan())
+        self._seconds = self._scenario.seconds
         self._interval = max(1.0, math.ceil(self._seconds / MOST_MOMENTS))
         self._machine, self._started_at = result.machine(), datetime.now(UTC)
 
     def run(self, target: Target | None, folder: Path) -> Result:
+        """Do it all, without a target with a gateway of its own. Leaves JSON and a page in the folder."""
         with ExitStack() as stack:
             if target is None:
                 print(" ".join(("starting a gateway", *self._settings.up)), flush=True)
@@ -82,7 +77,7 @@ class _Run:
             outcome, watch = self._load(target)
             print("checking: answers = counters = reports, and the audit", flush=True)
             sides = agreement.ask(target.gateway, self._scenario.pairs())
-        made = self._made(outcome, watch, agreement.compare(outcome, *sides))
+        made = self._made(outcome, watch, agreement.compare(outcome, sides))
         result.save(made, folder)
         page.save(made, folder)
         return made
@@ -111,8 +106,6 @@ class _Run:
                     api_key=target.gateway.api_key,
                     scenario=settings.scenario,
                     options=settings.options,
-                    spacing=settings.spacing,
-                    seed=settings.seed,
                     share=share,
                     shares=settings.generators,
                     connections=settings.connections,
@@ -181,7 +174,9 @@ class _Run:
         settings = self._settings
         own = msgspec.structs.asdict(settings.options)
         del own["run"]  # told apart from others, but no condition of the run
-        shown = ("spacing", "seed", "generators", "connections", "deadline")
+        for name in NOT_ALL_HEED - self._scenario.heeds:
+            del own[name]
+        shown = ("generators", "connections", "deadline")
         return own | {
             **{name: getattr(settings, name) for name in shown},
             "up": " ".join(settings.up),

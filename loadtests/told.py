@@ -23,6 +23,8 @@ IN_DOUBT: Final = frozenset(
     {"UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "UNKNOWN", "CANCELLED", "ABORTED"}
 )
 """After these faults a call may have run."""
+ASKED_AGAIN: Final = frozenset({"Check", "CheckBatch", "AcquireLease"})
+"""Calls that take something. What a lost renewal or return leaves open, `still_held` closes."""
 
 
 class Usage(msgspec.Struct):
@@ -64,7 +66,6 @@ class Told:
         self.seats: dict[tuple[str, str], Seats] = {}
         self.doubtful: list[Call] = []
         self.codes: dict[str, int] = {}
-        self.asked_again = 0
         self._leases: dict[str, _Lease] = {}
 
     def answered(self, call: Call, answer: Any, sent: float, now: float) -> tuple[int, int]:
@@ -77,14 +78,20 @@ class Told:
         if call.method == "AcquireLease":
             return self._acquired(request, answer, sent, now)
         if call.method == "ReleaseLease":
-            self._released(request.token, sent, now)
+            self._released(request.token, answer, sent, now)
         return 0, 0
 
-    def failed(self, call: Call, code: str) -> None:
-        """Note a call that ended with a fault of this name."""
-        self.codes[code] = self.codes.get(code, 0) + 1
-        if code in IN_DOUBT and call.method != "RenewLease":
+    def failed(self, call: Call, code: str, *, counts: bool = True) -> None:
+        """Note a call that ended with a fault of this name; `counts` among the run's faults."""
+        if counts:
+            self.codes[code] = self.codes.get(code, 0) + 1
+        if code in IN_DOUBT and call.method in ASKED_AGAIN:
             self.doubtful.append(call)
+
+    def take_doubtful(self) -> list[Call]:
+        """Those to be asked again; they are no more in doubt until that fails."""
+        calls, self.doubtful = self.doubtful, []
+        return calls
 
     def still_held(self) -> list[Call]:
         """What gives back every lease that was granted and not given back."""
@@ -132,10 +139,14 @@ class Told:
         self._leases[answer.lease.token] = _Lease(*where, asked=sent, granted=now)
         return 1, 0
 
-    def _released(self, token: str, sent: float, now: float) -> None:
+    def _released(
+        self, token: str, answer: pb.ReleaseLeaseResponse, sent: float, now: float
+    ) -> None:
         if lease := self._leases.pop(token, None):
             noted = self.seats[lease.customer, lease.feature]
-            noted.surely_ms += max(int((sent - lease.granted) * 1000), 0)
+            # Else it had ended before: by its expiry, or by a call whose answer was lost.
+            if answer.released:
+                noted.surely_ms += max(int((sent - lease.granted) * 1000), 0)
             noted.perhaps_ms += int((now - lease.asked) * 1000) + 1
 
     def _of(self, customer: str, feature: str) -> Usage:

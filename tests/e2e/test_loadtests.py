@@ -46,8 +46,30 @@ def test_a_run_starts_a_gateway_checks_the_sums_and_leaves_json_and_a_page(tmp_p
     names = {"enforcer-1", "generator-1", "generator-2", "meter", "valkey"}
     assert set(made.processes) == names
     assert all(one.seconds > 0 for one in made.processes.values())
-    assert "All three agree" in (folder / "index.html").read_text()
+    assert "All agree" in (folder / "index.html").read_text()
     assert json.loads((folder / "result.json").read_text())["parameters"]["up"] == "--workers 1"
+
+
+@pytest.mark.parametrize("scenario", ["seats", "trace"])
+def test_the_sums_of_seats_and_of_traces_agree_too(
+    scenario: str, stack: Stack, tmp_path: Path
+) -> None:
+    command = ["run", scenario, "--rate", "20", "--seconds", "2", "--customers", "4"]
+    command += ["--hold", "0.6"] if scenario == "seats" else []
+    status = loadtests.main([*command, "--data-dir", str(stack.folder), "--results", str(tmp_path)])
+    (folder,) = tmp_path.iterdir()
+    made = load(folder)
+    assert (status, made.agreement.findings, made.errors) == (0, [], {})
+    if scenario == "seats":
+        seats = made.agreement.seats
+        assert seats is not None
+        assert seats.granted == made.allowed > 0
+        assert seats.surely_ms > 0
+        # Taken, renewed and given back, or refused.
+        assert made.calls == 3 * made.allowed + made.denied
+    else:
+        assert made.calls == 40
+        assert made.agreement.told == made.agreement.reported > 40 * 3
 
 
 def test_use_that_no_client_was_told_of_is_a_finding(
@@ -84,6 +106,9 @@ def test_use_that_no_client_was_told_of_is_a_finding(
             ["steady", "--seconds", "7200"],
             "'--seconds': Input should be less than or equal to 3600",
         ),
+        (["steady", "--batch", "5"], "steady does not heed --batch; batch does"),
+        (["seats", "--trace", "x.csv"], "seats does not heed --trace; trace does"),
+        (["trace", "--trace", "none.csv"], "none.csv is not a regular file"),
         (["steady", "--rate", "200000", "--seconds", "3600"], "more than 100,000,000 calls"),
         (["steady", "--endpoint", "192.0.2.1:50051"], "--elsewhere says that this one may be"),
         (["steady", "--endpoint", "127.0.0.1"], "HOST:PORT is expected"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from loadtests.agreement import Counted, Reported, compare
+from loadtests.agreement import Counted, Reported, Sides, compare
 from loadtests.latencies import Latencies, merged, percentiles_ms
 from loadtests.outcome import Interval, Outcome
 from loadtests.result import VERSION, Machine, Moment, Result
@@ -27,6 +27,10 @@ REPORTED = [
 
 def audit(**fields: Any) -> report_pb2.AuditResponse:
     return report_pb2.AuditResponse(records=12, counters=4, **fields)
+
+
+def sides(**changed: Any) -> Sides:
+    return msgspec.structs.replace(Sides(COUNTED, REPORTED, [], audit()), **changed)
 
 
 def outcome(**changed: Any) -> Outcome:
@@ -73,6 +77,6 @@ def result(**changed: Any) -> Result:
         interval=1.0,
         moments=[Moment(0.0, 6, 5, 1, 0, latency), Moment(1.0, 6, 5, 1, 0, latency)],
         processes={"enforcer-1": Series([1.0, 2.0], [0.5, 0.25], [100.0, 101.0], 0.75)},
-        agreement=compare(said, COUNTED, REPORTED, audit()),
+        agreement=compare(said, sides()),
     )
     return msgspec.structs.replace(whole, **changed)

@@ -7,22 +7,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from loadtests.agreement import Counted, Reported, compare
-from loadtests.told import Usage
+from loadtests.agreement import Counted, Reported, SeatsReported, compare
+from loadtests.told import Seats, Usage
 from meter.v1 import report_pb2
-from tests.unit.loadtests.made import COUNTED, REPORTED, audit, outcome
+from tests.unit.loadtests.made import COUNTED, REPORTED, audit, outcome, sides
 
 if TYPE_CHECKING:
     from loadtests.agreement import Agreement
 
 
 def checked(**changed: Any) -> Agreement:
-    return compare(
-        changed.pop("said", outcome()),
-        changed.pop("counted", COUNTED),
-        changed.pop("reported", REPORTED),
-        changed.pop("audited", audit()),
-    )
+    return compare(changed.pop("said", outcome()), sides(**changed))
 
 
 def test_equal_sums_are_no_finding() -> None:
@@ -100,10 +95,36 @@ def test_what_is_still_held_or_in_doubt_is_a_finding() -> None:
 
 def test_findings_of_the_audit_are_findings() -> None:
     gap = report_pb2.SequenceGap(bucket=1, generation=1, first=4, last=6)
-    assert checked(audited=audit(gaps=[gap])).findings == [
+    assert checked(audit=audit(gaps=[gap])).findings == [
         "audit: gap in bucket 1, generation 1: records 4 to 5 are missing"
     ]
-    assert len(checked(audited=audit(rollup_difference=3)).findings) == 1
+    assert len(checked(audit=audit(rollup_difference=3)).findings) == 1
+
+
+def seats_checked(held_ms: int, peak: int = 2) -> Agreement:
+    """Three leases in two seats, surely held 5 s, perhaps 5.5."""
+    told = [Seats("d", "load.seats", granted=3, surely_ms=5000, perhaps_ms=5500)]
+    return checked(
+        said=outcome(seats=told),
+        counted=[*COUNTED, Counted("d", "load.seats", used=0, held=0, most=2)],
+        seats=[SeatsReported("d", "load.seats", peak, held_ms)],
+    )
+
+
+def test_seat_time_in_the_report_lies_between_what_clients_know() -> None:
+    for held_ms in (4997, 5200, 5503):
+        assert seats_checked(held_ms).findings == []
+    for held_ms in (4996, 5504, 0):
+        assert seats_checked(held_ms).findings == [
+            f"d load.seats: 3 leases were held for 5000 to 5500 ms, the report has {held_ms}"
+        ]
+    sums = seats_checked(5200).seats
+    assert sums is not None
+    assert (sums.granted, sums.reported_ms, sums.highest_peak) == (3, 5200, 2)
+
+
+def test_more_seats_at_once_than_there_are_is_a_finding() -> None:
+    assert seats_checked(5200, peak=3).findings == ["d load.seats: 3 seats held at once of 2"]
 
 
 def test_many_findings_are_counted_and_some_are_told() -> None:

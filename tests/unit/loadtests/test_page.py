@@ -13,7 +13,7 @@ from loadtests import page
 from loadtests.agreement import compare
 from loadtests.plot import Line, lines, ticks
 from loadtests.result import Machine, folder_for, load, save
-from tests.unit.loadtests.made import COUNTED, REPORTED, audit, outcome, result
+from tests.unit.loadtests.made import outcome, result, sides
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,10 +29,10 @@ def test_a_page_is_one_file_that_asks_for_nothing() -> None:
 
 
 def test_a_page_says_first_whether_the_sums_agree() -> None:
-    assert "All three agree" in page.render(result())
-    bad = compare(outcome(in_doubt=1), COUNTED, REPORTED, audit())
+    assert "All agree" in page.render(result())
+    bad = compare(outcome(in_doubt=1), sides())
     text = page.render(result(agreement=bad))
-    assert "All three agree" not in text
+    assert "All agree" not in text
     assert "1 calls got no answer" in text
 
 

@@ -74,6 +74,25 @@ def test_a_seat_was_held_at_least_between_the_calls_and_at_most_around_them() ->
     assert told.usage["a", "s"].denied_events == 1
 
 
+def test_a_seat_that_had_ended_by_itself_was_surely_held_for_no_time() -> None:
+    told = Told()
+    acquire = Call("AcquireLease", pb.AcquireLeaseRequest(customer="a", feature="s"))
+    lease = pb.Lease(token="t1")
+    allowed = pb.AcquireLeaseResponse(check=pb.CheckResponse(allowed=True), lease=lease)
+    told.answered(acquire, allowed, 1.0, 1.5)
+    told.answered(told.still_held()[0], pb.ReleaseLeaseResponse(released=False), 99.0, 99.5)
+    assert told.seats["a", "s"].surely_ms == 0
+    assert told.still_held() == []
+
+
+def test_a_renewal_or_a_return_is_never_in_doubt() -> None:
+    told = Told()
+    told.failed(Call("RenewLease", pb.RenewLeaseRequest(token="t1")), "UNAVAILABLE")
+    told.failed(Call("ReleaseLease", pb.ReleaseLeaseRequest(token="t1")), "UNAVAILABLE")
+    assert told.doubtful == []
+    assert told.codes == {"UNAVAILABLE": 2}
+
+
 def test_several_processes_add_up_by_customer() -> None:
     one, two = Usage("a", "f", 1, 2, 3, 4), Usage("b", "f", 10, 10)
     assert added([[two, one], [Usage("a", "f", 5, 6, 7, 8)]]) == [
