@@ -100,6 +100,11 @@ class Client:
         self._ends = LooseEnds()
 
     @property
+    def options(self) -> Options:
+        """What it was made with."""
+        return self._options
+
+    @property
     def uncounted(self) -> int:
         """How many uses, allowed by `FailOpen`, still have to be counted."""
         return len(self._outages.uncounted)

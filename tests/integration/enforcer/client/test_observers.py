@@ -1,0 +1,97 @@
+"""What a client measures of itself, as Prometheus and OpenTelemetry show it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import CollectorRegistry
+
+from enforcer.client import LeaseLostError
+from enforcer.client.otel import OpenTelemetryObserver
+from enforcer.client.prometheus import PrometheusObserver
+from tests.fixtures.fake_gateway import Arrived, FakeGateway, RefusalError
+
+if TYPE_CHECKING:
+    from enforcer.client import Observer
+
+
+async def watched(fake: FakeGateway, observer: Observer) -> None:
+    """Three checks at once, one that fails first, and a seat that is revoked."""
+
+    async def lose(arrived: Arrived) -> None:
+        if arrived.method == "RenewLease":
+            raise RefusalError(grpc.StatusCode.FAILED_PRECONDITION, "LEASE_REVOKED")
+        if len(fake.calls) == 2:
+            raise RefusalError(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
+
+    fake.before = lose
+    async with fake.client(observers=[observer]) as client:
+        await asyncio.gather(*(client.check("acme", "f") for _ in range(3)))
+        await client.check("acme", "g")
+        with pytest.raises(LeaseLostError):
+            async with client.lease("acme", "seats"):
+                await asyncio.sleep(60)
+
+
+async def test_prometheus_counts_attempts_retries_answers_and_lost_seats(
+    fake: FakeGateway,
+) -> None:
+    registry = CollectorRegistry()
+    await watched(fake, PrometheusObserver(registry))
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"metergate_client_{name}", labels)
+
+    assert value("calls_total", method="CheckBatch", outcome="OK") == 1
+    assert value("calls_total", method="Check", outcome="STORE_UNAVAILABLE") == 1
+    assert value("calls_total", method="Check", outcome="OK") == 1
+    assert value("retries_total", method="Check", reason="STORE_UNAVAILABLE") == 1
+    assert value("decisions_total", feature="f", reason="allowed", degraded="false") == 3
+    assert value("leases_lost_total", feature="seats", reason="LEASE_REVOKED") == 1
+    assert value("checks_per_call_sum") == 5
+    assert value("call_seconds_count", method="Check") == 2
+
+
+async def test_opentelemetry_has_the_same_figures_and_a_span_for_each_attempt(
+    fake: FakeGateway,
+) -> None:
+    reader, spans = InMemoryMetricReader(), InMemorySpanExporter()
+    meters, tracers = MeterProvider([reader]), TracerProvider()
+    tracers.add_span_processor(SimpleSpanProcessor(spans))
+    await watched(fake, OpenTelemetryObserver(meters, tracers))
+    data: Any = reader.get_metrics_data()
+    found = {
+        metric.name.removeprefix("metergate.client."): {
+            tuple(sorted(dict(point.attributes).items())): point
+            for point in metric.data.data_points
+        }
+        for metric in data.resource_metrics[0].scope_metrics[0].metrics
+    }
+    decided = (("degraded", False), ("feature", "f"), ("reason", "allowed"))
+    assert found["decisions"][decided].value == 3
+    retried = (("reason", "STORE_UNAVAILABLE"), ("rpc.method", "Check"))
+    assert found["retries"][retried].value == 1
+    lost = (("feature", "seats"), ("reason", "LEASE_REVOKED"))
+    assert found["leases_lost"][lost].value == 1
+    assert found["checks_per_call"][()].sum == 5
+    ended = [
+        (span.name.rpartition("/")[2], span.status.is_ok)
+        for span in spans.get_finished_spans()
+        if "Check" in span.name
+    ]
+    assert ended == [("CheckBatch", True), ("Check", False), ("Check", True)]
+    assert all(
+        span.start_time < span.end_time
+        for span in spans.get_finished_spans()
+        if span.start_time and span.end_time
+    )
+    meters.shutdown()
+    tracers.shutdown()
