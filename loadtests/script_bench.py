@@ -1,6 +1,6 @@
 """What the store spends on a check, by kind and size of batch, beside the design's sketches, in one run.
 
-    python loadtests/script_bench.py [--yardstick DIR] [--instructions] [--checks N] [--only WORD] [--json]
+    python -m loadtests.script_bench [--yardstick DIR] [--instructions] [--checks N] [--only WORD] [--json]
 
 Sends batches to Valkey servers of its own, which write nothing to disk, straight to the script: no enforcer, no network
 layer. Two figures are known:
@@ -81,7 +81,7 @@ class Server:
         self.folder, self.counted = folder, counted
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+            self.port = port = free.getsockname()[1]
         command = [str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1"]
         command += ["--save", "", "--appendonly", "no", "--dir", str(folder)]
         command += ["--maxmemory-policy", "noeviction"]

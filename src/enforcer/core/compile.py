@@ -650,6 +650,7 @@ def compile_program(
         ),
         labels=compiler.labels,
         meter=feature.meter,
+        feature_id=feature.id,
         emergency=feature.emergency,
         config=_config(valid) if verdict is Reason.ALLOWED else "",
         grace=verdict is Reason.ALLOWED and bool(ended) and all(ended),

@@ -224,6 +224,7 @@ class Program:
     denial_body: bytes
     labels: dict[int, Label]
     meter: str = ""
+    feature_id: int = 0
     emergency: int = 0
     config: str = ""
     grace: bool = False

@@ -71,6 +71,7 @@ SHORTEST_LEASE = 10_000
 MOST_LISTED = 1_000
 LATEST_EVENT = 5 * 60_000
 OLDEST_EVENT = DAY
+_NONE: dict[str, str] = {}
 _CONSUMING = (Mode.ENFORCE, Mode.BEST_EFFORT, Mode.RECORD_ONLY)
 _ATOMIC_MODES = (Mode.ENFORCE, Mode.CHECK_ONLY, Mode.RECORD_ONLY)
 
@@ -79,7 +80,10 @@ class _Asked:
     """One check on its way: what is asked under which name, and the ask for the program of the moment."""
 
     __slots__ = (
-        "body",
+        "at",
+        "dimensions",
+        "holder",
+        "id",
         "key",
         "mode",
         "name",
@@ -91,11 +95,13 @@ class _Asked:
         "ttl_ms",
     )
 
-    def __init__(self, name: Name, quantity: int, mode: Mode, key: str, body: Body) -> None:
-        self.name, self.quantity, self.mode, self.key, self.body = name, quantity, mode, key, body
+    def __init__(self, name: Name, quantity: int, mode: Mode, key: str) -> None:
+        self.name, self.quantity, self.mode, self.key = name, quantity, mode, key
+        self.dimensions, self.at, self.id, self.holder = _NONE, 0, "", ""
         self.op, self.parameters = "check", ()
         self.reservation, self.ttl_ms, self.seat = "", 0, None
 
+    dimensions: dict[str, str]
     op: str
     parameters: tuple[object, ...]
     reservation: str
@@ -103,27 +109,41 @@ class _Asked:
     seat: SeatAsk | None
 
     def ask(self, program: Program) -> Ask:
-        key = self.key
+        """What to ask the store with this program; the record's body names its account and meter."""
+        name, key, quantity, mode = self.name, self.key, self.quantity, self.mode
+        named_by, finger = NO_KEY, ""
         if key:
-            feature_id = int(program.suffix.partition(":")[2])
+            feature, customer, parameters = program.feature_id, name.customer, self.parameters
             named_by = idempotency(
                 program.account_id,
-                feature_id,
+                feature,
                 key,
                 self.op,
-                self.name.customer,
-                self.quantity,
-                self.mode.value,
-                *self.parameters,
+                customer,
+                quantity,
+                int(mode),
+                *parameters,
             )
             # A rebuild after a loss answers retries from the record.
-            body = _with(self.body, p=named_by[16:].hex())
-        else:
-            named_by, body = NO_KEY, self.body
+            finger = named_by[16:].hex()
+        body = Body(
+            name.tenant,
+            program.account_key,
+            name.customer,
+            name.feature,
+            program.meter,
+            quantity,
+            key,
+            self.dimensions,
+            self.at,
+            self.id,
+            self.holder,
+            p=finger,
+        )
         return Ask(
             program,
-            self.quantity,
-            self.mode,
+            quantity,
+            mode,
             encode_body(body),
             named_by,
             self.reservation,
@@ -171,8 +191,6 @@ class Gateway:
         program = await self._programs.current(asked.name)
         if has_seats(program):
             raise error
-        if not asked.body.m:
-            asked.body = _completed(asked.body, program)
         ask, version = asked.ask(program), asked.name.version
         decision = await self._emergency.decide(program, ask, version, error)
         self._observe(asked.mode.name, decision.reason.name)
@@ -257,43 +275,38 @@ class Gateway:
     def _with_body(
         name: Name, quantity: int, mode: Mode, key: str, dimensions: Mapping[str, str], at: int = 0
     ) -> _Asked:
-        """The account and the meter follow when the program is there."""
-        attributes = dimensions_of(dimensions)
-        body = Body(
-            t=name.tenant,
-            a="",
-            c=name.customer,
-            f=name.feature,
-            m="",
-            q=quantity,
-            k=key,
-            d=attributes,
-            at=at,
-        )
-        asked = _Asked(name, quantity, mode, key, body)
-        if attributes or name.version or at:
-            asked.parameters = attributes, name.version, at
+        asked = _Asked(name, quantity, mode, key)
+        if dimensions or name.version or at:
+            asked.dimensions, asked.at = dimensions_of(dimensions), at
+            asked.parameters = asked.dimensions, name.version, at
         return asked
 
     async def _decide_one(self, asked: _Asked) -> tuple[Program, Decision]:
-        programs, decisions = await self._decide([asked])
-        return programs[0], decisions[0]
+        """Decide one check by itself."""
+        rounds: Rounds | None = None
+        while True:
+            program = await self._program_of(asked)
+            (answer,) = await self._counters.decide((asked.ask(program),))
+            if isinstance(answer, Decision):
+                self._observe(asked.mode.name, answer.reason.name)
+                return program, answer
+            rounds = rounds or Rounds(asked.name.customer, 5)
+            rounds.another(await self._mend(asked, answer))
+
+    async def _program_of(self, asked: _Asked) -> Program:
+        """The program of this moment, which the mode has a meaning for."""
+        program = self._programs.known(asked.name) or await self._programs.get(asked.name)
+        if _misfit(asked, program):
+            program = await self._programs.reread(asked.name)
+            misfit = _misfit(asked, program)
+            if misfit:
+                raise InvalidRequestError("MODE_NOT_SUPPORTED", misfit)
+        return program
 
     async def _programs_of(self, group: Sequence[_Asked]) -> tuple[list[Program], list[Ask]]:
         """The programs of this moment, and what to ask with them."""
-        programs, asks = [], []
-        known = self._programs.known
-        for asked in group:
-            program = known(asked.name) or await self._programs.get(asked.name)
-            if not asked.body.m:
-                asked.body = _completed(asked.body, program)
-            if _misfit(asked, program):
-                program = await self._programs.reread(asked.name)
-                misfit = _misfit(asked, program)
-                if misfit:
-                    raise InvalidRequestError("MODE_NOT_SUPPORTED", misfit)
-            programs.append(program)
-            asks.append(asked.ask(program))
+        programs = [await self._program_of(asked) for asked in group]
+        asks = [asked.ask(program) for asked, program in zip(group, programs, strict=True)]
         if len(group) > 1 and len({program.account_id for program in programs}) > 1:
             raise InvalidRequestError(
                 "BAD_BATCH", "the items of an atomic batch are of one account's tree"
@@ -326,11 +339,11 @@ class Gateway:
                 continue
             outcomes.append(InternalError("not decided"))
             try:
-                (program,), (ask,) = await self._programs_of([one])
+                program = await self._program_of(one)
             except MetergateError as error:
                 outcomes[place] = error
             else:
-                ready.append((place, one, program, ask))
+                ready.append((place, one, program, one.ask(program)))
         replies = await self._counters.decide_all([[ask] for *_, ask in ready])
         for (place, one, program, _), reply in zip(ready, replies, strict=True):
             if isinstance(reply, MetergateError):
@@ -401,7 +414,7 @@ class Gateway:
         )
         asked.op, asked.ttl_ms, asked.reservation = "reserve", ttl_ms, secrets.token_hex(12)
         asked.parameters += (request.ttl.ToMilliseconds(),)
-        asked.body = _with(asked.body, id=asked.reservation)
+        asked.id = asked.reservation
         program, decision = await self._decide_one(asked)
         response = pb.ReserveResponse(check=check_response(program, decision, asked.quantity))
         if decision.granted:
@@ -489,7 +502,7 @@ class Gateway:
             (*asked.parameters, holder, request.ttl.ToMilliseconds()),
         )
         asked.seat = SeatAsk(lease, holder, ttl_ms)
-        asked.body = _with(asked.body, id=lease, h=holder)
+        asked.id, asked.holder = lease, holder
         program, decision = await self._decide_one(asked)
         response = pb.AcquireLeaseResponse(check=check_response(program, decision, 1))
         if decision.granted:
@@ -648,15 +661,6 @@ class Gateway:
         if token is None or token.tenant != tenant:
             raise InvalidRequestError("BAD_TOKEN", f"this is no {kind} token of this tenant")
         return token
-
-
-def _completed(body: Body, program: Program) -> Body:
-    return _with(body, a=program.account_key, m=program.meter)
-
-
-def _with(body: Body, **fields: str) -> Body:
-    values = {name: getattr(body, name) for name in body.__struct_fields__}
-    return Body(**{**values, **fields})
 
 
 def _misfit(asked: _Asked, program: Program) -> str:

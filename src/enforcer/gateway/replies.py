@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["check_response", "limits_of", "record_id", "set_ms"]
 
 
+_TIER = int(Kind.TIER)
+
+
 def set_ms(stamp: Timestamp, moment: int) -> None:
     """Set a timestamp from ms since 1970."""
     stamp.seconds, rest = divmod(moment, 1000)
@@ -41,46 +44,65 @@ def _label(program: Program, code: int) -> Label:
 
 def limits_of(program: Program, entries: Iterable[Entry]) -> list[pb.Limit]:
     """One message for each entry."""
-    limits = []
+    response = pb.CheckResponse()
+    _add_limits(response, program, entries)
+    return list(response.limits)
+
+
+def _add_limits(response: pb.CheckResponse, program: Program, entries: Iterable[Entry]) -> None:
+    """One message for each entry. What is 0 or false is not set: every field of a message costs as much as the next."""
+    add, labels = response.limits.add, program.labels
     for code, limit, used, held, remaining, drawn, reset in entries:
-        label = _label(program, code)
-        message = pb.Limit(
-            kind=code >> 4 & 0xF,  # type: ignore[arg-type]  # the numbers of the enum
+        label = labels.get(code & ~0xF) or _label(program, code)
+        message = add(
+            kind=code >> 4 & 0xF,
             id=label.id,
             customer=label.customer,
             limit=limit,
             used=used,
-            held=held,
             remaining=remaining,
-            denied=bool(code & DENIED),
-            shadow=bool(code & SHADOW),
             drawn=drawn,
-            unlimited=limit == MAX_QUANTITY,
         )
+        if held:
+            message.held = held
+        if code & DENIED:
+            message.denied = True
+        if code & SHADOW:
+            message.shadow = True
+        if limit == MAX_QUANTITY:
+            message.unlimited = True
         if reset:
             set_ms(message.resets_at, reset)
-        limits.append(message)
-    return limits
 
 
 def check_response(program: Program, decision: Decision, quantity: int) -> pb.CheckResponse:
     """The whole answer to a check of `quantity`."""
-    reason = decision.reason
+    granted = decision.granted
     response = pb.CheckResponse(
-        allowed=decision.granted > 0,
-        granted=decision.granted,
-        reason=reason.value,  # type: ignore[arg-type]  # the numbers of the enum
-        limits=limits_of(program, decision.entries),
-        overage=decision.overage,
-        shadow=decision.shadow,
-        degraded=decision.degraded,
-        grace=program.grace,
-        replayed=decision.replayed,
-        config_value=program.config,
-        record=record_id(decision.bucket, decision.generation, decision.sequence),
+        allowed=granted > 0,
+        granted=granted,
+        reason=int(decision.reason),  # type: ignore[arg-type]  # the numbers of the enum
     )
+    _add_limits(response, program, decision.entries)
+    if decision.overage:
+        response.overage = decision.overage
+    if decision.shadow:
+        response.shadow = True
+    if decision.degraded:
+        response.degraded = True
+    if program.grace:
+        response.grace = True
+    if decision.replayed:
+        response.replayed = True
+    if program.config:
+        response.config_value = program.config
+    if decision.sequence >= 0:
+        record = response.record
+        record.bucket, record.generation = decision.bucket, decision.generation
+        record.sequence = decision.sequence
+        record.SetInParent()  # the first record of all is bucket 0, sequence 0
     _tell_tier(program, decision, response)
-    if decision.granted == 0:
+    if granted == 0:
         wait = _wait(program, decision, quantity)
         if wait is not None:
             response.retry_after.FromMilliseconds(wait)
@@ -90,7 +112,7 @@ def check_response(program: Program, decision: Decision, quantity: int) -> pb.Ch
 def _tell_tier(program: Program, decision: Decision, response: pb.CheckResponse) -> None:
     """The tier that the last unit fell into; for a denial the last one that has been reached."""
     for entry in decision.entries:
-        if entry.code >> 4 & 0xF != Kind.TIER or entry.code & SHADOW:
+        if entry.code >> 4 & 0xF != _TIER or entry.code & SHADOW:
             continue
         label = _label(program, entry.code)
         if entry.drawn or (not decision.granted and (entry.used or not response.tier)):

@@ -139,7 +139,7 @@ def answer(bucket: int, reply: bytes) -> Answer:
         reply
     )
     values = _ENTRIES[int(count)](reply, 80)
-    whole = [int(value) for value in values]
+    whole = list(map(int, values))
     return Decision(
         _REASONS[int(reason)],
         int(granted),
@@ -149,7 +149,7 @@ def answer(bucket: int, reply: bytes) -> Answer:
         bucket,
         int(generation),
         int(sequence),
-        tuple([Entry(*whole[at : at + 7]) for at in range(0, len(whole), 7)]),
+        tuple([Entry._make(whole[at : at + 7]) for at in range(0, len(whole), 7)]),
         reply[80 + 8 * len(values) :].decode(),
         int(expires),
         status == _REPLAYED,
