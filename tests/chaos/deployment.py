@@ -86,6 +86,7 @@ class Verdict:
 class Deployment:
     """Valkey, a meter, two enforcers, and with `kafka` (settings) a relay; all in `folder`.
 
+    `names` of the enforcers, one letter each; `more` of their settings.
     `redis_url` and `database_url`: where the processes find them, if not directly.
     """
 
@@ -97,6 +98,8 @@ class Deployment:
         valkey: ValkeyProcess | None = None,
         redis_url: str = "",
         database_url: str = "",
+        names: str = "ab",
+        **more: str,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -117,9 +120,10 @@ class Deployment:
             "METERGATE_MOST_ENFORCERS": "2",
             "METERGATE_METER_ENDPOINT": self.meter.listen,
             "METERGATE_METER_DATABASE_URL": "" if self.kafka else marks,
+            **more,
         }
         self.enforcers = [
-            EnforcerProcess(folder / f"enforcer-{name}.log", **settings) for name in "ab"
+            EnforcerProcess(folder / f"enforcer-{name}.log", **settings) for name in names
         ]
         self.settings = settings
         self.key = ""

@@ -10,9 +10,11 @@ import time
 import urllib.request
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from enforcer.cli.leftovers import identity
+from enforcer.transport.envoy import chosen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +36,8 @@ def test_a_second_start_continues_on_the_same_data(new_stack: Callable[..., Stac
 
 
 def test_ctrl_c_ends_everything_in_order(new_stack: Callable[..., Stack]) -> None:
-    stack = new_stack().start()
+    stack = new_stack("data", "--transport", "grpcio").start()
+    assert stack.events("ready")[0]["transport"] == "grpcio"
     pids = stack.pids("")
     assert len(pids) >= 3
     assert stack.stop() == 0
@@ -106,6 +109,16 @@ def test_secrets_are_in_private_files_and_never_printed(stack: Stack) -> None:
     printed = "\n".join(stack.lines)
     assert stack.api_key not in printed
     assert (stack.folder / "internal-token").read_text().strip() not in printed
+
+
+def test_up_takes_envoy_where_it_runs_and_says_why(stack: Stack) -> None:
+    transport, why = chosen("auto")
+    assert stack.events("ready")[0]["transport"] == transport
+    assert any(f"{transport}: {why}" in line for line in stack.lines)
+    envoys = [
+        child.name() for pid in stack.pids("enforcer") for child in psutil.Process(pid).children()
+    ]
+    assert envoys == ["envoy"] * len(stack.pids("enforcer")) * (transport == "envoy")
 
 
 def test_metrics_are_served(stack: Stack) -> None:

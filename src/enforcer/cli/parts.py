@@ -35,6 +35,8 @@ LONGEST_SOCKET_FOLDER: Final = 85
 """A socket's whole path may have 104 bytes."""
 _SIMPLE_PATH: Final = re.compile(r"[A-Za-z0-9/._-]+")
 PROBE_SECONDS: Final = 2.0
+STOP_SECONDS: Final = 30.0
+"""Of an enforcer: its clients leave, calls end, and events over HTTP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +144,7 @@ class Plan:
                     | ({} if worker == 1 else {"METERGATE_AUDIT_INTERVAL_SECONDS": "0"})
                 ),
                 ready,
+                STOP_SECONDS,
             )
             for worker in range(1, self.workers + 1)
         ]

@@ -49,9 +49,9 @@ LAST_PORT: Final = 65535
 
 
 def default_workers() -> int:
-    """One enforcer per core, but for one core that Valkey and the meter share."""
+    """One enforcer per core. One Valkey has enough with a few."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(max((cores or 1) - 1, 1), MOST_DEFAULT_WORKERS)
+    return min(cores or 1, MOST_DEFAULT_WORKERS)
 
 
 def up(  # noqa: PLR0913 - a command's options
@@ -74,7 +74,7 @@ def up(  # noqa: PLR0913 - a command's options
             min=1,
             max=64,
             metavar="NUMBER",
-            help="Enforcer processes. Default: one per core but one, at least one.",
+            help="Enforcer processes. Default: one per core, at most 8.",
         ),
     ] = None,
     transport: Annotated[

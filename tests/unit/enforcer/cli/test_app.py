@@ -66,6 +66,7 @@ def run(*arguments: str) -> int:
         (["up", "--port", "70000"], 2, "65535"),
         (["up", "--port", "7000", "--http-port", "7000"], 2, "choose two"),
         (["up", "--workers", "0"], 2, "greater than or equal to 1"),
+        (["up", "--transport", "http"], 2, "choose auto, envoy or grpcio"),
     ],
 )
 def test_a_wrong_command_says_what_is_allowed_in_one_line(

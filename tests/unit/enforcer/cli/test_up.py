@@ -44,8 +44,8 @@ def test_an_address_of_another_machine_is_refused() -> None:
         pass
 
 
-@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 1), (4, 3), (64, 8)])
-def test_one_core_is_left_to_the_others(
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 2), (4, 4), (64, 8)])
+def test_there_is_a_worker_per_core_up_to_what_one_store_can_use(
     monkeypatch: pytest.MonkeyPatch, cores: int, workers: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(cores), raising=False)
