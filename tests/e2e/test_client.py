@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from enforcer.client import Check, Client, ClientError, Options, Verdict
+from enforcer.client import Check, Client, ClientError, FailOpen, Options, Verdict
 from tests.chaos.deployment import Deployment
+from tests.fixtures.fake_gateway import eventually
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -128,10 +129,16 @@ async def test_keys_count_once_and_a_seat_is_kept_although_gateways_are_killed(
             # Both at once: nobody answers for a while.
             for enforcer in deployment.enforcers:
                 await asyncio.to_thread(enforcer.kill)
-            await asyncio.sleep(0.3)
-            for enforcer in deployment.enforcers:
-                enforcer.start()
-            await load.more()
+            open_until = {"calls": FailOpen(amount=25, patience=0.5)}
+            async with Client(endpoints, deployment.key, policies=open_until) as other:
+                verdicts = [await other.check("bob", "calls") for _ in range(30)]
+                assert all(one.degraded for one in verdicts)
+                assert sum(one.allowed for one in verdicts) == other.uncounted == 25
+                for enforcer in deployment.enforcers:
+                    enforcer.start()
+                await load.more()
+                await eventually(lambda: other.uncounted == 0)
+            assert (await client.balance("bob", "calls")).limits[0].used == 25
             granted = await load.end()
             answers = await load.again()
             assert all(isinstance(one, Verdict) and one.replayed for one in answers)

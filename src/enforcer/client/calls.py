@@ -100,22 +100,26 @@ class Calls:
         attempt: Callable[[], Awaitable[_Response]],
         deadline: float,
         *,
-        repeat: bool = True,
+        failed: CallError | None = None,
     ) -> _Response:
-        """Repeat `attempt`, which makes the same request under the same key each time."""
+        """Repeat `attempt`, which makes the same request under the same key each time.
+
+        `failed`: it has been made once already, and that was its end.
+        """
         failures = 0
         while True:
+            if failed is not None:
+                failures += 1
+                pause = self._schedule.pause(failures, failed)
+                if not self.retries.allow(failed) or time.monotonic() + pause >= deadline:
+                    raise failed
+                if self.observers:
+                    self.observers.retrying(name, failed.reason, pause)
+                await asyncio.sleep(pause)
             try:
                 return await attempt()
             except CallError as error:
-                failures += 1
-                pause = self._schedule.pause(failures, error)
-                helps = repeat and self.retries.allow(error)
-                if not helps or time.monotonic() + pause >= deadline:
-                    raise
-                if self.observers:
-                    self.observers.retrying(name, error.reason, pause)
-            await asyncio.sleep(pause)
+                failed = error
 
     async def close(self) -> None:
         """Close the channel; calls that still run end with `ClosedError`."""

@@ -115,10 +115,12 @@ class Client:
             self._closed = True
             return
         self._closed = True
-        await self._coalescer.close()
-        await self._ends.close()
-        await self._settling.close()
-        await self._calls.close()
+        try:
+            await self._coalescer.close()
+            await self._ends.close()
+            await self._settling.close()
+        finally:
+            await self._calls.close()
 
     def _opened(self) -> Calls:
         if self._closed or self._loop is None:
@@ -162,18 +164,22 @@ class Client:
     async def _check(self, request: pb.CheckRequest, timeout: float | None) -> Verdict:  # noqa: ASYNC109
         calls, outages = self._opened(), self._outages
         seconds = self._options.timeout if timeout is None else timeout
-        repeat = True
         policy = outages.of(request.feature) if outages else None
         if policy is not None:
-            seconds, repeat = min(seconds, policy.patience), not outages.out
+            seconds = min(seconds, policy.patience)
         deadline = time.monotonic() + seconds
         try:
-            answer = await calls.until(
-                "Check",
-                lambda: self._coalescer.attempt(request, deadline),
-                deadline,
-                repeat=repeat,
-            )
+            try:
+                answer = await self._coalescer.attempt(request, deadline)
+            except CallError as error:
+                if policy is not None and outages.out:
+                    raise
+                answer = await calls.until(
+                    "Check",
+                    lambda: self._coalescer.attempt(request, deadline),
+                    deadline,
+                    failed=error,
+                )
         except CallError as error:
             if policy is None:
                 raise

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import grpc
@@ -52,7 +53,9 @@ class Coalescer:
         self._attempt_timeout = options.attempt_timeout
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Waiting] = deque()
-        self._sending: set[asyncio.Task[None]] = set()
+        self._sending: dict[asyncio.Task[None], list[_Waiting]] = {}
+        self._sweep: asyncio.TimerHandle | None = None
+        self._sweep_at = inf
         self._flush_planned = False
         self._closed = False
 
@@ -71,11 +74,9 @@ class Coalescer:
         alone = request.ByteSize() > LARGEST_SHARED
         self._waiting.append(_Waiting(request, deadline, answered, alone))
         self._plan()
-        timer = self._loop.call_at(deadline, _expire, answered)
-        try:
-            return await answered
-        finally:
-            timer.cancel()
+        if deadline < self._sweep_at:
+            self._sweep_then(deadline)
+        return await answered
 
     async def close(self) -> None:
         """Send nothing new; wait for what is under way, each call until its own deadline."""
@@ -85,7 +86,27 @@ class Coalescer:
                 one.answered.set_exception(ClosedError("the client was closed: it was not sent"))
         self._waiting.clear()
         if self._sending:
-            await asyncio.wait(self._sending)
+            await asyncio.wait(list(self._sending))
+        self._sweep_then(inf)
+
+    def _sweep_then(self, moment: float) -> None:
+        if self._sweep is not None:
+            self._sweep.cancel()
+        self._sweep_at = moment
+        self._sweep = self._loop.call_at(moment, self._expire) if moment < inf else None
+
+    def _expire(self) -> None:
+        """End what has passed its deadline. One timer for all: most checks never need one."""
+        now, next_one = time.monotonic(), inf
+        for batch in (self._waiting, *self._sending.values()):
+            for one in batch:
+                if one.answered.done():
+                    continue
+                if one.deadline <= now:
+                    one.answered.set_exception(out_of_time("the check"))
+                elif one.deadline < next_one:
+                    next_one = one.deadline
+        self._sweep_then(next_one)
 
     def _plan(self) -> None:
         if not self._flush_planned and len(self._sending) < self._most_in_flight:
@@ -100,7 +121,7 @@ class Coalescer:
             if not batch:
                 break
             task = self._loop.create_task(self._send(batch))
-            self._sending.add(task)
+            self._sending[task] = batch
             task.add_done_callback(self._sent)
 
     def _take(self) -> list[_Waiting]:
@@ -118,7 +139,7 @@ class Coalescer:
         return batch
 
     def _sent(self, task: asyncio.Task[None]) -> None:
-        self._sending.discard(task)
+        del self._sending[task]
         if self._waiting:
             # Planned, not done: whoever was just answered may have its next check to add.
             self._plan()
@@ -160,7 +181,7 @@ class Coalescer:
             return
         failure: CallError | None = None
         for one, item in zip(batch, answers.items, strict=True):
-            if item.WhichOneof("outcome") == "response":
+            if item.HasField("response"):
                 _answer(one, item.response)
                 continue
             failure = call_error(
@@ -171,11 +192,6 @@ class Coalescer:
             _fail(one, failure)
         if failure is not None:
             self._calls.retries.failed(failure)
-
-
-def _expire(answered: asyncio.Future[pb.CheckResponse]) -> None:
-    if not answered.done():
-        answered.set_exception(out_of_time("the check"))
 
 
 def _answer(one: _Waiting, answer: pb.CheckResponse) -> None:

@@ -75,6 +75,18 @@ class ClientError(Exception):
         self.message = message
         self.reason = reason or self.reason
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors travel between processes whole: pools pickle them."""
+        return _made_again, (type(self), self.args, self.__dict__)
+
+
+def _made_again(
+    kind: type[ClientError], args: tuple[Any, ...], state: dict[str, Any]
+) -> ClientError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
+
 
 class ConfigurationError(ClientError, ValueError):
     """A setting or an argument is wrong; the message says what is allowed."""

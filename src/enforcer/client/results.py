@@ -255,6 +255,10 @@ class _Limits(Sequence[Limit]):
     def __repr__(self) -> str:
         return repr(self._read())
 
+    def __reduce__(self) -> tuple[type[tuple[Limit, ...]], tuple[tuple[Limit, ...]]]:
+        """Copies and pickles are plain tuples."""
+        return tuple, (self._read(),)
+
 
 def verdict_of(answer: pb.CheckResponse) -> Verdict:
     """An answer as a value."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from typing import TYPE_CHECKING
 
 import grpc
@@ -7,12 +8,15 @@ import pytest
 
 from enforcer.client.errors import (
     CallError,
+    DeniedError,
     InternalError,
     InvalidRequestError,
     UnavailableError,
     call_error,
 )
+from enforcer.client.results import verdict_of
 from enforcer.client.retry import Retries, Schedule
+from enforcer.v1 import enforcer_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,3 +93,23 @@ def test_a_code_says_what_kind_of_error_it_is(
     assert error.retryable is retryable
     assert error.reason == code.name
     assert Retries().allow(error) is retryable
+
+
+def test_an_error_comes_through_a_process_pool_whole() -> None:
+    answer = pb.CheckResponse(reason=pb.REASON_QUOTA_EXCEEDED)
+    answer.limits.add(kind=pb.LIMIT_KIND_QUOTA, id="q", limit=3)
+    verdict = verdict_of(answer)
+    denied = pickle.loads(pickle.dumps(DeniedError("acme", "f", verdict)))  # noqa: S301 - ours
+    assert isinstance(denied, DeniedError)
+    assert (denied.customer, denied.verdict, str(denied)) == (
+        "acme",
+        verdict,
+        "'acme' may not use 'f': quota_exceeded",
+    )
+    asked = call_error(
+        grpc.StatusCode.UNAVAILABLE, "later", reason="BUSY", retry_after=3.0, metadata={"a": "b"}
+    )
+    again = pickle.loads(pickle.dumps(asked))  # noqa: S301 - ours
+    assert isinstance(again, UnavailableError)
+    assert vars(again) == vars(asked)
+    assert again.retryable

@@ -1,0 +1,192 @@
+"""What the Python client saves by sending checks together, beside bare unary calls, in one run on this machine.
+
+    python -m loadtests.sdk_bench [--tasks 256] [--checks 5000] [--rounds 3] [--up=OPTIONS] [--json]
+
+Starts a gateway of its own (one enforcer worker unless `--up` says otherwise) and asks it from one process with one
+connection: `--tasks` tasks ask one check after the other, in turns by bare `grpc.aio` stubs and through the client, so
+that a busy machine disturbs both alike. Only the ratios of one run count. Checks are full: quota and rate of `acme`'s
+`api.calls`, a new idempotency key each, a record on disk before the answer. At the end the counter has to have what
+was granted to both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import secrets
+import shlex
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import grpc.aio
+import psutil
+
+from enforcer.client import Client, Options
+from enforcer.client.channel import channel_options, target_of
+from enforcer.v1 import enforcer_pb2 as pb
+from enforcer.v1.enforcer_pb2_grpc import EnforcerServiceStub
+from loadtests.gateway import Target, started
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+CUSTOMER, FEATURE = "acme", "api.calls"
+WARM_UP = 0.2
+"""Of a round's checks, before the first."""
+
+
+@dataclass
+class Figures:
+    """Of all rounds of one way."""
+
+    checks: int = 0
+    seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    cpu: dict[str, float] = field(default_factory=dict)
+
+    def row(self) -> dict[str, Any]:
+        """What is printed: rates in checks/s, latencies in ms, processor time in µs for each check."""
+        ordered = sorted(self.latencies)
+        return {
+            "checks_per_s": round(self.checks / self.seconds),
+            "best_round": round(max(self.rates)),
+            "p50_ms": round(ordered[len(ordered) // 2] * 1e3, 2),
+            "p99_ms": round(ordered[int(len(ordered) * 0.99)] * 1e3, 2),
+            **{f"{name}_us": round(cpu * 1e6 / self.checks, 1) for name, cpu in self.cpu.items()},
+        }
+
+
+def processors(target: Target) -> dict[str, float]:
+    """Seconds that this process, the enforcers and the store have used, children included."""
+    used = {"client": time.process_time(), "enforcer": 0.0, "store": 0.0}
+    for name, pid in target.pids().items():
+        role = {"e": "enforcer", "v": "store"}.get(name[0], "")
+        if role:
+            process = psutil.Process(pid)
+            for one in [process, *process.children(recursive=True)]:
+                times = one.cpu_times()
+                used[role] += times.user + times.system
+    return used
+
+
+async def drive(
+    ask: Callable[[], Awaitable[int]], tasks: int, checks: int
+) -> tuple[int, list[float]]:
+    """So many tasks, each with its share, one check after the other. What was granted, and how long each took."""
+    latencies: list[float] = []
+    clock = time.perf_counter
+
+    async def work(share: int) -> int:
+        granted = 0
+        for _ in range(share):
+            begun = clock()
+            granted += await ask()
+            latencies.append(clock() - begun)
+        return granted
+
+    shares = [checks // tasks + (number < checks % tasks) for number in range(tasks)]
+    granted = await asyncio.gather(*(work(share) for share in shares))
+    return sum(granted), latencies
+
+
+async def measure(target: Target, args: argparse.Namespace) -> tuple[dict[str, Figures], str]:
+    """Rounds in turns; and whether the counter agrees."""
+    gateway = target.gateway
+    options = Options(
+        timeout=120,
+        attempt_timeout=120,
+        largest_batch=args.largest_batch,
+        most_in_flight=args.in_flight,
+    )
+    async with (
+        grpc.aio.insecure_channel(target_of(gateway.endpoint), channel_options(options)) as channel,
+        Client(gateway.endpoint, gateway.api_key, options=options) as client,
+    ):
+        stub: Any = EnforcerServiceStub(channel)
+        metadata = gateway.metadata
+
+        async def bare() -> int:
+            request = pb.CheckRequest(
+                customer=CUSTOMER,
+                feature=FEATURE,
+                quantity=1,
+                idempotency_key=secrets.token_hex(16),
+            )
+            answer = await stub.Check(request, timeout=120, metadata=metadata)
+            return int(answer.granted)
+
+        async def together() -> int:
+            return (await client.check(CUSTOMER, FEATURE)).granted
+
+        ways = {"bare unary calls": bare, "enforcer.client": together}
+        figures = {name: Figures() for name in ways}
+        granted = 0
+        for number in range(args.rounds + 1):
+            checks = args.checks if number else max(args.tasks, int(args.checks * WARM_UP))
+            for name, ask in ways.items():
+                before, begun = processors(target), time.perf_counter()
+                got, latencies = await drive(ask, args.tasks, checks)
+                seconds, after = time.perf_counter() - begun, processors(target)
+                granted += got
+                if not number:
+                    continue
+                row = figures[name]
+                row.checks += checks
+                row.seconds += seconds
+                row.latencies += latencies
+                row.rates.append(checks / seconds)
+                for role, cpu in after.items():
+                    row.cpu[role] = row.cpu.get(role, 0.0) + cpu - before[role]
+        balance = await client.balance(CUSTOMER, FEATURE)
+        used = max(limit.used for limit in balance.limits)
+    agrees = "" if used == granted else f"the counter has {used}, clients were granted {granted}"
+    return figures, agrees
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--tasks", type=int, default=256)
+    parser.add_argument("--checks", type=int, default=5000, help="of a round and way")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--largest-batch", type=int, default=Options().largest_batch)
+    parser.add_argument("--in-flight", type=int, default=Options().most_in_flight)
+    parser.add_argument("--up", default="--workers 1", help="options of `metergate up`")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    with started(shlex.split(args.up)) as target:
+        figures, differs = asyncio.run(measure(target, args))
+    rows = {name: one.row() for name, one in figures.items()}
+    first, second = rows.values()
+    ratio = round(second["checks_per_s"] / first["checks_per_s"], 2)
+    machine = {
+        "python": platform.python_version(),
+        "grpcio": version("grpcio"),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        **{name: getattr(args, name) for name in ("tasks", "checks", "rounds", "up")},
+        "largest_batch": args.largest_batch,
+        "in_flight": args.in_flight,
+    }
+    if args.json:
+        print(json.dumps({"machine": machine, "rows": rows, "ratio": ratio, "differs": differs}))
+    else:
+        print(" ".join(f"{key}={value}" for key, value in machine.items()))
+        print(f"{'way':<20}" + "".join(f"{key:>15}" for key in first))
+        for name, row in rows.items():
+            print(f"{name:<20}" + "".join(f"{value:>15,}" for value in row.values()))
+        print(f"ratio of rates: {ratio}")
+    if differs:
+        sys.exit(differs)
+
+
+if __name__ == "__main__":
+    main()
