@@ -89,6 +89,7 @@ loadtest: $(STAMP) ## Send load, check the sums: SCENARIO=steady RATE=200 SECOND
 	@$(BIN)/python -m loadtests run $(SCENARIO) $(call asked,RATE,--rate) $(call asked,SECONDS,--seconds) \
 	    $(call asked,CUSTOMERS,--customers) $(call asked,CONNECTIONS,--connections) \
 	    $(call asked,GENERATORS,--generators) $(call asked,SPACING,--spacing) $(call asked,UP,--up) \
+	    $(call asked,TOOL,--tool) $(call asked,USERS,--users) $(call asked,UI,--ui) \
 	    $(call asked,FACTOR,--factor) $(call asked,BATCH,--batch) $(call asked,HOLD,--hold) $(call asked,TRACE,--trace) \
 	    $(call asked,ENDPOINT,--endpoint) $(call asked,DATA_DIR,--data-dir) $(ARGS)
 

@@ -13,7 +13,7 @@ import typer
 from enforcer.cli.exits import CommandError, Status
 from loadtests import agreement, compare, gateway, page, result
 from loadtests.arrivals import Spacing
-from loadtests.run import Run, Settings, new_run
+from loadtests.run import Run, Settings, Tool, new_run
 from loadtests.scenarios import SCENARIOS, Options
 
 if TYPE_CHECKING:
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 MOST_RATE = 200_000
 MOST_SECONDS = 3600
 MOST_CALLS = 100_000_000
+
+ONLY = {
+    Tool.OPEN: ("spacing", "seed", "generators", "most_in_flight"),
+    Tool.LOCUST: ("users", "ui"),
+}
+"""Options that one tool heeds and the other does not."""
 
 app = typer.Typer(
     add_completion=False,
@@ -33,14 +39,23 @@ app = typer.Typer(
 
 @app.command()
 def run(
+    context: typer.Context,
     scenario: Annotated[str, typer.Argument(help=f"One of {', '.join(SCENARIOS)}.")] = "",
     *,
+    tool: Annotated[Tool, typer.Option(help="The open loop, or Locust.")] = Tool.OPEN,
     rate: Annotated[float, typer.Option(min=0.1, max=MOST_RATE, help="Arrivals a second.")] = 200,
     seconds: Annotated[float, typer.Option(min=1, max=MOST_SECONDS, help="How long.")] = 30,
     customers: Annotated[int, typer.Option(min=1, max=2000, help="Accounts.")] = 100,
     connections: Annotated[
         int, typer.Option(min=1, max=1000, help="Connections of each generator.")
     ] = 8,
+    users: Annotated[
+        int, typer.Option(min=1, max=2000, help="locust: users that share the rate.")
+    ] = 20,
+    ui: Annotated[
+        int | None,
+        typer.Option(min=1024, max=65535, metavar="PORT", help="locust: a port for its own page."),
+    ] = None,
     generators: Annotated[int, typer.Option(min=1, max=64, help="Processes that send.")] = 1,
     spacing: Annotated[
         Spacing, typer.Option(help="How arrivals lie in a second.")
@@ -89,6 +104,10 @@ def run(
         raise CommandError(
             f"{rate:g} a second for {seconds:g} s are more than {MOST_CALLS:,} calls"
         )
+    for name in ONLY[Tool.LOCUST if tool is Tool.OPEN else Tool.OPEN]:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise CommandError(f"--tool {tool} does not heed --{name.replace('_', '-')}")
     own = {"batch": batch, "factor": factor, "hold": hold, "trace": trace and str(trace.absolute())}
     given = {name: value for name, value in own.items() if value is not None}
     for name in given.keys() - SCENARIOS[scenario].heeds:
@@ -109,6 +128,9 @@ def run(
     settings = Settings(
         scenario,
         options,
+        tool=tool,
+        users=users,
+        ui=ui,
         generators=generators,
         connections=connections,
         deadline=deadline,

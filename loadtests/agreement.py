@@ -115,6 +115,8 @@ class Agreement(msgspec.Struct):
     records: int
     """In the sequences, as the audit found them."""
     repeats: int
+    asked_again: int
+    """Calls without an answer whose answer was got after the load."""
     findings: list[str]
     findings_in_all: int = 0
     seats: SeatSums | None = None
@@ -133,6 +135,8 @@ def summary(agreement: Agreement) -> str:
             f"{seats.perhaps_ms / 1000:,.2f} s by the clients' clocks, {seats.reported_ms / 1000:,.2f} s "
             f"in the report, at most {seats.highest_peak:,} of a customer at once"
         )
+    if agreement.asked_again:
+        said += f"; {agreement.asked_again:,} calls without an answer were asked again"
     return f"{said}; the audit saw {agreement.records:,} records."
 
 
@@ -159,6 +163,7 @@ def compare(outcome: Outcome, sides: Sides) -> Agreement:
         overuse=overuse,
         records=audit.records,
         repeats=audit.repeats,
+        asked_again=outcome.asked_again,
         findings=found[:MOST_FINDINGS],
         findings_in_all=len(found),
         seats=_seat_sums(outcome, sides) if outcome.seats or sides.seats else None,

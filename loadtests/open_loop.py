@@ -21,9 +21,9 @@ from enforcer.cli.connection import CHANNEL_OPTIONS
 from enforcer.v1.enforcer_pb2_grpc import EnforcerServiceStub
 from loadtests.arrivals import dealt
 from loadtests.latencies import Latencies
-from loadtests.processes import READY
+from loadtests.processes import READY, Job
 from loadtests.record import Record
-from loadtests.scenarios import Options, make
+from loadtests.scenarios import make
 from loadtests.sessions import Call, Pause
 
 if TYPE_CHECKING:
@@ -31,24 +31,9 @@ if TYPE_CHECKING:
 
     from loadtests.outcome import Outcome
 
-__all__ = ["Job", "Pace", "drive", "main"]
+__all__ = ["Pace", "drive", "main"]
 
 CONNECT_SECONDS: Final = 30.0
-
-
-class Job(msgspec.Struct, frozen=True):
-    """What one generator process is to do."""
-
-    endpoint: str
-    api_key: str
-    scenario: str
-    options: Options
-    share: int
-    shares: int
-    connections: int
-    deadline: float
-    most_in_flight: int
-    interval: float
 
 
 class Pace:

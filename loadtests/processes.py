@@ -7,35 +7,54 @@ import sys
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, Self
+from typing import IO, TYPE_CHECKING, Final, Self
 
 import msgspec
 
 from enforcer.cli.exits import CommandError, Status
 from loadtests.outcome import Outcome
+from loadtests.scenarios import Options  # noqa: TC001 - msgspec reads annotations at run time
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from types import TracebackType
 
-__all__ = ["READY", "Sender"]
+__all__ = ["READY", "Job", "Sender"]
 
 READY: Final = b"ready\n"
 START_SECONDS: Final = 60.0
 """How long it may take to start and to connect."""
 
 
+class Job(msgspec.Struct, frozen=True):
+    """What one process is to do. The open loop heeds shares and most_in_flight, Locust users and ui."""
+
+    endpoint: str
+    api_key: str
+    scenario: str
+    options: Options
+    share: int
+    shares: int
+    connections: int
+    deadline: float
+    most_in_flight: int
+    interval: float
+    users: int = 0
+    ui: int | None = None
+    """The port of Locust's own page."""
+
+
 class Sender:
-    """`python -m WORDS`, killed on exit if it is still there.
+    """`python -m MODULE`, killed on exit if it is still there.
 
     It reads its job as a line of JSON from stdin, writes `READY` when it could send, reads the moment of the
     machine's monotonic clock at which the plan begins, and writes its outcome as JSON at the end.
     """
 
-    def __init__(self, name: str, words: Sequence[str], job: Any) -> None:
+    def __init__(self, name: str, module: str, job: Job) -> None:
         self.name = name
         self._process = subprocess.Popen(  # noqa: S603 - ourselves
-            [sys.executable, "-m", *words],
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=Path(__file__).parents[1],

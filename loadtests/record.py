@@ -53,6 +53,10 @@ class Record:
         if self._open:
             self._at(time.monotonic()).errors += 1
 
+    def abandoned(self, call: Call) -> None:
+        """Note a call that this side broke off: no fault, but it may have run."""
+        self.told.failed(call, "CANCELLED", counts=False)
+
     def settling(self) -> Iterator[list[Call] | Pause]:
         """The load is over: what is to be sent together to know what is in doubt and give back what is held.
 

@@ -7,6 +7,7 @@ import time
 import uuid
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -16,9 +17,8 @@ from enforcer.v1 import catalog_pb2
 from enforcer.v1.catalog_pb2_grpc import CatalogServiceStub
 from loadtests import agreement, gateway, page, result
 from loadtests.latencies import merged, percentiles_ms
-from loadtests.open_loop import Job
 from loadtests.outcome import Interval, Outcome, summed
-from loadtests.processes import Sender
+from loadtests.processes import Job, Sender
 from loadtests.result import Moment, Result
 from loadtests.scenarios import NOT_ALL_HEED, Options, make
 from loadtests.watch import Watch
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from loadtests.agreement import Agreement
     from loadtests.gateway import Target
 
-__all__ = ["Run", "Settings", "new_run"]
+__all__ = ["Run", "Settings", "Tool", "new_run"]
 
 LEAD_SECONDS: Final = 0.2
 """From when all are ready to the first moment of the plan."""
@@ -38,16 +38,28 @@ END_SECONDS: Final = 180.0
 """How long after the plan a generator may still wait for answers, and ask again."""
 
 
+class Tool(StrEnum):
+    """What sends."""
+
+    OPEN = "open"
+    LOCUST = "locust"
+
+
+MODULES: Final = {Tool.OPEN: "loadtests.open_loop", Tool.LOCUST: "loadtests.locust_process"}
+
+
 class Settings(msgspec.Struct, frozen=True):
     """What was asked for on the command line."""
 
     scenario: str
     options: Options
-    tool: str = "open"
+    tool: Tool = Tool.OPEN
     generators: int = 1
     connections: int = 8
     deadline: float = 10.0
     most_in_flight: int = 10_000
+    users: int = 20
+    ui: int | None = None
     up: tuple[str, ...] = ()
 
 
@@ -112,11 +124,15 @@ class Run:
                     deadline=settings.deadline,
                     most_in_flight=settings.most_in_flight,
                     interval=self._interval,
+                    users=settings.users,
+                    ui=settings.ui,
                 )
                 name = "generator" if settings.generators == 1 else f"generator-{share + 1}"
-                senders.append(stack.enter_context(Sender(name, ["loadtests.open_loop"], job)))
+                senders.append(stack.enter_context(Sender(name, MODULES[settings.tool], job)))
             for one in senders:
                 one.until_ready()
+            if settings.ui:
+                print(f"Locust's page: http://127.0.0.1:{settings.ui}", flush=True)
             begin = time.monotonic() + LEAD_SECONDS
             for one in senders:
                 one.begin(begin)
@@ -174,9 +190,11 @@ class Run:
         settings = self._settings
         own = msgspec.structs.asdict(settings.options)
         del own["run"]  # told apart from others, but no condition of the run
-        for name in NOT_ALL_HEED - self._scenario.heeds:
+        ignored = NOT_ALL_HEED - self._scenario.heeds
+        for name in ignored | {"spacing", "seed"} if settings.tool is Tool.LOCUST else ignored:
             del own[name]
-        shown = ("generators", "connections", "deadline")
+        shown = ["connections", "deadline"]
+        shown += ["generators"] if settings.tool is Tool.OPEN else ["users"]
         return own | {
             **{name: getattr(settings, name) for name in shown},
             "up": " ".join(settings.up),

@@ -56,6 +56,8 @@ class Scenario(ABC):
     """A sentence."""
     heeds: ClassVar[frozenset[str]] = frozenset()
     """Which of the options that not all heed."""
+    bounded: ClassVar[bool] = False
+    """There are only as many sessions as moments."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -235,6 +237,7 @@ class Trace(Scenario):
 
     about = "Requests to language models with their tokens, each an atomic batch, in the bunches of a trace."
     heeds = frozenset({"trace"})
+    bounded = True
 
     def __init__(self, options: Options) -> None:
         super().__init__(options)
