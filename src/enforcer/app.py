@@ -318,6 +318,7 @@ async def _tick(counters: CounterStore, buckets: int, metrics: Metrics) -> None:
     """End what has expired, second by second. Every enforcer does it; each end happens once."""
     while True:
         await asyncio.sleep(TICK_SECONDS)
+        metrics.settle()
         for bucket in range(buckets):
             try:
                 metrics.ended.inc(await counters.tick(bucket))

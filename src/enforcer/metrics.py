@@ -6,9 +6,14 @@ With several workers, PROMETHEUS_MULTIPROC_DIR names a folder that they share; a
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["Metrics"]
 
@@ -16,8 +21,37 @@ _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
+class _Tally:
+    """What was observed and is not in its histogram yet."""
+
+    __slots__ = ("_bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self.counts, self.total = [0] * (len(bounds) + 1), 0.0
+
+    def observe(self, amount: float) -> None:
+        """One more."""
+        self.counts[bisect_left(self._bounds, amount)] += 1
+        self.total += amount
+
+    def settle(self, histogram: Histogram) -> int:
+        """Put all of it into the histogram; return how many there were."""
+        found = sum(self.counts)
+        if found:
+            for bucket, count in zip(histogram._buckets, self.counts, strict=True):  # noqa: SLF001 - it takes only one at a time
+                if count:
+                    bucket.inc(count)
+            histogram._sum.inc(self.total)  # noqa: SLF001
+            self.counts, self.total = [0] * len(self.counts), 0.0
+        return found
+
+
 class Metrics:
-    """The catalogue. Children are looked up once and kept: `labels` costs as much as counting."""
+    """The catalogue. What every call changes is tallied, and put into the registry by `settle`.
+
+    There one number costs as much as the rest of a call's way through the transport.
+    """
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -120,27 +154,21 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemin",
         )
-        self._call_children: dict[tuple[str, str], Counter] = {}
-        self._second_children: dict[str, Histogram] = {}
-        self._decision_children: dict[tuple[str, str], Counter] = {}
+        self._finished: dict[tuple[str, str], _Tally] = {}
+        self._decided: dict[tuple[str, str], int] = {}
+        self._batches, self._scripts = _Tally(_SIZES), _Tally(_SECONDS)
 
     def call(self, method: str, code: str, seconds: float) -> None:
         """One finished call."""
-        child = self._call_children.get((method, code))
-        if child is None:
-            child = self._call_children[method, code] = self._calls.labels(method, code)
-        child.inc()
-        timer = self._second_children.get(method)
-        if timer is None:
-            timer = self._second_children[method] = self._seconds.labels(method)
-        timer.observe(seconds)
+        tally = self._finished.get((method, code))
+        if tally is None:
+            tally = self._finished[method, code] = _Tally(_SECONDS)
+        tally.observe(seconds)
 
     def decision(self, mode: str, reason: str) -> None:
         """One decision."""
-        child = self._decision_children.get((mode, reason))
-        if child is None:
-            child = self._decision_children[mode, reason] = self._decisions.labels(mode, reason)
-        child.inc()
+        key = mode, reason
+        self._decided[key] = self._decided.get(key, 0) + 1
 
     def audited(self, bucket: int, drift: int, gaps: int) -> None:
         """One bucket was held against its records."""
@@ -149,8 +177,8 @@ class Metrics:
 
     def batched(self, checks: int, seconds: float) -> None:
         """One script call."""
-        self.batch.observe(checks)
-        self.script.observe(seconds)
+        self._batches.observe(checks)
+        self._scripts.observe(seconds)
 
     def emergency(self, outcome: str) -> None:
         """One check without counters."""
@@ -166,8 +194,20 @@ class Metrics:
         self._breaker.set(number)
         self._transitions.labels(state).inc()
 
+    def settle(self) -> None:
+        """Bring the registry up to date: before it is read, and now and then where other workers read it."""
+        for (method, code), tally in self._finished.items():
+            if count := tally.settle(self._seconds.labels(method)):
+                self._calls.labels(method, code).inc(count)
+        for key, count in self._decided.items():
+            self._decisions.labels(*key).inc(count)
+        self._decided.clear()
+        self._batches.settle(self.batch)
+        self._scripts.settle(self.script)
+
     def text(self) -> bytes:
         """The exposition, of all workers if they share a folder."""
+        self.settle()
         if not self._shared:
             return generate_latest(self.registry)
         registry = CollectorRegistry()

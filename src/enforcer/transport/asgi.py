@@ -91,26 +91,24 @@ class _Fate(Enum):
 class _Call(Call):
     """On a scope of ASGI. `receive` is set when the request has been taken: then it tells only whether the client waits."""
 
-    __slots__ = ("_headers", "fate", "looked_at", "receive", "started", "task", "watched")
+    __slots__ = ("_headers", "fate", "looked_at", "receive", "task", "watched")
 
-    def __init__(self, headers: dict[bytes, bytes]) -> None:
+    def __init__(self, headers: dict[bytes, bytes], task: asyncio.Task[Any] | None) -> None:
         authorization = headers.get(b"authorization")
         self.authorization = None if authorization is None else authorization.decode("latin-1")
-        self.started = time.monotonic()
+        self.started = started = time.monotonic()
+        self.looked_at = started + SWEEP_SECONDS
+        self.deadline = None
         timeout = headers.get(b"grpc-timeout")
-        left = None if timeout is None else seconds(timeout)
-        self.looked_at = self.started + SWEEP_SECONDS
-        if left is None:
-            self.deadline = None
-        else:
-            self.deadline = self.started + left
+        if timeout is not None and (left := seconds(timeout)) is not None:
+            self.deadline = started + left
             if left < SWEEP_SECONDS:
                 self.looked_at = self.deadline
         self.caller, self.trailing = NOBODY, ()
         self._headers = headers
         self.receive: Receive | None = None
         self.fate, self.watched = _Fate.NONE, False
-        self.task: asyncio.Task[Any] | None = asyncio.current_task()
+        self.task = task
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -155,22 +153,41 @@ class AsgiServer:
         """Calls that are not answered yet."""
         return len(self._calls)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(  # noqa: C901, PLR0912 - a function more is time for every call
+        self, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         """Answer one request."""
         headers = dict(scope["headers"])
         if headers.get(b"content-type") not in _KINDS or scope["method"] != "POST":
             await _refuse(send)
             return
-        call = _Call(headers)
+        call = _Call(headers, asyncio.current_task(self._loop))
         self._calls.add(call)
         if call.looked_at < self._next:
             self._sweep_at(call.looked_at, call.started)
         try:
-            method = self._method(scope["path"])
+            method = self._routes.get(scope["path"])
+            if method is None:
+                raise _unknown(scope["path"])
             if method.stream:
                 await self._stream(method, call, receive, send)
-            else:
-                await self._unary(method, call, receive, send)
+                return
+            event = await receive()
+            data = None
+            if event["type"] == "http.request" and not event["more_body"]:
+                data = single(event["body"])
+            if data is None:
+                data = await _only(call, event, receive)
+            call.receive = receive
+            response = await self._answer(method, call, data)
+            call.task = None
+            if len(response) >= COMPRESSED_FROM:
+                await self._large(call, response, send)
+                return
+            await send(_START)
+            body = framed(response)
+            await send({"type": "http.response.body", "body": body, "more_body": False})
+            await send(_trailers(call) if call.trailing else _OK)
         except FailedError as error:
             await _end(send, error.status)
         except WireError as error:
@@ -187,36 +204,6 @@ class AsgiServer:
             self._calls.discard(call)
             if not self._calls:
                 self._idle.set()
-
-    def _method(self, path: str) -> Method:
-        method = self._routes.get(path)
-        if method is None:
-            raise WireError(UNIMPLEMENTED, f"no method {path[:200]} is served here")
-        return method
-
-    async def _unary(self, method: Method, call: _Call, receive: Receive, send: Send) -> None:
-        event = await receive()
-        data = None
-        if event["type"] == "http.request" and not event["more_body"]:
-            data = single(event["body"])
-        if data is None:
-            data = await _only(call, event, receive)
-        call.receive = receive
-        response = await self._answer(method, call, data)
-        call.task = None
-        size = len(response)
-        if size >= COMPRESSED_FROM:
-            await self._large(call, response, send)
-            return
-        await send(_START)
-        await send(
-            {
-                "type": "http.response.body",
-                "body": b"\0" + size.to_bytes(4, "big") + response,
-                "more_body": False,
-            }
-        )
-        await send(_trailers(call) if call.trailing else _OK)
 
     async def _large(self, call: _Call, response: bytes, send: Send) -> None:
         if len(response) > LONGEST_RESPONSE:
@@ -320,6 +307,10 @@ class AsgiServer:
             _log.warning("calls are cut off", calls=len(self._calls))
             for call in tuple(self._calls):
                 call.abandon(_Fate.GONE)
+
+
+def _unknown(path: str) -> WireError:
+    return WireError(UNIMPLEMENTED, f"no method {path[:200]} is served here")
 
 
 async def _only(call: _Call, event: dict[str, Any], receive: Receive) -> bytes:

@@ -33,16 +33,16 @@ class Callers:
         """Who sent this metadata. Raise `UnauthenticatedError`."""
         return await self.sender(authorization_in(metadata))
 
-    def known(self, header: str | None) -> Caller | None:
+    def known(self, header: str | None, now: float) -> Caller | None:
         """Who sent this header, if that was looked up lately: what most calls need, without waiting."""
         known = self._known.get(header)  # type: ignore[arg-type]  # None is never a key
-        return known[1] if known is not None and known[0] > time.monotonic() else None
+        return known[1] if known is not None and known[0] > now else None
 
     async def sender(self, header: str | None) -> Caller:
         """Who sent this `authorization`. Raise `UnauthenticatedError`."""
         if header is None:
             raise UnauthenticatedError("send the API key as metadata `authorization: Bearer <key>`")
-        return self.known(header) or await self._look_up(header)
+        return self.known(header, time.monotonic()) or await self._look_up(header)
 
     async def _look_up(self, header: str) -> Caller:
         """Once for all calls that come meanwhile: else every call in flight asks when the time is over."""

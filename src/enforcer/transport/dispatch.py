@@ -53,10 +53,12 @@ class Call:
     that everybody may call. `trailing` is sent after the answer.
     """
 
-    __slots__ = ("authorization", "caller", "deadline", "trailing")
+    __slots__ = ("authorization", "caller", "deadline", "started", "trailing")
 
-    def __init__(self, authorization: str | None, deadline: float | None) -> None:
+    def __init__(self, authorization: str | None, started: float, deadline: float | None) -> None:
         self.authorization = authorization
+        self.started = started
+        """When it came, on the clock of `time.monotonic`."""
         self.deadline = deadline
         """On the clock of `time.monotonic`; None: the client waits for ever."""
         self.caller = NOBODY
@@ -104,11 +106,13 @@ class Dispatch:
 
     async def unary(self, method: Method, call: Call, data: bytes) -> bytes:
         """Answer one call. Raise `FailedError` with its status."""
-        start = time.monotonic()
-        self._begin(method, call, start)
+        start = call.started
+        if self._running >= self._most or (call.deadline is not None and call.deadline <= start):
+            self._refuse(method, call)
+        self._running += 1
         code = "CANCELLED"
         try:
-            caller = self._known(call.authorization)
+            caller = self._known(call.authorization, start)
             if caller is None:
                 caller = await self._identified(method, call)
             elif caller.role != method.role and method.role not in ("check", ""):
@@ -128,17 +132,18 @@ class Dispatch:
             return response
         finally:
             self._running -= 1
-            self._finished(method.path[1:], code, time.monotonic() - start)
+            self._finished(method.label, code, time.monotonic() - start)
 
     async def stream(
         self, method: Method, call: Call, messages: AsyncIterator[bytes]
     ) -> AsyncGenerator[bytes, None]:
         """Answer one call with one message after the other. Raise `FailedError` with its status."""
-        start = time.monotonic()
-        self._begin(method, call, start)
+        start = call.started
+        self._refuse(method, call)
+        self._running += 1
         code = "CANCELLED"
         try:
-            caller = self._known(call.authorization) or await self._identified(method, call)
+            caller = self._known(call.authorization, start) or await self._identified(method, call)
             if caller is not None:
                 call.caller = caller
                 if method.role not in ("check", ""):
@@ -159,20 +164,19 @@ class Dispatch:
             code = "OK"
         finally:
             self._running -= 1
-            self._finished(method.path[1:], code, time.monotonic() - start)
+            self._finished(method.label, code, time.monotonic() - start)
 
-    def _begin(self, method: Method, call: Call, now: float) -> None:
-        """Take a call, or raise `FailedError`: there are too many, or nobody waits for its answer any more."""
+    def _refuse(self, method: Method, call: Call) -> None:
+        """Raise `FailedError` if there are too many calls, or nobody waits for the answer any more."""
         failed = None
         if self._running >= self._most and method.role:
             failed = "RESOURCE_EXHAUSTED", status_of(OverloadedError(self._most))
-        elif call.deadline is not None and call.deadline <= now:
+        elif call.deadline is not None and call.deadline <= call.started:
             failed = "DEADLINE_EXCEEDED", LATE
         if failed is not None:
             code, status = failed
-            self._finished(method.path[1:], code, 0.0)
+            self._finished(method.label, code, 0.0)
             raise FailedError(status)
-        self._running += 1
 
     async def _identified(self, method: Method, call: Call) -> Caller | None:
         if not method.role:

@@ -5,6 +5,7 @@ Source: gRPC over HTTP2, https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-H
 
 from __future__ import annotations
 
+import struct
 import zlib
 from base64 import b64encode
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ HEAD = 5
 """Bytes before each message: whether it is compressed, and its length."""
 LONGEST_REQUEST = 8 * 1024 * 1024
 LONGEST_RESPONSE = 64 * 1024 * 1024
+_HEAD = struct.Struct(">BI")
 CODINGS = b"identity,deflate,gzip"
 _WINDOW = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 _UNITS = {
@@ -110,18 +112,16 @@ class Frames:
 
 def single(body: bytes) -> bytes | None:
     """The message of a body that is one whole, uncompressed message, as nearly all are; else None."""
-    if (
-        len(body) >= HEAD
-        and not body[0]
-        and int.from_bytes(body[1:HEAD], "big") == len(body) - HEAD
-    ):
-        return body[HEAD:]
+    if len(body) >= HEAD:
+        packed, size = _HEAD.unpack_from(body)
+        if not packed and size == len(body) - HEAD:
+            return body[HEAD:]
     return None
 
 
 def framed(message: bytes) -> bytes:
     """A message as it travels."""
-    return b"\0" + len(message).to_bytes(4, "big") + message
+    return _HEAD.pack(0, len(message)) + message
 
 
 def compressed(message: bytes) -> bytes:

@@ -47,10 +47,11 @@ class _Call(Call):
 
     def __init__(self, context: Any) -> None:
         self._context = context
-        left = context.time_remaining()
+        left, now = context.time_remaining(), time.monotonic()
         super().__init__(
             authorization_in(context.invocation_metadata()),
-            None if left is None else time.monotonic() + left,
+            now,
+            None if left is None else now + left,
         )
 
     @property

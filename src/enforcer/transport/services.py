@@ -7,7 +7,7 @@ theirs in `app.py`. Health and reflection name it then, metrics count it, and ev
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from enforcer.catalog.parse import parse
@@ -53,11 +53,14 @@ class Method:
     role: str
     answer: Callable[[Any, Any], Any]
     stream: bool = False
+    path: str = field(init=False)
+    """As it stands in a request."""
+    label: str = field(init=False)
+    """As it stands in metrics."""
 
-    @property
-    def path(self) -> str:
-        """As it stands in a request."""
-        return f"/{self.service}/{self.name}"
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", f"{self.service}/{self.name}")
+        object.__setattr__(self, "path", f"/{self.label}")
 
 
 def by_caller(answer: Callable[[Caller, Any], Awaitable[Message]]) -> Callable[..., Any]:
