@@ -30,7 +30,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,12 +156,12 @@ class Kind:
     granted: Callable[[Any], int]
 
 
-def tree(*levels: tuple[Terms, ...]) -> Program:
-    """The program of a customer at the bottom of a tree whose nodes have these terms."""
+def tree(*levels: tuple[Terms, ...], first: int = 1) -> Program:
+    """The program of a customer at the bottom of a tree whose nodes have these terms and numbers from `first`."""
     now = int(time.time() * 1000)
     path = tuple(
         Node(
-            number + 1,
+            number + first,
             f"node-{number}",
             suspended=False,
             entitlements=tuple(
@@ -171,7 +171,7 @@ def tree(*levels: tuple[Terms, ...]) -> Program:
         )
         for number, terms in enumerate(levels)
     )
-    return compile_program(Customer("demo", 1, path[-1].key, 0, 1, path), FEATURE, now)[0]
+    return compile_program(Customer("demo", first, path[-1].key, 0, 1, path), FEATURE, now)[0]
 
 
 def numbers() -> Iterator[int]:
@@ -179,9 +179,9 @@ def numbers() -> Iterator[int]:
     return count(1)
 
 
-def metergate(name: str, *levels: tuple[Terms, ...]) -> Kind:
-    """The gateway's own script on a program."""
-    program = tree(*levels)
+def metergate(name: str, *levels: tuple[Terms, ...], customers: int = 1) -> Kind:
+    """The gateway's own script on the programs of so many customers in turn."""
+    programs = [tree(*levels, first=1 + 10 * number) for number in range(customers)]
 
     def prepare(server: Server) -> Callable[[int], bytes]:
         server.call("FLUSHALL")
@@ -197,12 +197,15 @@ def metergate(name: str, *levels: tuple[Terms, ...]) -> Kind:
         batches, keys = count(1), numbers()
         head = "e" * 16, 1
         command = "FCALL", functions.hold, 1, f"{tag}m", *head, 0, WINDOW
-        server.call(*command, "project", tag, program.account_id, program.epoch)
+        for program in programs:
+            server.call(*command, "project", tag, program.account_id, program.epoch)
+        turns = cycle(programs)
 
         def batch(checks: int) -> bytes:
             section = Section(0)
             for _ in range(checks):
                 key = f"bench-{next(keys):09}"
+                program = next(turns)
                 named = idempotency(program.account_id, 1, key, "check", "acme", 1, 1)
                 body = Body("demo", "acme", "acme", "api.calls", "api.calls", 1, key)
                 section.add([Ask(program, 1, Mode.ENFORCE, encode_body(body), named)])
@@ -257,14 +260,14 @@ def sketched(name: str, text: str, state: tuple[bytes, bytes] | None, levels: in
 
 def kinds(folder: Path | None) -> list[Kind]:
     own = [
-        metergate("nothing but boolean", ()),
         metergate("quota", (QUOTA,)),
         metergate("rate", (RATE,)),
         metergate("quota + rate", (QUOTA, RATE)),
+        metergate("quota + rate, 256 customers", (QUOTA, RATE), customers=256),
         metergate("credits, the second grant, + rate", (CREDITS, RATE)),
         metergate("two levels of quota + rate", *[(QUOTA, RATE)] * 2),
         metergate("four levels of quota + rate", *[(QUOTA, RATE)] * 4),
-    ][1:]
+    ]
     if folder is None:
         return own
     quota = struct.pack("<Bddd", 1, 1e15, 0, 1e14)

@@ -56,10 +56,10 @@ __all__ = [
 
 _HEAD = struct.Struct("<HBBBdd8s").pack
 _STATUS = struct.Struct("<d").unpack_from
-_DECISION = struct.Struct("<10d").unpack_from
+_DECISION = struct.Struct("<9d").unpack_from
 _ENTRIES = [struct.Struct(f"<{7 * count}d").unpack_from for count in range(512)]
 _CHECK, _RESERVE, _SEAT, _JOURNALED = 0, 1, 2, 3
-_DECIDED, _EPOCH, _SLICE, _REUSED, _FAILED, _FENCED, _LOST, _REPLAYED, _TURN = range(9)
+_EPOCH, _SLICE, _REUSED, _FAILED, _FENCED, _LOST, _TURN = 1, 2, 3, 4, 5, 6, 8
 _REASONS = {reason.value: reason for reason in Reason}
 
 
@@ -130,13 +130,16 @@ def _place(place: Journaled) -> bytes:
     return struct.pack("<6d", place.number, place.after, *where) + sent.enforcer.encode()
 
 
-def answer(bucket: int, reply: bytes) -> Answer:
+def answer(bucket: int, reply: bytes | list[bytes]) -> Answer:
     """Decode the reply to one check. Raise `FencedError` or `LostError`."""
-    status = int(_STATUS(reply)[0])
-    if status not in (_DECIDED, _REPLAYED):
-        return _undecided(status, reply)
-    _, reason, granted, overage, shadow, now, generation, sequence, expires, count = _DECISION(
-        reply
+    if isinstance(reply, bytes):
+        return _decided(bucket, reply, replayed=False)
+    return _undecided(reply[0]) if len(reply) == 1 else _decided(bucket, reply[0], replayed=True)
+
+
+def _decided(bucket: int, reply: bytes, *, replayed: bool) -> Decision:
+    reason, granted, overage, shadow, now, generation, sequence, expires, count = _DECISION(
+        reply, 8
     )
     values = _ENTRIES[int(count)](reply, 80)
     whole = list(map(int, values))
@@ -152,11 +155,12 @@ def answer(bucket: int, reply: bytes) -> Answer:
         tuple([Entry._make(whole[at : at + 7]) for at in range(0, len(whole), 7)]),
         reply[80 + 8 * len(values) :].decode(),
         int(expires),
-        status == _REPLAYED,
+        replayed,
     )
 
 
-def _undecided(status: int, reply: bytes) -> Answer:
+def _undecided(reply: bytes) -> Answer:
+    status = int(_STATUS(reply)[0])
     if status == _EPOCH:
         return EpochStale(int(_STATUS(reply, 8)[0]))
     if status == _SLICE:

@@ -629,7 +629,7 @@ class RedisCounters:
             self._drop(link)
         self._schedule()
 
-    def _deliver(self, waiting: _Waiting, replies: list[bytes]) -> None:
+    def _deliver(self, waiting: _Waiting, replies: list[Any]) -> None:
         bucket = waiting.bucket
         try:
             answers = [codec.answer(bucket, reply) for reply in replies]

@@ -5,7 +5,7 @@
 local call, pcall_ = redis.call, redis.pcall
 local pack, unpack_, concat = struct.pack, struct.unpack, table.concat
 local floor, ceil, min, max = math.floor, math.ceil, math.min, math.max
-local rep, sub, format, match = string.rep, string.sub, string.format, string.match
+local rep, sub, format, match, byte = string.rep, string.sub, string.format, string.match, string.byte
 local MAX, VERSION = 9007199254740991, @VERSION@
 
 local function read_clock()
@@ -47,22 +47,42 @@ local prefix, outbox, now, meta, generation, id_pattern, before_sequence
 -- Answers by 16 bytes of key: the parameters' fingerprint, then the answer; nothing behind it marks a denial. Nobody looks
 -- at a window after two of them: the time to live, which each process of the server sets once, only collects garbage.
 local answers_now, answers_before
-local ageing = {}
+
+-- What of a bucket stays the same for long, by prefix: names of its keys.
+local names_of = {}
+local names
+local function name_keys(bucket_prefix)
+  names = {
+    meta = bucket_prefix .. 'm', outbox = bucket_prefix .. 'o', fences = bucket_prefix .. 'f',
+    states = bucket_prefix .. 'k', window = -1, now = '', before = '', ageing = '',
+  }
+  names_of[bucket_prefix] = names
+end
 local function enter_window()
   local window = floor(now / window_ms)
-  answers_now = prefix .. 'r:' .. format('%.0f', window)
-  answers_before = prefix .. 'r:' .. format('%.0f', window - 1)
+  if window ~= names.window or window_ms ~= names.window_ms then
+    names.window, names.window_ms = window, window_ms
+    names.now = prefix .. 'r:' .. format('%.0f', window)
+    names.before = prefix .. 'r:' .. format('%.0f', window - 1)
+  end
+  answers_now, answers_before = names.now, names.before
 end
 local function age_answers()
-  if ageing[prefix] == answers_now then return end
+  if names.ageing == answers_now then return end
   call('PEXPIRE', answers_now, format('%.0f', 3 * window_ms))
-  ageing[prefix] = answers_now
+  names.ageing = answers_now
 end
 
-local function enter(bucket_prefix, raw)
-  prefix, outbox = bucket_prefix, bucket_prefix .. 'o'
+local function at_bucket(bucket_prefix)
+  prefix, names = bucket_prefix, names_of[bucket_prefix]
+  if not names then name_keys(bucket_prefix) end
+  outbox = names.outbox
+end
+
+-- Reads the meta of the bucket that we are at. False if it is closed.
+local function enter(raw)
   if not raw or sub(raw, 33) ~= '@RUN@' then
-    ageing[prefix] = nil
+    names.ageing = ''
     return false
   end
   local _, gen, last, denials = unpack_('<dddd', raw)
@@ -90,11 +110,11 @@ end
 -- A connection that was replaced may not write any more: a batch of an older connection is refused, and a newer one
 -- finds here what ran. Value: connection, last batch, time.
 local function fenced()
-  local raw = call('HGET', prefix .. 'f', enforcer)
+  local raw = call('HGET', names.fences, enforcer)
   return raw and unpack_('<d', raw) > connection
 end
 local function mark_batch()
-  call('HSET', prefix .. 'f', enforcer, pack('<ddd', connection, batch, now))
+  call('HSET', names.fences, enforcer, pack('<ddd', connection, batch, now))
 end
 
 local function bytes_before(a, b)

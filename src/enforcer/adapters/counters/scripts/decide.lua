@@ -13,15 +13,17 @@
 --           fingerprint), 16 bytes of the idempotency key's name or nothing, body, and for ops other than CHECK: id,
 --           holder; for JOURNALED these are the journal, and packed: number in it, the mark that it comes after, then if
 --           the check may have run before: connection, slot, batch, place, and behind them the enforcer
--- Returns for each check doubles: status, then
---   0 decided, 7 decided before: reason, granted, overage, shadow, now, generation, sequence, expiry, number of
---     entries, seven doubles an entry; behind them the id
---   1 epoch is stale: the stored one    2 slice is stale: now    3 key reused    4 failed: text behind it
---   5 fenced    6 bucket lost    8 out of turn: the journal's mark
+-- Returns for each check
+--   if it was decided, 8 bytes (in answers that are remembered the fingerprint), then doubles: reason, granted, overage,
+--   shadow, now, generation, sequence, expiry, number of entries, seven doubles an entry; behind them the id
+--   if it was decided before, a list of that and 1
+--   else a list of one string, doubles: status, then
+--     1 epoch is stale: the stored one    2 slice is stale: now    3 key reused    4 failed: text behind it
+--     5 fenced    6 bucket lost    8 out of turn: the journal's mark
 -- The reply as it stands now, not packed yet: [8] is the sequence, [9] the expiry.
 local function answer(check, drawn)
   local out = {
-    OUT.DECIDED, check.reason, check.granted, check.overage, check.shadow and 1 or 0, now, generation, -1, 0, 0,
+    0, check.reason, check.granted, check.overage, check.shadow and 1 or 0, now, generation, -1, 0, 0,
   }
   out[10] = entries_of(check.program, drawn, check.denied, check.holder, out)
   return out
@@ -55,18 +57,27 @@ end
 local pending_denials
 
 -- Answers of this window and the one before, by name: those that were asked for, and those given in this call.
-local answers, given = {}, {}
+local answers, given, given_count = {}, {}, 0
 local function remember(name, value)
   answers[name] = value
-  local n = #given
-  given[n + 1], given[n + 2] = name, value
+  given[given_count + 1], given[given_count + 2] = name, value
+  given_count = given_count + 2
 end
+
+-- Counts parts of the arguments that are of one bucket, so that what was found out in one is not taken for another's.
+local part = 0
 
 -- The reply to a check of a program that does not count any more; nothing where it does.
 local function stale_of(program)
+  if program.fine_in == part then return end
   local stored = tonumber(raws[program.epoch_key] or 0)
-  if stored ~= program.epoch then return pack('<dd', OUT.EPOCH, stored) end
-  if now < program.start or (program.stop ~= 0 and now >= program.stop) then return pack('<dd', OUT.SLICE, now) end
+  if stored ~= program.epoch then return {pack('<dd', OUT.EPOCH, stored)} end
+  if now < program.start or (program.stop ~= 0 and now >= program.stop) then return {pack('<dd', OUT.SLICE, now)} end
+  program.fine_in = part
+end
+
+local function failed(problem)
+  return {pack('<d', OUT.FAILED) .. (type(problem) == 'table' and problem.err or tostring(problem))}
 end
 
 local function deny(check)
@@ -90,7 +101,7 @@ end
 local function whole(group, place, reply)
   local out = {}
   for k = 1, #group do
-    out[k] = k == place and reply or pack('<d', OUT.FAILED) .. 'not decided: another item of the batch was not'
+    out[k] = k == place and reply or failed('not decided: another item of the batch was not')
   end
   return out
 end
@@ -127,17 +138,17 @@ local function journaled(check)
   local mark = tonumber(call('HGET', prefix .. 'j', check.id) or 0)
   local number, after = unpack_('<dd', check.holder)
   check.number = number
-  if mark < after or mark >= number then return pack('<dd', OUT.TURN, mark) end
+  if mark < after or mark >= number then return {pack('<dd', OUT.TURN, mark)} end
   local stale = stale_of(program)
   if stale then return stale end
-  if program.forced ~= 0 then return pack('<d', OUT.FAILED) .. REASONS[program.forced] end
+  if program.forced ~= 0 then return failed(REASONS[program.forced]) end
   local asked = check.quantity
   check.quantity = max(0, asked - counted_before(check))
   if check.quantity > 0 then return end
   local added = pcall_('XADD', outbox, id_pattern, 'b', check.body, 'e', effects_of(@EMERGENCY@, now, 0, 0, 0, asked, 0, {}))
-  if type(added) == 'table' then return pack('<d', OUT.FAILED) .. (added.err or 'no record could be written') end
+  if type(added) == 'table' then return failed(added.err or 'no record could be written') end
   call('HSET', prefix .. 'j', check.id, format('%.0f', check.number))
-  return packed({OUT.DECIDED, @ALLOWED@, 0, 0, 0, now, generation, sequence_of(added), 0, 0})
+  return packed({0, @ALLOWED@, 0, 0, 0, now, generation, sequence_of(added), 0, 0})
 end
 
 -- Decides a group: all of its checks or none. Returns their replies.
@@ -153,8 +164,8 @@ local function decide(group)
       check.name = check.key
       local found = answers[check.name]
       if found then
-        if sub(found, 1, 8) ~= check.finger then return whole(group, k, pack('<d', OUT.REUSED)) end
-        if #found == 8 then known[k] = true else replies[k] = pack('<d', OUT.REPLAYED) .. sub(found, 9) end
+        if sub(found, 1, 8) ~= check.finger then return whole(group, k, {pack('<d', OUT.REUSED)}) end
+        if #found == 8 then known[k] = true else replies[k] = {found, 1} end
       end
     end
   end
@@ -182,9 +193,9 @@ local function decide(group)
         local out = {}
         for n = 1, #group do
           if n == k then out[n] = reply
-          elseif replies[n] and unpack_('<d', replies[n]) == OUT.REPLAYED then out[n] = replies[n]
+          elseif type(replies[n]) == 'table' then out[n] = replies[n]
           else
-            out[n] = packed({OUT.DECIDED, @BATCH_DENIED@, 0, 0, 0, now, generation, -1, 0, 0})
+            out[n] = packed({0, @BATCH_DENIED@, 0, 0, 0, now, generation, -1, 0, 0})
           end
         end
         return out
@@ -193,7 +204,7 @@ local function decide(group)
       if mode ~= PEEK then
         if excess and not fits(program, drawn) then
           take_back()
-          return whole(group, k, pack('<d', OUT.FAILED) .. 'overflow')
+          return whole(group, k, failed('overflow'))
         end
         if check.op == RESERVE then check.holds = {} end
         check.effects = apply(check, drawn, check.holds)
@@ -218,7 +229,7 @@ local function decide(group)
     local added = pcall_('XADD', outbox, id_pattern, 'b', check.body, 'e', packed(check.effects))
     if type(added) == 'table' then
       if n == 1 then take_back() end
-      return whole(group, k, pack('<d', OUT.FAILED) .. (added.err or 'no record could be written'))
+      return whole(group, k, failed(added.err or 'no record could be written'))
     end
     if check.op == RESERVE then
       call('HSET', prefix .. 'v', id, cmsgpack.pack({expires, check.granted, check.body, check.holds}))
@@ -251,42 +262,56 @@ local function read_all(found, keys, ...)
   end
 end
 
--- One bucket's part of the arguments.
-local out, ARGV, at, programs
+-- The replies and how many they are, the arguments, the next of them, and how many checks of its bucket are left.
+local out, filled, ARGV, at, left, programs
 
 -- Reads what the programs and the keys of a bucket's checks need. Returns why they are not decided, or nothing.
-local function prepare(count, checks)
-  prefix, states, raws, dirty, answers, given, pending_denials = ARGV[at], {}, {}, {}, {}, {}, {}
-  programs = {}
-  local keys, asked = {ARGV[at] .. 'm'}, {[ARGV[at] .. 'm'] = true}
-  local function want(key)
-    if not asked[key] then
-      asked[key] = true
-      keys[#keys + 1] = key
-    end
-  end
+local function prepare(count)
+  states, raws, dirty, answers, given, pending_denials, programs = {}, {}, {}, {}, {}, {}, {}
+  given_count, part = 0, part + 1
+  local keys, asked
   for n = 1, count do
     local program = program_of(ARGV[at + 3 + n])
     programs[n] = program
-    want(program.epoch_key)
-    for _, key in ipairs(program.keys) do want(key) end
+    if n == 1 then
+      keys = program.reads
+    else
+      if n == 2 then
+        local first = keys
+        keys, asked = {}, {}
+        for k = 1, #first do keys[k], asked[first[k]] = first[k], true end
+      end
+      for k = 2, #program.reads do
+        local key = program.reads[k]
+        if not asked[key] then
+          asked[key] = true
+          keys[#keys + 1] = key
+        end
+      end
+    end
   end
   read_all(raws, keys)
-  if not enter(prefix, raws[keys[1]]) then return OUT.LOST end
+  if not enter(raws[names.meta]) then return OUT.LOST end
   if fenced() then return OUT.FENCED end
-  local names, first = {}, at + 4 + count
-  for _ = 1, checks do
+  local wanted, n, first = {}, 0, at + 4 + count
+  for _ = 1, left do
     local name = ARGV[first + 1]
-    if name ~= '' then names[#names + 1] = name end
-    first = first + (ARGV[first]:byte(4) == CHECK and 3 or 5)
-  end
-  if #names > 0 then
-    read_all(answers, names, answers_now)
-    local older = {}
-    for k = 1, #names do
-      if not answers[names[k]] then older[#older + 1] = names[k] end
+    if name ~= '' then
+      n = n + 1
+      wanted[n] = name
     end
-    if #older > 0 then read_all(answers, older, answers_before) end
+    first = first + (byte(ARGV[first], 4) == CHECK and 3 or 5)
+  end
+  if n > 0 then
+    read_all(answers, wanted, answers_now)
+    local older, m = {}, 0
+    for k = 1, n do
+      if not answers[wanted[k]] then
+        m = m + 1
+        older[m] = wanted[k]
+      end
+    end
+    if m > 0 then read_all(answers, older, answers_before) end
   end
   flush_denials()
 end
@@ -296,73 +321,73 @@ local function decide_alone(program, mode, quantity, finger, name, body)
   if not program.quick or mode == CHECK_ONLY or mode == PEEK or quantity < 1 then return end
   local found = name ~= '' and answers[name]
   if found then
-    if sub(found, 1, 8) ~= finger then return pack('<d', OUT.REUSED) end
-    if #found > 8 then return pack('<d', OUT.REPLAYED) .. sub(found, 9) end
+    if sub(found, 1, 8) ~= finger then return {pack('<d', OUT.REUSED)} end
+    if #found > 8 then return {found, 1} end
   end
-  local reply = stale_of(program)
-  if reply then return reply end
-  local problem
-  reply, problem = quick(program, quantity, body)
-  if problem then return pack('<d', OUT.FAILED) .. problem end
-  if reply and name ~= '' then remember(name, finger .. sub(reply, 9)) end
+  if program.fine_in ~= part then
+    local stale = stale_of(program)
+    if stale then return stale end
+  end
+  local reply, problem = quick(program, quantity, body, finger)
+  if problem then return failed(problem) end
+  if reply and name ~= '' then remember(name, reply) end
   return reply
 end
 
-local function decide_bucket()
-  local count, checks, keep = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), ARGV[at + 3]
-  local first = #out
-  local read, closed = pcall(prepare, count, checks)
-  if not read then closed = pack('<d', OUT.FAILED) .. (type(closed) == 'table' and closed.err or tostring(closed))
-  elseif closed then closed = pack('<d', closed) end
-  at = at + 4 + count
+-- Decides what is left of a bucket's checks. An error ends it behind the check that it is about.
+local function decide_rest()
   local group
-  for _ = 1, checks do
+  while left > 0 do
     local program, mode, op, more, quantity, ttl, finger = unpack_('<HBBBddc8', ARGV[at])
-    local name, body = ARGV[at + 1], ARGV[at + 2]
-    at = at + 3
-    local id, holder = '', ''
-    if op ~= CHECK then
-      id, holder = ARGV[at], ARGV[at + 1]
-      at = at + 2
-    end
-    if closed then
-      out[#out + 1] = closed
+    local name, body, id, holder = ARGV[at + 1], ARGV[at + 2], '', ''
+    if op == CHECK then
+      at = at + 3
     else
-      program = programs[program + 1]
-      local fine, reply = true, nil
-      if not group and more == 0 and op == CHECK then
-        fine, reply = pcall(decide_alone, program, mode, quantity, finger, name, body)
-        if not fine then reply = pack('<d', OUT.FAILED) .. (type(reply) == 'table' and reply.err or tostring(reply)) end
-      end
-      if reply then
-        out[#out + 1] = reply
-      else
-        group = group or {}
-        -- All fields at once: a table that grows is allocated again and again.
-        group[#group + 1] = {
-          program = program, mode = mode, op = op, quantity = quantity, ttl = ttl, key = name, finger = finger,
-          body = body, id = id, holder = holder, name = false, reason = 0, granted = 0, overage = 0, shadow = false,
-          denied = false, drawn = false, effects = false, shown = false, holds = false, number = 0,
-        }
-        if more == 0 then
-          local replies
-          fine, replies = pcall(decide, group)
-          if not fine then
-            take_back()
-            replies = whole(group, 1, pack('<d', OUT.FAILED) .. (type(replies) == 'table' and replies.err or tostring(replies)))
-          end
-          for k = 1, #group do out[#out + 1] = replies[k] end
-          group = nil
+      id, holder = ARGV[at + 3], ARGV[at + 4]
+      at = at + 5
+    end
+    left, program = left - 1, programs[program + 1]
+    local reply
+    if not group and more == 0 and op == CHECK then reply = decide_alone(program, mode, quantity, finger, name, body) end
+    if reply then
+      filled = filled + 1
+      out[filled] = reply
+    else
+      group = group or {}
+      -- All fields at once: a table that grows is allocated again and again.
+      group[#group + 1] = {
+        program = program, mode = mode, op = op, quantity = quantity, ttl = ttl, key = name, finger = finger,
+        body = body, id = id, holder = holder, name = false, reason = 0, granted = 0, overage = 0, shadow = false,
+        denied = false, drawn = false, effects = false, shown = false, holds = false, number = 0,
+      }
+      if more == 0 then
+        local fine, replies = pcall(decide, group)
+        if not fine then
+          take_back()
+          replies = whole(group, 1, failed(replies))
         end
+        for k = 1, #group do out[filled + k] = replies[k] end
+        filled, group = filled + #group, nil
       end
     end
   end
-  if closed then return end
-  local values = {}
+end
+
+local function refuse_rest(reply)
+  while left > 0 do
+    filled, left = filled + 1, left - 1
+    out[filled] = reply
+    at = at + (byte(ARGV[at], 4) == CHECK and 3 or 5)
+  end
+end
+
+-- Writes what the checks of a bucket have changed: all of it can be written, since it could be read.
+local function write_all(keep, first)
+  local values, n = {}, 0
   for key, state in pairs(dirty) do
-    local n = #values
     values[n + 1], values[n + 2] = key, pack(doubles(state.n), unpack(state, 1, state.n))
-    if state.new then call('SADD', prefix .. 'k', state.suffix) end
+    n = n + 2
+    if state.new then call('SADD', names.states, state.suffix) end
   end
   for name, pending in pairs(pending_denials) do
     local raw = call('HGET', prefix .. 'd', name)
@@ -377,28 +402,47 @@ local function decide_bucket()
   end
   if keep ~= '0' then
     local granted, key = {batch}, prefix .. 'g:' .. enforcer .. format(':%.0f', connection)
-    for k = first + 1, #out do
-      local status, _, much = unpack_('<ddd', out[k] .. rep('\0', 16))
-      granted[1 + k - first] = (status == OUT.DECIDED or status == OUT.REPLAYED) and much or 0
+    for k = first + 1, filled do
+      local reply = out[k]
+      if type(reply) == 'table' then reply = reply[2] and reply[1] end
+      granted[1 + k - first] = reply and unpack_('<d', reply, 17) or 0
     end
     call('HSET', key, keep, packed(granted))
     call('PEXPIRE', key, format('%.0f', 3 * window_ms))
   end
   if meta.dirty then
-    local n = #values
-    values[n + 1], values[n + 2] = prefix .. 'm', packed_meta()
+    values[n + 1], values[n + 2] = names.meta, packed_meta()
+    n = n + 2
   end
-  for k = 1, #values, MOST_AT_ONCE do call('MSET', unpack(values, k, min(#values, k + MOST_AT_ONCE - 1))) end
-  if #given > 0 then
-    call('HSET', answers_now, unpack(given))
+  for k = 1, n, MOST_AT_ONCE do call('MSET', unpack(values, k, min(n, k + MOST_AT_ONCE - 1))) end
+  if given_count > 0 then
+    call('HSET', answers_now, unpack(given, 1, given_count))
     age_answers()
   end
   mark_batch()
 end
 
+local function decide_bucket()
+  at_bucket(ARGV[at])
+  local count, keep, first = tonumber(ARGV[at + 1]), ARGV[at + 3], filled
+  left = tonumber(ARGV[at + 2])
+  local read, closed = pcall(prepare, count)
+  at = at + 4 + count
+  if not read then return refuse_rest(failed(closed)) end
+  if closed then return refuse_rest({pack('<d', closed)}) end
+  while left > 0 do
+    local fine, problem = pcall(decide_rest)
+    if not fine then
+      filled = filled + 1
+      out[filled] = failed(problem)
+    end
+  end
+  write_all(keep, first)
+end
+
 function decide_all(arguments)
   begin(arguments)
-  out, ARGV, at = {}, arguments, 6
+  out, filled, ARGV, at = {}, 0, arguments, 6
   for _ = 1, tonumber(ARGV[5]) do decide_bucket() end
   return out
 end

@@ -346,12 +346,13 @@ local READS = {list = true, counters = true, slots = true}
 
 function hold(ARGV)
   begin(ARGV)
-  if not enter(ARGV[6], call('GET', ARGV[6] .. 'm')) then return {'lost'} end
+  at_bucket(ARGV[6])
+  if not enter(call('GET', names.meta)) then return {'lost'} end
   if fenced() then return {'fenced'} end
   local reply = operations[ARGV[5]](unpack(ARGV, 7))
   if not READS[ARGV[5]] then
     mark_batch()
-    if meta.dirty then call('SET', prefix .. 'm', packed_meta()) end
+    if meta.dirty then call('SET', names.meta, packed_meta()) end
   end
   return reply
 end
