@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -98,7 +100,7 @@ class Load:
         )
 
 
-async def test_keys_count_once_and_a_seat_is_kept_although_gateways_are_killed(
+async def test_keys_count_once_and_a_seat_is_kept_although_gateways_are_killed_and_paused(
     tmp_path: Path,
 ) -> None:
     seated, cleaned_up = asyncio.Event(), asyncio.Event()
@@ -113,7 +115,8 @@ async def test_keys_count_once_and_a_seat_is_kept_although_gateways_are_killed(
 
     async with Deployment(tmp_path) as deployment:
         endpoints = [enforcer.listen for enforcer in deployment.enforcers]
-        options = Options(timeout=60, attempt_timeout=5)
+        # Only the probe of a silent connection ends a call that a gateway never answers.
+        options = Options(timeout=100, attempt_timeout=100, keepalive=1)
         async with Client(endpoints, deployment.key, options=options) as client:
             holder = asyncio.create_task(sit(client))
             await seated.wait()
@@ -126,6 +129,20 @@ async def test_keys_count_once_and_a_seat_is_kept_although_gateways_are_killed(
                 await asyncio.to_thread(enforcer.kill)
                 enforcer.start()
                 await enforcer.serving()
+            paused = deployment.enforcers[0]
+            assert paused.process is not None
+            os.kill(paused.process.pid, signal.SIGSTOP)
+            await load.more()
+            deployment.go_on(paused)
+            # Longer than a lease lives that nobody renews.
+            while datetime.now(UTC) < taken.expires_at + timedelta(seconds=1):
+                assert not holder.done()
+                await asyncio.sleep(0.1)
+            assert [one.id for one in await client.leases("ada", "seats")] == [taken.id]
+            cleaned_up.set()
+            with pytest.raises(asyncio.CancelledError):
+                await holder
+            assert await client.leases("ada", "seats") == []
             # Both at once: nobody answers for a while.
             for enforcer in deployment.enforcers:
                 await asyncio.to_thread(enforcer.kill)
@@ -144,12 +161,3 @@ async def test_keys_count_once_and_a_seat_is_kept_although_gateways_are_killed(
             assert all(isinstance(one, Verdict) and one.replayed for one in answers)
             balance = await client.balance("ada", "held")
             assert balance.limits[0].used == granted
-            # Longer than a lease lives that nobody renews.
-            while datetime.now(UTC) < taken.expires_at + timedelta(seconds=1):
-                assert not holder.done()
-                await asyncio.sleep(0.1)
-            assert [one.id for one in await client.leases("ada", "seats")] == [taken.id]
-            cleaned_up.set()
-            with pytest.raises(asyncio.CancelledError):
-                await holder
-            assert await client.leases("ada", "seats") == []

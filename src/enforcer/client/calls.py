@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from itertools import cycle
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import grpc
@@ -15,7 +16,7 @@ from enforcer.client.retry import Retries, Schedule
 from enforcer.v1.enforcer_pb2_grpc import EnforcerServiceStub
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from enforcer.client.observer import Observers
     from enforcer.client.options import Options
@@ -31,18 +32,27 @@ SHORTEST: Final = 0.001
 
 
 class Calls:
-    """Makes calls on a channel. Times are those of `time.monotonic`, which event loops run on, too."""
+    """Makes calls, over its channels in turns. Times are those of `time.monotonic`, which event loops run on, too."""
 
     def __init__(
-        self, channel: grpc.aio.Channel, api_key: str, options: Options, observers: Observers
+        self,
+        channels: Sequence[grpc.aio.Channel],
+        api_key: str,
+        options: Options,
+        observers: Observers,
     ) -> None:
-        self.stub: EnforcerServiceAsyncStub = EnforcerServiceStub(channel)
+        self._channels = channels
+        self._stubs = cycle([EnforcerServiceStub(channel) for channel in channels])
         self.options, self.observers = options, observers
         self.retries = Retries()
-        self._channel = channel
         self._schedule = Schedule(options.first_pause, options.longest_pause, random.random)
         self._metadata = (("authorization", f"Bearer {api_key}"),)
         self._closed = False
+
+    @property
+    def stub(self) -> EnforcerServiceAsyncStub:
+        """Of the connection whose turn it is."""
+        return next(self._stubs)
 
     async def once(
         self,
@@ -122,9 +132,10 @@ class Calls:
                 failed = error
 
     async def close(self) -> None:
-        """Close the channel; calls that still run end with `ClosedError`."""
+        """Close the connections; calls that still run end with `ClosedError`."""
         self._closed = True
-        await self._channel.close(None)
+        for channel in self._channels:
+            await channel.close(None)
 
 
 def out_of_time(what: str) -> CallError:

@@ -24,7 +24,7 @@ SERVICE_CONFIG: Final = {
     # An address whose health service says NOT_SERVING, as a draining gateway does, gets no calls.
     "healthCheckConfig": {"serviceName": "enforcer.v1.EnforcerService"},
 }
-PROBE_SECONDS: Final = 5
+LONGEST_PROBE: Final = 5.0
 
 _V4: Final = re.compile(r"(\d{1,3}(?:\.\d{1,3}){3}):(\d{1,5})")
 _V6: Final = re.compile(r"\[([0-9a-fA-F:.]+)\]:(\d{1,5})")
@@ -86,10 +86,13 @@ def channel_options(options: Options) -> list[tuple[str, str | int]]:
         ("grpc.enable_http_proxy", 0),
     ]
     if options.keepalive:
+        probe = int(min(options.keepalive, LONGEST_PROBE) * 1000)
         found += [
             ("grpc.keepalive_time_ms", int(options.keepalive * 1000)),
-            ("grpc.keepalive_timeout_ms", PROBE_SECONDS * 1000),
-            # Never while nothing runs: servers take that for an attack.
+            ("grpc.keepalive_timeout_ms", probe),
+            # What the answer to a probe is really waited for: a minute, if nothing is said.
+            ("grpc.http2.ping_timeout_ms", probe),
+            # The question about health that stays open counts as a call, so idle connections are probed, too.
             ("grpc.keepalive_permit_without_calls", 0),
         ]
     return found

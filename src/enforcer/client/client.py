@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
 import time
 from typing import TYPE_CHECKING, Final, Self
 
@@ -21,6 +21,7 @@ from enforcer.client.errors import (
     ClientError,
     ClosedError,
     ConfigurationError,
+    InternalError,
     call_error,
 )
 from enforcer.client.leases import Lease, LeaseInfo, info_of
@@ -89,12 +90,13 @@ class Client:
             raise ClosedError("a client is opened once: make another one")
         self._loop = asyncio.get_running_loop()
         arguments = channel_options(self._options)
-        channel = (
+        channels = [
             grpc.aio.insecure_channel(self._target, arguments)
             if self._credentials is None
             else grpc.aio.secure_channel(self._target, self._credentials, arguments)
-        )
-        self._calls = Calls(channel, self._api_key, self._options, self._observers)
+            for _ in range(self._options.connections)
+        ]
+        self._calls = Calls(channels, self._api_key, self._options, self._observers)
         self._coalescer = Coalescer(self._calls)
         self._settling = Settling(self._calls, self._outages)
         self._ends = LooseEnds()
@@ -205,14 +207,18 @@ class Client:
         place, and the others are not touched by it.
         """
         self._opened()
-        found = await asyncio.gather(
-            *(self._check(_of(one), timeout) for one in checks), return_exceptions=True
-        )
+        # Half of what may wait at a time: more of them than there is room for are no reason to refuse any.
+        together = max(1, self._options.most_waiting // 2)
         answers: list[Verdict | ClientError] = []
-        for one in found:
-            if not isinstance(one, Verdict | ClientError):
-                raise one
-            answers.append(one)
+        for first in range(0, len(checks), together):
+            found = await asyncio.gather(
+                *(self._check(_of(one), timeout) for one in checks[first : first + together]),
+                return_exceptions=True,
+            )
+            for one in found:
+                if not isinstance(one, Verdict | ClientError):
+                    raise one
+                answers.append(one)
         return answers
 
     async def check_all(
@@ -232,6 +238,11 @@ class Client:
         answer = await calls.call(
             "CheckBatch", calls.stub.CheckBatch, request, timeout, len(checks)
         )
+        if len(answer.items) != len(checks):
+            raise InternalError(
+                f"{len(answer.items)} answers came to a batch of {len(checks)} checks",
+                code=grpc.StatusCode.INTERNAL,
+            )
         verdicts = []
         for one, item in zip(checks, answer.items, strict=True):
             if item.WhichOneof("outcome") != "response":
@@ -374,7 +385,7 @@ def _duration(seconds: float | None) -> Duration | None:
 
 def new_key() -> str:
     """An idempotency key that nobody else has, also in a process that was forked."""
-    return secrets.token_hex(16)
+    return os.urandom(16).hex()
 
 
 def _request(
@@ -395,7 +406,7 @@ def _request(
             # A check that consumes nothing needs none.
             idempotency_key=key or ("" if mode is Mode.CHECK_ONLY else new_key()),
             dimensions=dimensions,
-            mode=mode.value,
+            mode=pb.MODE_ENFORCE if mode is Mode.ENFORCE else mode.value,
             product_version=product_version,
         )
     except (TypeError, ValueError) as error:

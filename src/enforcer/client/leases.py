@@ -237,10 +237,10 @@ class Lease:
                 return
             stub = self._calls.stub
             request = pb.RenewLeaseRequest(token=self._held.token, ttl=self._ttl())
+            # A gateway that hangs must not take the time in which another one would answer.
+            longest = min(beat, self._calls.options.attempt_timeout, self._until - before)
             try:
-                answer = await self._calls.once(
-                    "RenewLease", stub.RenewLease, request, min(beat, self._until - before)
-                )
+                answer = await self._calls.once("RenewLease", stub.RenewLease, request, longest)
             except _DEFINITE as error:
                 self._lose(error.reason)
                 return

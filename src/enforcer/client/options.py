@@ -12,7 +12,7 @@ __all__ = ["Options"]
 
 MOST_ITEMS: Final = 256
 """Of a `CheckBatch`, as the gateway has it."""
-_WHOLE: Final = {"most_in_flight", "largest_batch", "most_waiting"}
+_WHOLE: Final = {"most_in_flight", "largest_batch", "most_waiting", "connections"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +33,10 @@ class Options:
     """So many checks travel together, from 1 (never together) to 256."""
     most_waiting: int = 10_000
     """So many checks may wait in this client; one more is refused with `OverloadedError`."""
+    connections: int = 1
+    """To each gateway address. Several reach several worker processes of one gateway."""
     keepalive: float = 30.0
-    """While calls run, a silent connection is probed after so long, and given up 5 s later. 0 = never."""
+    """A silent connection is probed after so long, from 1, and given up as much later, at most 5 s. 0 = never."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -48,6 +50,10 @@ class Options:
             if not (value > 0 or value == least) or value == float("inf"):
                 bound = "0 or more" if least == 0 else "more than 0"
                 raise ConfigurationError(f"{name} is {value!r}: {bound} is expected")
+        if 0 < self.keepalive < 1:
+            raise ConfigurationError(
+                f"keepalive is {self.keepalive}: gateways take probes once a second at most, or 0 = never"
+            )
         if self.largest_batch > MOST_ITEMS:
             raise ConfigurationError(
                 f"largest_batch is {self.largest_batch}: a batch has at most {MOST_ITEMS} checks"

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import grpc
@@ -265,9 +266,14 @@ async def test_more_checks_than_may_wait_are_refused_and_the_others_answered(
     fake: FakeGateway,
 ) -> None:
     async with fake.client(most_waiting=10) as client:
-        answers = await client.check_each([Check("acme", "f")] * 12)
-    assert [type(one) for one in answers] == [Verdict] * 10 + [OverloadedError] * 2
-    assert fake.used["acme", "f"] == 10
+        answers = await asyncio.gather(
+            *(client.check("acme", "f") for _ in range(12)), return_exceptions=True
+        )
+        assert [type(one) for one in answers] == [Verdict] * 10 + [OverloadedError] * 2
+        assert fake.used["acme", "f"] == 10
+        # A list may be longer: it waits for its turn.
+        assert all(await client.check_each([Check("acme", "f")] * 33))
+    assert fake.used["acme", "f"] == 43
 
 
 async def test_a_check_that_nobody_waits_for_any_more_is_not_sent(fake: FakeGateway) -> None:
@@ -347,6 +353,13 @@ async def test_calls_are_balanced_over_healthy_gateways_and_survive_the_end_of_o
         for _ in range(20):
             assert await client.check("acme", "f")
     assert not ill.calls
+
+
+async def test_several_connections_take_turns(fake: FakeGateway) -> None:
+    async with fake.client(connections=3) as client:
+        for _ in range(9):
+            await client.check("acme", "f")
+    assert Counter(Counter(call.peer for call in fake.calls).values()) == {3: 3}
 
 
 async def test_a_client_says_when_it_is_not_open(fake: FakeGateway) -> None:

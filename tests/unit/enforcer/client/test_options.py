@@ -76,6 +76,8 @@ def test_a_key_that_cannot_be_one_is_refused_and_not_shown() -> None:
         ("largest_batch", 0),
         ("most_in_flight", 1.5),
         ("keepalive", -1),
+        ("keepalive", 0.5),
+        ("connections", 0),
     ],
 )
 def test_an_option_that_makes_no_sense_is_refused_by_its_name(name: str, value: Any) -> None:
