@@ -105,7 +105,7 @@ format: $(STAMP) ## Rewrite the code in the house style
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
-proto: $(STAMP) ## Generate src/*/v1 from proto/
+proto: $(STAMP) ## Generate the protos' code in src/
 	$(BIN)/python proto/generate.py
 
 # In an environment of its own: the present one may be what has to change.

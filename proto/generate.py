@@ -1,4 +1,4 @@
-"""Generate src/enforcer/v1 and src/meter/v1 from the protos: `make proto`.
+"""Generate src/enforcer/{v1,ratelimit} and src/meter/v1 from the protos: `make proto`.
 
 A proto's path is its Python path: proto/enforcer/v1/x.proto becomes enforcer.v1.x_pb2, .x_pb2_grpc
 and their typed stubs. The result is committed; `--check` (part of `make lint`) writes nothing and
@@ -19,7 +19,7 @@ from grpc_tools import protoc
 
 PROTO = Path(__file__).resolve().parent
 SRC = PROTO.parent / "src"
-PACKAGES = ("enforcer/v1", "meter/v1")
+PACKAGES = ("enforcer/ratelimit", "enforcer/v1", "meter/v1")
 SERVICE = re.compile(r"^service ", re.MULTILINE)
 PLUGIN_OPTIONS = {"mypy": "quiet:", "mypy_grpc": "quiet:"}
 PACKAGE_INIT = '"""Generated from proto/{package} by proto/generate.py; do not edit."""\n'
@@ -82,7 +82,7 @@ def differences(committed: dict[str, str], fresh: dict[str, str]) -> list[str]:
 
 def main() -> int:
     """Generate, or with --check only compare."""
-    parser = argparse.ArgumentParser(description="Generate src/*/v1 from the protos.")
+    parser = argparse.ArgumentParser(description="Generate the protos' code in src.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if stale")
     check = parser.parse_args().check
     with tempfile.TemporaryDirectory() as folder:

@@ -20,9 +20,11 @@ from enforcer.adapters.definitions.sql import SqlDefinitions
 from enforcer.adapters.journal.files import FileJournal
 from enforcer.adapters.journal.kafka import KafkaJournal
 from enforcer.adapters.meter import MeterClient
+from enforcer.catalog.ratelimit import read_domains
 from enforcer.core.breaker import BreakerOptions
 from enforcer.core.emergency import Shares
 from enforcer.errors import (
+    CatalogInvalidError,
     DefinitionsUnavailableError,
     JournalUnavailableError,
     MetergateError,
@@ -37,6 +39,7 @@ from enforcer.gateway.counting import Counting
 from enforcer.gateway.emergency import Emergency
 from enforcer.gateway.events import Events
 from enforcer.gateway.programs import Programs
+from enforcer.gateway.ratelimit import RateLimits
 from enforcer.metrics import Metrics
 from enforcer.transport.callers import Callers
 from enforcer.transport.corrections import correction_methods
@@ -44,6 +47,7 @@ from enforcer.transport.dispatch import Dispatch
 from enforcer.transport.events import EventsEndpoint
 from enforcer.transport.grpcio import GrpcServer
 from enforcer.transport.http import HttpServer
+from enforcer.transport.ratelimit import ratelimit_methods
 from enforcer.transport.services import methods
 from meter.adapters.kafka.client import KafkaOptions
 from meter.adapters.sql.marks import SqlMarks
@@ -52,12 +56,14 @@ from meter.errors import MeterError
 from meter.settings import load_kafka
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from enforcer.adapters.counters.mend import Marks
+    from enforcer.core.descriptors import Domain
     from enforcer.ports.counters import CounterStore
     from enforcer.ports.journal import Journal
     from enforcer.settings import Settings
+    from enforcer.transport.services import Method
 
 __all__ = ["Server", "run", "serve"]
 
@@ -94,7 +100,7 @@ async def serve(
     `carry` makes what carries the calls; they come from its `start` on.
     """
     metrics = Metrics()
-    steps = _steps()
+    steps, domains = _steps(), _domains(settings)
     async with AsyncExitStack() as stack:
         definitions = SqlDefinitions(settings.database_url, settings.buckets)
         stack.push_async_callback(definitions.close)
@@ -150,6 +156,7 @@ async def serve(
         served = [
             *methods(gateway, definitions, counters, usage, settings.buckets, steps),
             *correction_methods(correcting, backfilling),
+            *_for_envoys(domains, gateway, metrics),
         ]
         server = carry(Dispatch(served, callers, metrics, settings.most_calls))
         await server.start(settings.listen)
@@ -179,6 +186,24 @@ async def serve(
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
+
+
+def _domains(settings: Settings) -> Mapping[tuple[str, str], Domain] | None:
+    if settings.ratelimit_file is None:
+        return None
+    try:
+        return read_domains(settings.ratelimit_file)
+    except CatalogInvalidError as error:
+        raise MisconfiguredError(f"METERGATE_RATELIMIT_FILE:\n{error.message}") from error
+
+
+def _for_envoys(
+    domains: Mapping[tuple[str, str], Domain] | None, gateway: Gateway, metrics: Metrics
+) -> list[Method]:
+    """Without a mapping file, an Envoy that asks learns that there is no such service."""
+    if domains is None:
+        return []
+    return ratelimit_methods(RateLimits(gateway, domains, metrics.descriptor))
 
 
 def _steps() -> Callable[[str], None]:

@@ -295,6 +295,7 @@ class InternalError(MetergateError):
 REASONS: dict[str, tuple[type[MetergateError], str]] = {
     "UNKNOWN_CUSTOMER": (NotFoundError, "no such customer; apply a catalog that has it"),
     "UNKNOWN_FEATURE": (NotFoundError, "no such feature; apply a catalog that has it"),
+    "UNKNOWN_DOMAIN": (NotFoundError, "the mapping file of METERGATE_RATELIMIT_FILE lacks it"),
     "RESERVATION_NOT_FOUND": (NotFoundError, "never made, expired or settled the other way"),
     "BAD_CONTENT_TYPE": (InvalidRequestError, "send CloudEvents as JSON: see docs/events.md"),
     "BAD_EVENT": (
@@ -316,6 +317,7 @@ REASONS: dict[str, tuple[type[MetergateError], str]] = {
         "the key was used with other parameters: take a new one",
     ),
     "BAD_BATCH": (InvalidRequestError, "see the message for size and what may stand together"),
+    "BAD_DESCRIPTOR": (InvalidRequestError, "see docs/envoy.md for what a descriptor may have"),
     "BAD_TTL": (InvalidRequestError, "see the message for the bounds"),
     "BAD_TOKEN": (InvalidRequestError, "send the token as it was given out"),
     "BAD_PAGE": (InvalidRequestError, "send the page token of the same question"),

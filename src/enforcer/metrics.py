@@ -75,6 +75,12 @@ class Metrics:
             ("mode", "reason"),
             registry=registry,
         )
+        self._descriptors = Counter(
+            "enforcer_ratelimit_descriptors",
+            "Descriptors that Envoys sent, by outcome: decided, unmapped, unknown, unusable.",
+            ("outcome",),
+            registry=registry,
+        )
         self.batch = Histogram(
             "enforcer_batch_checks",
             "Checks that travelled to Redis in one script call.",
@@ -169,6 +175,10 @@ class Metrics:
         """One decision."""
         key = mode, reason
         self._decided[key] = self._decided.get(key, 0) + 1
+
+    def descriptor(self, outcome: str) -> None:
+        """One descriptor of an Envoy."""
+        self._descriptors.labels(outcome).inc()
 
     def audited(self, bucket: int, drift: int, gaps: int) -> None:
         """One bucket was held against its records."""

@@ -28,6 +28,8 @@ class Settings(BaseSettings):
     """What carries the calls: Envoy with Python inside (fast), grpcio (anywhere), or `auto`: Envoy where it runs."""
     http_listen: str = "127.0.0.1:8080"
     """`host:port` of /metrics, /healthz and /readyz; shared likewise. Empty = none."""
+    ratelimit_file: Path | None = None
+    """Which descriptors of an Envoy ask for what: a file as docs/envoy.md has it. Without it no Envoy may ask."""
     redis_url: str = "redis://127.0.0.1:6379/0"
     """`redis://`, `rediss://`, `unix://`, or `redis+sentinel://host:port,host:port/name` with a Sentinel's name for it."""
     database_url: str

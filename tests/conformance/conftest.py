@@ -34,15 +34,21 @@ KINDS |= {"Flow": (BytesValue, BytesValue), "Count": (BytesValue, StringValue)}
 
 
 class Process:
-    """`tests.conformance.served` at a port, which several may share."""
+    """`tests.conformance.served`, or another module like it, at a port, which several may share."""
 
-    def __init__(self, transport: str, log: Path, port: int | None = None) -> None:
+    def __init__(
+        self,
+        transport: str,
+        log: Path,
+        port: int | None = None,
+        module: str = "tests.conformance.served",
+    ) -> None:
         self.transport, self.port = transport, port or free_port()
         self.target = f"127.0.0.1:{self.port}"
         self.log = log
         with log.open("ab") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.conformance.served", transport, self.target],
+                [sys.executable, "-m", module, transport, self.target],
                 stderr=file,
                 stdout=file,
             )

@@ -52,6 +52,7 @@ class Plan:
     token: str
     kafka: FolderKafka | None = None
     transport: str = "grpcio"
+    ratelimit: Path | None = None
 
     @property
     def endpoint(self) -> str:
@@ -171,6 +172,7 @@ class Plan:
             "METERGATE_MOST_ENFORCERS": str(self.workers),
             "METERGATE_BUCKETS": BUCKETS,
             "METERGATE_INTERNAL_TOKEN": self.token,
+            **({"METERGATE_RATELIMIT_FILE": str(self.ratelimit)} if self.ratelimit else {}),
             **(self.kafka.settings if self.kafka else {}),
         }
 

@@ -17,6 +17,7 @@ import grpc
 import typer
 
 from enforcer.adapters.definitions.sql import SqlDefinitions
+from enforcer.catalog.ratelimit import read_domains
 from enforcer.cli import leftovers
 from enforcer.cli.connection import CHANNEL_OPTIONS
 from enforcer.cli.exits import CommandError, Status
@@ -29,7 +30,7 @@ from enforcer.cli.options import (  # noqa: TC001 - typer reads annotations at r
 from enforcer.cli.parts import BUCKETS, Plan, database_url, socket_folder
 from enforcer.cli.supervisor import PartFailedError, Supervisor
 from enforcer.cli.terminal import Terminal
-from enforcer.errors import MisconfiguredError
+from enforcer.errors import CatalogInvalidError, MisconfiguredError
 from enforcer.transport.envoy import chosen
 from enforcer.v1 import catalog_pb2
 from enforcer.v1.catalog_pb2_grpc import CatalogServiceStub
@@ -93,6 +94,14 @@ def up(  # noqa: PLR0913 - a command's options
             help="Let the records pass through this Kafka; makes its topics there.",
         ),
     ] = None,
+    ratelimit: Annotated[
+        Path | None,
+        typer.Option(
+            "--ratelimit",
+            metavar="FILE.yaml",
+            help="Let Envoys ask, by this mapping file. Default: METERGATE_RATELIMIT_FILE, else none.",
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Run a gateway in this terminal until Ctrl-C: Valkey, the meter, and enforcers.
@@ -104,6 +113,7 @@ def up(  # noqa: PLR0913 - a command's options
     continue on the same data. Prints `ready` when it answers.
     """
     carried, why = _transport(transport or os.environ.get("METERGATE_TRANSPORT") or "auto")
+    mapping = _mapping(ratelimit)
     folder = find_folder(data_dir)
     folder.create()
     with folder.locked(), claimed(host, port, http_port) as (grpc_number, http_number):
@@ -117,6 +127,7 @@ def up(  # noqa: PLR0913 - a command's options
             folder.secret(folder.internal_token),
             folder_kafka(folder, kafka),
             carried,
+            mapping,
         )
         terminal = Terminal(as_json=json)
         terminal.say(f"transport    {carried}: {why}")
@@ -133,6 +144,19 @@ def _transport(wanted: str) -> tuple[str, str]:
         return chosen(wanted)
     except MisconfiguredError as error:
         raise CommandError(error.message) from error
+
+
+def _mapping(chosen_file: Path | None) -> Path | None:
+    """The mapping file, once it is found to be sound: else the enforcers would fail one by one."""
+    named = os.environ.get("METERGATE_RATELIMIT_FILE")
+    path = chosen_file or (Path(named) if named else None)
+    if path is None:
+        return None
+    try:
+        read_domains(path)
+    except CatalogInvalidError as error:
+        raise CommandError(error.message) from error
+    return path.absolute()
 
 
 class _Gateway:

@@ -51,7 +51,7 @@ from meter.core.records import Body, decode_body, encode_body
 from meter.v1 import usage_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from enforcer.core.commands import Answer, LeaseInfo
     from enforcer.core.program import Program
@@ -240,8 +240,21 @@ class Gateway:
             return error
 
     async def _atomic(self, tenant: str, request: pb.CheckBatchRequest) -> pb.CheckBatchResponse:
+        response = pb.CheckBatchResponse()
+        for decided in await self.decide_together(tenant, request.items):
+            response.items.append(pb.CheckBatchItem(response=check_response(*decided)))
+        return response
+
+    async def decide_together(
+        self, tenant: str, items: Iterable[pb.CheckRequest]
+    ) -> list[tuple[Program, Decision, int]]:
+        """All or none, for customers of one account: each with its program and quantity.
+
+        What is wrong with one item fails them all, and names it as `item`. One item alone follows its feature's
+        failure policy while the counters are away.
+        """
         group = []
-        for place, item in enumerate(request.items):
+        for place, item in enumerate(items):
             try:
                 group.append(self._asked(tenant, item))
             except MetergateError as error:
@@ -252,13 +265,15 @@ class Gateway:
                 "BAD_BATCH",
                 "the items of an atomic batch have one mode: ENFORCE, CHECK_ONLY or RECORD_ONLY",
             )
-        programs, decisions = await self._decide(group)
-        response = pb.CheckBatchResponse()
-        for one, program, decision in zip(group, programs, decisions, strict=True):
-            response.items.append(
-                pb.CheckBatchItem(response=check_response(program, decision, one.quantity))
-            )
-        return response
+        try:
+            programs, decisions = await self._decide(group)
+        except AWAY as error:
+            if len(group) > 1:
+                raise
+            program, decision = await self._without_store(group[0], error)
+            programs, decisions = [program], [decision]
+        quantities = [one.quantity for one in group]
+        return list(zip(programs, decisions, quantities, strict=True))
 
     def _asked(self, tenant: str, request: pb.CheckRequest) -> _Asked:
         named(request.customer, request.feature)

@@ -1,0 +1,1 @@
+"""Generated from proto/enforcer/ratelimit by proto/generate.py; do not edit."""
