@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -47,6 +48,15 @@ class _Tally:
         return found
 
 
+def _forget_dead(folder: Path) -> None:
+    """Drop what workers said of themselves that have died. What they counted stays."""
+    for place in folder.glob("gauge_live*_*.db"):
+        try:
+            os.kill(int(place.stem.rpartition("_")[2]), 0)
+        except ProcessLookupError:
+            place.unlink(missing_ok=True)
+
+
 class Metrics:
     """The catalogue. What every call changes is tallied, and put into the registry by `settle`.
 
@@ -55,7 +65,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self._shared = "PROMETHEUS_MULTIPROC_DIR" in os.environ
+        self._shared = os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")
+        if self._shared:
+            _forget_dead(Path(self._shared))
         self._calls = Counter(
             "enforcer_rpcs",
             "Calls by method and gRPC status.",

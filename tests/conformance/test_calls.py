@@ -314,3 +314,41 @@ async def test_reflection_lists_services_and_describes_them(channel: Channel) ->
     names = {service.name for service in listed.list_services_response.service}
     assert {SERVICE, "grpc.health.v1.Health"} <= names
     assert described.file_descriptor_response.file_descriptor_proto
+
+
+GARBAGE = {
+    "no HTTP": bytes(range(256)) * 40,
+    "HTTP/1.1": b"POST /enforcer.v1.EnforcerService/Echo HTTP/1.1\r\nHost: a\r\n\r\n",
+    "half a preface": b"PRI * HTTP/2.0\r\n\r\n",
+    "half a frame": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0" + b"\0\0\x40\1",
+    "a huge frame": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff\xff\xff\1\4\0\0\0\1",
+    "nothing": b"",
+}
+
+
+async def test_who_sends_garbage_or_never_reads_disturbs_nobody(
+    process: Process, channel: Channel
+) -> None:
+    spoiled = []
+    for sent in list(GARBAGE.values()) * 5:
+        _, writer = await asyncio.open_connection("127.0.0.1", process.port)
+        writer.write(sent)
+        spoiled.append(writer)
+    async with process.channel() as deaf:
+        # Asks for far more than anybody buffers, and reads none of it.
+        call = method(deaf, "Flow", "stream_stream")(metadata=KEY)
+        sending = asyncio.create_task(_flood(call))
+        for number in range(50):
+            sent_back = BytesValue(value=str(number).encode())
+            echo = await method(channel, "Echo")(sent_back, metadata=KEY, timeout=20)
+            assert echo == sent_back
+        sending.cancel()
+        call.cancel()
+    for writer in spoiled:
+        writer.close()
+    assert process.process.poll() is None
+
+
+async def _flood(call: Any) -> None:
+    while True:
+        await call.write(BytesValue(value=bytes(100_000)))

@@ -121,10 +121,22 @@ def test_up_takes_envoy_where_it_runs_and_says_why(stack: Stack) -> None:
     assert envoys == ["envoy"] * len(stack.pids("enforcer")) * (transport == "envoy")
 
 
-def test_metrics_are_served(stack: Stack) -> None:
+def checks_counted(stack: Stack) -> float:
+    """By what one of the workers tells."""
     with urllib.request.urlopen(f"{stack.http}/metrics", timeout=10) as reply:  # noqa: S310
-        assert reply.status == 200
-        assert b"# TYPE" in reply.read()
+        lines = reply.read().decode().splitlines()
+    counted = 'enforcer_rpcs_total{code="OK",method="enforcer.v1.EnforcerService/Check"}'
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(counted))
+
+
+def test_each_worker_tells_the_metrics_of_all(stack: Stack) -> None:
+    before = checks_counted(stack)
+    for _ in range(6):
+        stack.json("check", "acme", "api.calls", "--mode", "check_only")
+    give_up = time.monotonic() + 20
+    while any(checks_counted(stack) < before + 6 for _ in range(6)):
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
 
 
 def test_a_wrong_key_is_a_matter_of_access(stack: Stack) -> None:

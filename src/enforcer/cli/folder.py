@@ -53,6 +53,7 @@ class DataFolder:
         self.seeded = path / "seeded"
         self.valkey = path / "valkey"
         self.journal = path / "journal"
+        self.metrics = path / "metrics"
         self.definitions = path / "definitions.db"
         self.kafka = path / "kafka.json"
 

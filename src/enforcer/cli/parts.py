@@ -142,6 +142,7 @@ class Plan:
                 _environment(
                     self._settings()
                     | self._marks()
+                    | self._metrics()
                     | ({} if worker == 1 else {"METERGATE_AUDIT_INTERVAL_SECONDS": "0"})
                 ),
                 ready,
@@ -149,6 +150,12 @@ class Plan:
             )
             for worker in range(1, self.workers + 1)
         ]
+
+    def _metrics(self) -> dict[str, str]:
+        """Where several workers count, so that each of them can tell what all have counted."""
+        if self.workers == 1:
+            return {}
+        return {"PROMETHEUS_MULTIPROC_DIR": str(self.folder.metrics)}
 
     def _marks(self) -> dict[str, str]:
         """What proves to an enforcer without a meter that a restarted Valkey has all that was rolled up."""

@@ -218,6 +218,8 @@ class _Gateway:
             await self._topics(plan.kafka)
             await supervisor.start(plan.relay(), within=START_SECONDS)
         await supervisor.start(plan.meter(), within=START_SECONDS)
+        shutil.rmtree(self._folder.metrics, ignore_errors=True)
+        self._folder.metrics.mkdir(mode=0o700)
         await supervisor.start(*plan.enforcers(), within=START_SECONDS)
         if not self._folder.seeded.exists():
             await self._seed(key)

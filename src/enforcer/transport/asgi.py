@@ -26,14 +26,13 @@ from enforcer.transport.framing import (
     CODINGS,
     INTERNAL,
     LONGEST_REQUEST,
-    LONGEST_RESPONSE,
-    RESOURCE_EXHAUSTED,
     UNIMPLEMENTED,
     Frames,
     WireError,
     compressed,
     framed,
     seconds,
+    sendable,
     single,
     status_trailers,
 )
@@ -206,11 +205,7 @@ class AsgiServer:
                 self._idle.set()
 
     async def _large(self, call: _Call, response: bytes, send: Send) -> None:
-        if len(response) > LONGEST_RESPONSE:
-            raise WireError(
-                RESOURCE_EXHAUSTED,
-                f"the answer has {len(response)} bytes, at most {LONGEST_RESPONSE} are sent",
-            )
+        sendable(response)
         if not call.takes_gzip:
             body = framed(response)
         elif len(response) < IN_THREAD:

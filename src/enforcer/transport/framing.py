@@ -27,6 +27,7 @@ __all__ = [
     "compressed",
     "framed",
     "seconds",
+    "sendable",
     "single",
     "status_trailers",
 ]
@@ -129,6 +130,15 @@ def compressed(message: bytes) -> bytes:
     writer = zlib.compressobj(1, zlib.DEFLATED, _WINDOW[b"gzip"])
     packed = writer.compress(message) + writer.flush()
     return b"\1" + len(packed).to_bytes(4, "big") + packed
+
+
+def sendable(message: bytes) -> None:
+    """Raise `WireError` for an answer that is larger than clients are asked to take."""
+    if len(message) > LONGEST_RESPONSE:
+        raise WireError(
+            RESOURCE_EXHAUSTED,
+            f"the answer has {len(message)} bytes, at most {LONGEST_RESPONSE} are sent",
+        )
 
 
 def seconds(timeout: bytes) -> float | None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
 import grpc.aio
+from google.rpc import status_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
 from enforcer.errors import MisconfiguredError
@@ -21,7 +22,7 @@ from enforcer.transport.dispatch import (
     Call,
     FailedError,
 )
-from enforcer.transport.framing import LONGEST_REQUEST, LONGEST_RESPONSE
+from enforcer.transport.framing import LONGEST_REQUEST, LONGEST_RESPONSE, WireError, sendable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
@@ -97,8 +98,13 @@ class GrpcServer:
             try:
                 async with asyncio.timeout(call.time_left()):
                     response = await answer(method, call, data)
+                # grpcio's own refusal of it may be lost when the connection has its age.
+                sendable(response)
             except FailedError as error:
                 return await _abort(context, error)
+            except WireError as error:
+                status = status_pb2.Status(code=error.code, message=error.message)
+                return await _abort(context, FailedError(status))
             except TimeoutError:
                 return await _abort(context, FailedError(LATE))
             if call.trailing:

@@ -17,6 +17,7 @@ WORKER = """
 from enforcer.metrics import Metrics
 metrics = Metrics()
 metrics.call("a.B/Check", "OK", 0.1)
+metrics.ready.set(0)
 metrics.settle()
 """
 
@@ -71,3 +72,4 @@ def test_workers_that_share_a_folder_answer_for_each_other(tmp_path: Path) -> No
     found = values(said.encode())
     assert found['enforcer_rpcs_total{code="OK",method="a.B/Check"}'] == 3
     assert found[SECONDS % "0.1"] == 3
+    assert len(list(tmp_path.glob("gauge_livemin_*.db"))) == 1, "the dead are forgotten"
