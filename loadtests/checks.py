@@ -1,6 +1,6 @@
 """What a full check costs beside a handler that does nothing, in one run on this machine.
 
-    python loadtests/checks.py --yardstick DIR [--python PYTHON] [--fsync always|everysec|no] [--json]
+    PYTHONPATH=. python loadtests/checks.py --yardstick DIR [--python PYTHON] [--fsync always|everysec|no] [--json]
 
 Starts a gateway of its own (one enforcer worker, a fresh data folder), writes distinct requests with a new idempotency
 key each, and lets the yardstick drive it in turn with empty servers: machines differ and are shared, so only the ratios
@@ -12,7 +12,6 @@ PYTHON needs grpcio-tools, pyvoy, uvloop and hiredis, for the empty servers. DIR
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import platform
@@ -20,17 +19,17 @@ import struct
 import subprocess
 import sys
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 
 from enforcer.v1 import enforcer_pb2 as pb
+from loadtests.gateway import Target, started
 
 SERVICE = "/enforcer.v1.EnforcerService"
 BATCH = 100
-READY_SECONDS = 60
+Rows = dict[str, dict[str, float]]
 
 
 def frame(message: bytes) -> bytes:
@@ -57,51 +56,24 @@ def write_batches(path: Path, count: int) -> None:
             file.write(frame(pb.CheckBatchRequest(items=items).SerializeToString()))
 
 
-class Gateway:
-    """`metergate up` in a folder of its own, with one worker."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        command = [str(Path(sys.executable).with_name("metergate")), "up"]
-        command += ["--data-dir", str(folder), "--port", "0", "--http-port", "0", "--workers", "1"]
-        self.log = (folder.parent / "up.log").open("wb")
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)  # noqa: S603
-        deadline = time.monotonic() + READY_SECONDS
-        while not (folder / "endpoint").exists() or b"ready" not in self.output():
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                sys.exit(f"the gateway did not start:\n{self.output().decode()}")
-            time.sleep(0.1)
-        self.port = int((folder / "endpoint").read_text().strip().rpartition(":")[2])
-        self.key = (folder / "api-key").read_text().strip()
-
-    def output(self) -> bytes:
-        return (self.folder.parent / "up.log").read_bytes()
-
-    def pids(self, part: str) -> str:
-        """Ids of the child processes whose command line has `part` in it."""
-        found = []
-        for child in psutil.Process(self.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if any(part in word for word in child.cmdline()):
-                    found.append(str(child.pid))
-        return "+".join(found)
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(30)
-        self.log.close()
+def pids(target: Target, part: str) -> str:
+    """Ids of the gateway's processes whose name begins so, and of what they started."""
+    found = []
+    for name, pid in target.pids().items():
+        if name.startswith(part):
+            process = psutil.Process(pid)
+            found += [process.pid, *(child.pid for child in process.children(recursive=True))]
+    return "+".join(str(one) for one in found)
 
 
-def drive(
-    args: argparse.Namespace, target: str, key: str, requests: int
-) -> dict[str, dict[str, float]]:
+def drive(args: argparse.Namespace, target: str, key: str, requests: int) -> Rows:
     command = [args.python, str(args.yardstick / "yardstick"), "--python", args.python, "--json"]
     command += ["--requests", str(requests), "--rounds", str(args.rounds), "--target", target]
     command += ["--header", f"authorization: Bearer {key}"]
     if args.store:
         command += ["--store", args.store]
     run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603
-    measured: dict[str, dict[str, float]] = json.loads(run.stdout)
+    measured: Rows = json.loads(run.stdout)
     return measured
 
 
@@ -120,26 +92,24 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.yardstick / "yardstick").exists():
         sys.exit(f"no yardstick in {args.yardstick}: name its folder with --yardstick")
-    rows: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory(prefix="metergate-bench-") as work:
-        gateway = Gateway(Path(work) / "data")
-        try:
-            pids = f"{gateway.pids('enforcer.')}/{gateway.pids('valkey-server')}"
-            for name, path, write, requests in (
-                ("unary", "Check", write_unary, args.requests),
-                ("batch", "CheckBatch", write_batches, args.batches),
-            ):
-                bodies = Path(work) / name
-                write(bodies, requests * (args.rounds + 1))
-                target = f"metergate {name},{gateway.port},{SERVICE}/{path},{bodies},{pids}"
-                measured = drive(args, target, gateway.key, requests)
-                rows |= {f"{row} ({name} run)": figures for row, figures in measured.items()}
-        finally:
-            gateway.stop()
+    rows: Rows = {}
+    scratch = tempfile.TemporaryDirectory(prefix="metergate-bench-")
+    with scratch as work, started(["--workers", "1"]) as target:
+        servers = f"{pids(target, 'enforcer')}/{pids(target, 'valkey')}"
+        port = target.gateway.endpoint.rpartition(":")[2]
+        for name, path, write, requests in (
+            ("unary", "Check", write_unary, args.requests),
+            ("batch", "CheckBatch", write_batches, args.batches),
+        ):
+            bodies = Path(work) / name
+            write(bodies, requests * (args.rounds + 1))
+            asked = f"metergate {name},{port},{SERVICE}/{path},{bodies},{servers}"
+            measured = drive(args, asked, target.gateway.api_key, requests)
+            rows |= {f"{row} ({name} run)": figures for row, figures in measured.items()}
     report(rows, args)
 
 
-def report(rows: dict[str, dict[str, float]], args: argparse.Namespace) -> None:
+def report(rows: Rows, args: argparse.Namespace) -> None:
     machine = {
         "python": platform.python_version(),
         "grpcio": version("grpcio"),

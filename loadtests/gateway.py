@@ -16,13 +16,14 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from enforcer.cli import guard
 from enforcer.cli.connection import Gateway, find_gateway
 from enforcer.cli.exits import CommandError, Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Target", "named", "started"]
+__all__ = ["Target", "guarded", "named", "started"]
 
 START_SECONDS: Final = 120
 STOP_SECONDS: Final = 60
@@ -47,12 +48,17 @@ class Target:
         return {str(one["name"]): int(one["pid"]) for one in noted}
 
 
+def guarded(*command: str) -> list[str]:
+    """A command that dies with this process, also when this one is killed (on Linux)."""
+    return [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), *command]
+
+
 @contextmanager
 def started(options: Sequence[str]) -> Iterator[Target]:
     """`metergate up` on free ports with these further options; ended and removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="metergate-load-") as name:
         folder = Path(name) / "data"
-        command = [str(Path(sys.executable).with_name("metergate")), "up", "--json"]
+        command = guarded(str(Path(sys.executable).with_name("metergate")), "up", "--json")
         command += ["--data-dir", str(folder), "--port", "0", "--http-port", "0", *options]
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith("METERGATE_")
@@ -63,7 +69,7 @@ def started(options: Sequence[str]) -> Iterator[Target]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # Ctrl-C is for this process: it stops the gateway when it has no more use for it.
+            # Ctrl-C is for this process, which stops the gateway in order.
             start_new_session=True,
         )
         said = _Said(process)

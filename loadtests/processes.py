@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Final, Self
 import msgspec
 
 from enforcer.cli.exits import CommandError, Status
+from loadtests.gateway import guarded
 from loadtests.outcome import Outcome
 from loadtests.scenarios import Options  # noqa: TC001 - msgspec reads annotations at run time
 
@@ -54,7 +55,7 @@ class Sender:
     def __init__(self, name: str, module: str, job: Job) -> None:
         self.name = name
         self._process = subprocess.Popen(  # noqa: S603 - ourselves
-            [sys.executable, "-m", module],
+            guarded(sys.executable, "-m", module),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=Path(__file__).parents[1],
