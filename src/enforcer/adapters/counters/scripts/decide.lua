@@ -54,7 +54,7 @@ local function sit(check)
   end
 end
 
-local pending_denials
+local pending_denials = {}
 
 -- Answers of this window and the one before, by name: those that were asked for, and those given in this call.
 local answers, given, given_count = {}, {}, 0
@@ -263,11 +263,29 @@ local function read_all(found, keys, ...)
 end
 
 -- The replies and how many they are, the arguments, the next of them, and how many checks of its bucket are left.
-local out, filled, ARGV, at, left, programs
+local out, filled, ARGV, at, left, programs = {}, 0, nil, 0, 0, {}
+
+-- Small tables are emptied and used again: one that grows from nothing is allocated again and again.
+local SMALL = 16
+local large = false
+local function emptied(table)
+  for key in next, table do table[key] = nil end
+  return table
+end
+local function renew()
+  if large then
+    states, raws, dirty, answers, given, programs = {}, {}, {}, {}, {}, {}
+  else
+    emptied(states) emptied(raws) emptied(dirty) emptied(answers) emptied(given) emptied(programs)
+  end
+  if next(unlisted) then unlisted = {} end
+  if next(pending_denials) then pending_denials = {} end
+  large = left > SMALL
+end
 
 -- Reads what the programs and the keys of a bucket's checks need. Returns why they are not decided, or nothing.
 local function prepare(count)
-  states, raws, dirty, answers, given, pending_denials, programs = {}, {}, {}, {}, {}, {}, {}
+  renew()
   given_count, part = 0, part + 1
   local keys, asked
   for n = 1, count do
@@ -293,7 +311,7 @@ local function prepare(count)
   read_all(raws, keys)
   if not enter(raws[names.meta]) then return OUT.LOST end
   if fenced() then return OUT.FENCED end
-  local wanted, n, first = {}, 0, at + 4 + count
+  local wanted, n, first = {0}, 0, at + 4 + count
   for _ = 1, left do
     local name = ARGV[first + 1]
     if name ~= '' then
@@ -304,7 +322,7 @@ local function prepare(count)
   end
   if n > 0 then
     read_all(answers, wanted, answers_now)
-    local older, m = {}, 0
+    local older, m = {0}, 0
     for k = 1, n do
       if not answers[wanted[k]] then
         m = m + 1
@@ -383,11 +401,12 @@ end
 
 -- Writes what the checks of a bucket have changed: all of it can be written, since it could be read.
 local function write_all(keep, first)
-  local values, n = {}, 0
-  for key, state in pairs(dirty) do
-    values[n + 1], values[n + 2] = key, pack(doubles(state.n), unpack(state, 1, state.n))
+  local values, n = {0, 0, 0, 0}, 0
+  for key, state in next, dirty do
+    local size = #state - 1
+    values[n + 1], values[n + 2] = key, pack(formats[size] or doubles(size), unpack(state, 1, size))
     n = n + 2
-    if state.new then call('SADD', names.states, state.suffix) end
+    if unlisted[key] then call('SADD', names.states, unlisted[key]) end
   end
   for name, pending in pairs(pending_denials) do
     local raw = call('HGET', prefix .. 'd', name)

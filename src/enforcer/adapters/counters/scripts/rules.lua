@@ -1,7 +1,8 @@
 -- The rules that programs are decided by, on states of levels: part of decide. See enforcer.core.rules.
 -- `states` are those of the bucket that were looked at in this call, by key, `raws` what they were read from; `dirty` those
--- that are to be written, `touched` those that the group has changed, `undo` what they were before.
-local states, raws, dirty, touched, undo = {}, {}, {}, {}, {}
+-- that are to be written, `touched` those that the group has changed, `undo` what they were before; `unlisted` are levels
+-- that had no state.
+local states, raws, dirty, touched, undo, unlisted = {}, {}, {}, {}, {}, {}
 
 -- What a check changed is taken back when its group is denied later, or has no record.
 local function set(state, i, value)
@@ -15,20 +16,20 @@ local function take_back()
   undo = {}
 end
 
--- A level's state, laid out for the program's epoch. Slots that the epoch does not define stay behind the others.
+-- A level's state, laid out for the program's epoch. Slots that the epoch does not define stay behind the others. Behind
+-- the values is one more, as `values_of` leaves it: a field of its own for their number would cost as much as reading them.
 local function state_of(program, level)
   local key = program.keys[level]
   local state = states[key]
   if state and state[2] == program.epoch then return state end
   local old, n = {}, 0
   if state then
-    old, n = state, state.n
+    old, n = state, #state - 1
   else
     -- One that is not there, or that is no string: asking again tells.
     local raw = raws[key] or call('GET', key)
     if raw then
       state, n = values_of(raw)
-      state.n, state.suffix = n, program.suffixes[level]
       if state[2] == program.epoch then
         states[key] = state
         return state
@@ -58,8 +59,8 @@ local function state_of(program, level)
     if where[old[i]] then copy(old[i], i) end
     i = i + 1 + WIDTH[old[i] % 8]
   end
-  state.n = place - 1
-  state.new, state.suffix = n == 0, program.suffixes[level]
+  state[place] = 0
+  if n == 0 then unlisted[key] = program.suffixes[level] end
   states[key] = state
   return state
 end
