@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from loadtests.latencies import SHOWN
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -11,7 +13,6 @@ if TYPE_CHECKING:
 
 __all__ = ["differences", "table"]
 
-_LATENCIES: Final = {"p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9", "max": "greatest"}
 _THOUSAND: Final = 1000
 
 
@@ -63,7 +64,7 @@ def _both(
 def _rows(before: Result, after: Result) -> Iterator[tuple[str, str, str, str]]:
     yield _row("calls/s", before.calls_a_second, after.calls_a_second)
     yield _row("decisions/s", _decisions(before), _decisions(after))
-    for name, shown in _LATENCIES.items():
+    for name, shown in SHOWN.items():
         yield _row(f"{shown} ms", before.latency_ms.get(name), after.latency_ms.get(name))
     yield _row("sent late by, p99 ms", before.delay_ms.get("p99"), after.delay_ms.get("p99"))
     yield _row("errors", float(sum(before.errors.values())), float(sum(after.errors.values())))

@@ -9,11 +9,13 @@ from typing import Final
 
 from hdrh.histogram import HdrHistogram
 
-__all__ = ["MOST_US", "PERCENTILES", "Latencies", "merged", "percentiles_ms", "text"]
+__all__ = ["MOST_US", "PERCENTILES", "SHOWN", "Latencies", "merged", "percentiles_ms", "text"]
 
 MOST_US: Final = 600_000_000
 """Ten minutes; what took longer is counted as that long."""
 PERCENTILES: Final = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p999": 99.9, "max": 100.0}
+SHOWN: Final = {"p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9", "max": "greatest"}
+"""Their names for people."""
 _DIGITS: Final = 3
 _DIGITS_OF_INTERVAL: Final = 2
 

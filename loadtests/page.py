@@ -7,6 +7,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Final
 
 from loadtests.agreement import summary
+from loadtests.latencies import SHOWN
 from loadtests.plot import Line, legend, lines
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["render", "save", "warnings"]
 
 FILE: Final = "index.html"
-SHOWN: Final = {"p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9", "max": "greatest"}
 LATE_MS: Final = 5.0
 BUSY_GENERATOR: Final = 0.85
 THOUSAND: Final = 1000
