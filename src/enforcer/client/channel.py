@@ -25,6 +25,7 @@ SERVICE_CONFIG: Final = {
     "healthCheckConfig": {"serviceName": "enforcer.v1.EnforcerService"},
 }
 LONGEST_PROBE: Final = 5.0
+CONNECT_SECONDS: Final = 5.0
 
 _V4: Final = re.compile(r"(\d{1,3}(?:\.\d{1,3}){3}):(\d{1,5})")
 _V6: Final = re.compile(r"\[([0-9a-fA-F:.]+)\]:(\d{1,5})")
@@ -77,7 +78,8 @@ def channel_options(options: Options) -> list[tuple[str, str | int]]:
         ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
         # gRPC would wait up to two minutes before it tries a restarted gateway again.
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # In spite of its name, how long one attempt to connect may take.
+        ("grpc.min_reconnect_backoff_ms", int(CONNECT_SECONDS * 1000)),
         ("grpc.max_reconnect_backoff_ms", 1000),
         ("grpc.max_receive_message_length", 64 * 1024 * 1024),
         # Two clients in one process have connections of their own.

@@ -29,7 +29,7 @@ class Options:
     """Between two retries, unless the gateway asks for more."""
     most_in_flight: int = 4
     """So many calls with checks travel at a time; checks that are asked for meanwhile wait and travel together."""
-    largest_batch: int = 64
+    largest_batch: int = 128
     """So many checks travel together, from 1 (never together) to 256."""
     most_waiting: int = 10_000
     """So many checks may wait in this client; one more is refused with `OverloadedError`."""

@@ -355,6 +355,37 @@ async def test_calls_are_balanced_over_healthy_gateways_and_survive_the_end_of_o
     assert not ill.calls
 
 
+async def test_a_gateway_that_is_slow_to_shake_hands_is_waited_for(fake: FakeGateway) -> None:
+    host, _, port = fake.endpoint.rpartition(":")
+    tasks: list[asyncio.Task[None]] = []
+    writers: list[asyncio.StreamWriter] = []
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, here = await asyncio.open_connection(host, int(port))
+        writers.extend((here, writer))
+        tasks.append(asyncio.create_task(forward(reader, here)))
+        # As long as a far network, or a busy machine, may need for TLS and the first frame.
+        await asyncio.sleep(1.5)
+        tasks.append(asyncio.create_task(forward(there, writer)))
+
+    proxy = await asyncio.start_server(slow, "127.0.0.1", 0)
+    address = proxy.sockets[0].getsockname()
+    async with Client(f"{address[0]}:{address[1]}", KEY, options=Options(timeout=20)) as client:
+        assert await client.check("acme", "f", timeout=15)
+    proxy.close()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for one in writers:
+        one.close()
+    await asyncio.gather(*(one.wait_closed() for one in writers), return_exceptions=True)
+    await proxy.wait_closed()
+
+
 async def test_several_connections_take_turns(fake: FakeGateway) -> None:
     async with fake.client(connections=3) as client:
         for _ in range(9):
