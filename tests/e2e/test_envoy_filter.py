@@ -35,18 +35,23 @@ EXAMPLE = Path(__file__).parents[2] / "deploy" / "envoy"
 START_SECONDS = 60.0
 CATALOG = """\
 version: 1
-features: [{key: api.calls}, {key: export.csv, on_outage: fail_closed}]
+features: [{key: api.calls}, {key: export.csv}, {key: llm.output_tokens}]
 accounts:
   - key: ada
     entitlements:
       - {feature: api.calls, model: quota, limit: 10, per: total}
       - {feature: api.calls, model: rate, limit: 1000, per: 1s}
       - {feature: export.csv, model: quota, limit: 7, per: day}
+      - {feature: llm.output_tokens, model: quota, limit: 9, per: day}
   - key: bob
     entitlements:
       - {feature: api.calls, model: payg, per: month}
       - {feature: export.csv, model: quota, limit: 3, per: day}
 """
+
+
+TOKENS = 4
+"""What each answer of the service costs."""
 
 
 class Answer(NamedTuple):
@@ -70,6 +75,7 @@ class Upstream:
                 seen[self.headers["x-customer"], self.path] += 1
                 self.send_response(200)
                 self.send_header("content-length", "0")
+                self.send_header("x-tokens", str(TOKENS))
                 self.end_headers()
 
             def log_message(self, *_: Any) -> None:
@@ -224,6 +230,7 @@ def test_an_envoy_lets_pass_what_metergate_allows(
     try:
         front.serving()
         _limits(front, upstream)
+        _afterwards(front, stack)
         _tenants(front, stack, rival)
         _reports(stack, rival)
         assert stack.stop() == 0
@@ -273,6 +280,23 @@ def _limits(front: Front, upstream: Upstream) -> None:
     }
 
 
+def _afterwards(front: Front, stack: Stack) -> None:
+    """What is known at the end is recorded past the limit; then there is nothing left to begin with."""
+    passed, give_up = 0, time.monotonic() + 60
+    while front.get("shop", "/complete", "ada").status == 200:
+        passed += 1
+        assert time.monotonic() < give_up
+        # Envoy tells it beside the answer.
+        while _total(stack, "llm.output_tokens") < TOKENS * passed:
+            assert time.monotonic() < give_up
+    assert passed == 3
+    assert _total(stack, "llm.output_tokens") == TOKENS * passed
+
+
+def _total(stack: Stack, meter: str) -> int:
+    return int(stack.json("usage", "--meter", meter, "--customer", "ada")["total"])
+
+
 def _tenants(front: Front, stack: Stack, rival: str) -> None:
     # To the other tenant, the first one's customers do not exist.
     assert front.get("rival", "/search", "ada").status == 429
@@ -296,8 +320,7 @@ def _reports(stack: Stack, rival: str) -> None:
     for row in calls["rows"]:
         sums[row["dimensions"]["api"]] += int(row["quantity"])
     assert +sums == {"search": 1 + 6 + 2, "items": 1}, "besides rows of denials"
-    documents = stack.json("usage", "--meter", "export.csv", "--customer", "ada")
-    assert documents["total"] == 2 + 5
+    assert _total(stack, "export.csv") == 2 + 5
     told = metergate(
         *("usage", "--meter", "api.calls", "--json"),
         METERGATE_ENDPOINT=stack.endpoint,

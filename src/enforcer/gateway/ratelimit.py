@@ -210,12 +210,12 @@ class _Request:
         quantity: int,
     ) -> None:
         self._observe("decided")
-        response = check_response(program, decision, quantity)
         # One that was denied for another's sake is not over its own limits.
-        over = not response.allowed and decision.reason != Reason.BATCH_DENIED
+        over = not decision.granted and decision.reason != Reason.BATCH_DENIED
         status.code = _Code.OVER_LIMIT if over else _Code.OK
         if over:
             self._refused = True
+            response = check_response(program, decision, quantity)
             if not response.HasField("retry_after"):
                 self._waits = None
             elif self._waits is not None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 
+from enforcer.catalog.ratelimit import parse_domains
 from enforcer.errors import (
     InvalidRequestError,
     JournalUnavailableError,
@@ -20,6 +21,9 @@ from enforcer.errors import (
     OutcomeUnknownError,
     StoreUnavailableError,
 )
+from enforcer.gateway.ratelimit import RateLimits
+from enforcer.ports.definitions import Caller
+from enforcer.ratelimit import rls_pb2 as rls
 from enforcer.v1 import enforcer_pb2 as pb
 from meter.core.records import RecordType
 from tests.fixtures.records import Records
@@ -98,6 +102,32 @@ async def test_each_feature_follows_its_policy_while_the_server_is_away(
     assert [body.jn for body in emergency] == list(range(1, 23))
     assert all(body.at for body in emergency)
     assert (await post.check("open")).degraded is False
+
+
+async def test_an_envoy_s_question_about_one_feature_follows_its_policy(
+    post: Outpost, server: ValkeyProcess
+) -> None:
+    mapping = """\
+version: 1
+domains: [{domain: d, tenant: demo, rules: [{match: {of: "*"}, customer: acme, feature: "{of}"}]}]
+"""
+    limits = RateLimits(post.gateway, parse_domains(mapping, "mapping.yaml"))
+
+    async def ask(*features: str) -> rls.RateLimitResponse:
+        request = rls.RateLimitRequest(domain="d")
+        for feature in features:
+            request.descriptors.add().entries.add(key="of", value=feature)
+        return await limits.should_rate_limit(Caller("demo", "k", "check"), request)
+
+    server.kill()
+    await post.held_back("flag")
+    answer = await ask("open")
+    assert (answer.overall_code, answer.statuses[0].code) == (1, 1)
+    for features in (["closed"], ["open", "open"]):
+        with pytest.raises(StoreUnavailableError):
+            await ask(*features)
+    server.start()
+    await agree(post, server, 2)
 
 
 async def test_beyond_the_share_checks_are_denied_and_the_share_comes_back_with_counting(

@@ -42,6 +42,15 @@ def test_the_example_says_what_it_means() -> None:
                     Text(("export.csv",)),
                     quantity="documents",
                 ),
+                *(
+                    Rule(
+                        {"customer": None, "tokens": frozenset({when})},
+                        Text(("", "customer", "")),
+                        Text(("llm.output_tokens",)),
+                        mode=mode,
+                    )
+                    for when, mode in (("before", Mode.CHECK_ONLY), ("after", Mode.RECORD_ONLY))
+                ),
             ),
         )
     }
