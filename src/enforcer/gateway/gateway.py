@@ -8,7 +8,6 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import TYPE_CHECKING
 
 from enforcer.core.commands import (
-    NO_KEY,
     Ask,
     Decision,
     EpochStale,
@@ -19,7 +18,6 @@ from enforcer.core.commands import (
     Settled,
     SliceStale,
     TooMuch,
-    idempotency,
 )
 from enforcer.core.compile import SEAT_MODES
 from enforcer.core.model import SeatMode
@@ -34,6 +32,7 @@ from enforcer.errors import (
     NotPossibleError,
     StoreUnavailableError,
 )
+from enforcer.gateway.asked import Asked, misfit_of
 from enforcer.gateway.emergency import AWAY
 from enforcer.gateway.programs import Name, Programs, Rounds
 from enforcer.gateway.replies import check_response, has_seats, limits_of, record_id, set_ms
@@ -47,7 +46,7 @@ from enforcer.gateway.requests import (
     ttl_of,
 )
 from enforcer.v1 import enforcer_pb2 as pb
-from meter.core.records import Body, decode_body, encode_body
+from meter.core.records import decode_body
 from meter.v1 import usage_pb2
 
 if TYPE_CHECKING:
@@ -71,85 +70,8 @@ SHORTEST_LEASE = 10_000
 MOST_LISTED = 1_000
 LATEST_EVENT = 5 * 60_000
 OLDEST_EVENT = DAY
-_NONE: dict[str, str] = {}
 _CONSUMING = (Mode.ENFORCE, Mode.BEST_EFFORT, Mode.RECORD_ONLY)
 _ATOMIC_MODES = (Mode.ENFORCE, Mode.CHECK_ONLY, Mode.RECORD_ONLY)
-
-
-class _Asked:
-    """One check on its way: what is asked under which name, and the ask for the program of the moment."""
-
-    __slots__ = (
-        "at",
-        "dimensions",
-        "holder",
-        "id",
-        "key",
-        "mode",
-        "name",
-        "op",
-        "parameters",
-        "quantity",
-        "reservation",
-        "seat",
-        "ttl_ms",
-    )
-
-    def __init__(self, name: Name, quantity: int, mode: Mode, key: str) -> None:
-        self.name, self.quantity, self.mode, self.key = name, quantity, mode, key
-        self.dimensions, self.at, self.id, self.holder = _NONE, 0, "", ""
-        self.op, self.parameters = "check", ()
-        self.reservation, self.ttl_ms, self.seat = "", 0, None
-
-    dimensions: dict[str, str]
-    op: str
-    parameters: tuple[object, ...]
-    reservation: str
-    ttl_ms: int
-    seat: SeatAsk | None
-
-    def ask(self, program: Program) -> Ask:
-        """What to ask the store with this program; the record's body names its account and meter."""
-        name, key, quantity, mode = self.name, self.key, self.quantity, self.mode
-        named_by, finger = NO_KEY, ""
-        if key:
-            feature, customer, parameters = program.feature_id, name.customer, self.parameters
-            named_by = idempotency(
-                program.account_id,
-                feature,
-                key,
-                self.op,
-                customer,
-                quantity,
-                int(mode),
-                *parameters,
-            )
-            # A rebuild after a loss answers retries from the record.
-            finger = named_by[16:].hex()
-        body = Body(
-            name.tenant,
-            program.account_key,
-            name.customer,
-            name.feature,
-            program.meter,
-            quantity,
-            key,
-            self.dimensions,
-            self.at,
-            self.id,
-            self.holder,
-            p=finger,
-        )
-        return Ask(
-            program,
-            quantity,
-            mode,
-            encode_body(body),
-            named_by,
-            self.reservation,
-            self.ttl_ms,
-            self.seat,
-        )
 
 
 class Gateway:
@@ -182,9 +104,7 @@ class Gateway:
             program, decision = await self._without_store(asked, error)
         return check_response(program, decision, asked.quantity)
 
-    async def _without_store(
-        self, asked: _Asked, error: MetergateError
-    ) -> tuple[Program, Decision]:
+    async def _without_store(self, asked: Asked, error: MetergateError) -> tuple[Program, Decision]:
         """What the feature's failure policy says to a check that the store could not decide; or raise `error`."""
         if self._emergency is None:
             raise error
@@ -207,7 +127,7 @@ class Gateway:
         if request.atomic:
             return await self._atomic(tenant, request)
         outcomes: list[tuple[Program, Decision, int] | MetergateError] = []
-        asked: list[_Asked | MetergateError] = []
+        asked: list[Asked | MetergateError] = []
         for item in request.items:
             try:
                 asked.append(self._asked(tenant, item))
@@ -228,7 +148,7 @@ class Gateway:
 
     async def _opened(
         self,
-        asked: _Asked | MetergateError,
+        asked: Asked | MetergateError,
         outcome: tuple[Program, Decision, int] | MetergateError,
     ) -> tuple[Program, Decision, int] | MetergateError:
         """An item of an independent batch, with what its failure policy says if the store said nothing."""
@@ -275,7 +195,7 @@ class Gateway:
         quantities = [one.quantity for one in group]
         return list(zip(programs, decisions, quantities, strict=True))
 
-    def _asked(self, tenant: str, request: pb.CheckRequest) -> _Asked:
+    def _asked(self, tenant: str, request: pb.CheckRequest) -> Asked:
         named(request.customer, request.feature)
         quantity = quantity_of(request.quantity if request.HasField("quantity") else None)
         return self._with_body(
@@ -289,14 +209,14 @@ class Gateway:
     @staticmethod
     def _with_body(
         name: Name, quantity: int, mode: Mode, key: str, dimensions: Mapping[str, str], at: int = 0
-    ) -> _Asked:
-        asked = _Asked(name, quantity, mode, key)
+    ) -> Asked:
+        asked = Asked(name, quantity, mode, key)
         if dimensions or name.version or at:
             asked.dimensions, asked.at = dimensions_of(dimensions), at
             asked.parameters = asked.dimensions, name.version, at
         return asked
 
-    async def _decide_one(self, asked: _Asked) -> tuple[Program, Decision]:
+    async def _decide_one(self, asked: Asked) -> tuple[Program, Decision]:
         """Decide one check by itself."""
         rounds: Rounds | None = None
         while True:
@@ -308,17 +228,17 @@ class Gateway:
             rounds = rounds or Rounds(asked.name.customer, 5)
             rounds.another(await self._mend(asked, answer))
 
-    async def _program_of(self, asked: _Asked) -> Program:
+    async def _program_of(self, asked: Asked) -> Program:
         """The program of this moment, which the mode has a meaning for."""
         program = self._programs.known(asked.name) or await self._programs.get(asked.name)
-        if _misfit(asked, program):
+        if misfit_of(asked, program):
             program = await self._programs.reread(asked.name)
-            misfit = _misfit(asked, program)
+            misfit = misfit_of(asked, program)
             if misfit:
                 raise InvalidRequestError("MODE_NOT_SUPPORTED", misfit)
         return program
 
-    async def _programs_of(self, group: Sequence[_Asked]) -> tuple[list[Program], list[Ask]]:
+    async def _programs_of(self, group: Sequence[Asked]) -> tuple[list[Program], list[Ask]]:
         """The programs of this moment, and what to ask with them."""
         programs = [await self._program_of(asked) for asked in group]
         asks = [asked.ask(program) for asked, program in zip(group, programs, strict=True)]
@@ -328,7 +248,7 @@ class Gateway:
             )
         return programs, asks
 
-    async def _decide(self, group: Sequence[_Asked]) -> tuple[list[Program], list[Decision]]:
+    async def _decide(self, group: Sequence[Asked]) -> tuple[list[Program], list[Decision]]:
         """Decide a group; what the store finds stale is mended and asked again."""
         rounds = Rounds(group[0].name.customer, 4 + len(group))
         while True:
@@ -343,11 +263,11 @@ class Gateway:
             rounds.another(await self._mend(group[place], answers[place]))
 
     async def _decide_each(
-        self, asked: list[_Asked | MetergateError]
+        self, asked: list[Asked | MetergateError]
     ) -> list[tuple[Program, Decision, int] | MetergateError]:
         """Decide independent checks, in their order; those that are stale are asked again by themselves."""
         outcomes: list[tuple[Program, Decision, int] | MetergateError] = []
-        ready: list[tuple[int, _Asked, Program, Ask]] = []
+        ready: list[tuple[int, Asked, Program, Ask]] = []
         for place, one in enumerate(asked):
             if isinstance(one, MetergateError):
                 outcomes.append(one)
@@ -387,7 +307,7 @@ class Gateway:
                 bystander = place
         return bystander
 
-    async def _mend(self, asked: _Asked, answer: Answer) -> Answer:
+    async def _mend(self, asked: Asked, answer: Answer) -> Answer:
         match answer:
             case EpochStale() | SliceStale():
                 await self._programs.refresh(asked.name, answer)
@@ -634,7 +554,7 @@ class Gateway:
             raise InvalidRequestError(
                 "BAD_BATCH", f"a report has 1 to {MOST_EVENTS} events, not {len(request.events)}"
             )
-        asked: list[_Asked | MetergateError] = []
+        asked: list[Asked | MetergateError] = []
         for event in request.events:
             try:
                 asked.append(self._reported(tenant, event))
@@ -645,7 +565,7 @@ class Gateway:
             response.outcomes.append(_event_outcome(outcome))
         return response
 
-    def _reported(self, tenant: str, event: usage_pb2.UsageEvent) -> _Asked:
+    def _reported(self, tenant: str, event: usage_pb2.UsageEvent) -> Asked:
         named(event.customer, event.feature)
         if not event.idempotency_key:
             raise InvalidRequestError(
@@ -676,24 +596,6 @@ class Gateway:
         if token is None or token.tenant != tenant:
             raise InvalidRequestError("BAD_TOKEN", f"this is no {kind} token of this tenant")
         return token
-
-
-def _misfit(asked: _Asked, program: Program) -> str:
-    """Why the mode has no meaning for the feature, or nothing: see docs/modes.md."""
-    if asked.op == "lease" or asked.mode is Mode.PEEK or asked.mode is Mode.CHECK_ONLY:
-        return ""
-    if program.lease_ttl_ms:
-        return (
-            f"{asked.name.feature!r} has seats: take one with AcquireLease; "
-            "MODE_CHECK_ONLY tells whether one is free"
-        )
-    if (
-        asked.mode is Mode.RECORD_ONLY
-        and not program.countable
-        and program.verdict not in (Reason.NOT_ENTITLED, Reason.SUSPENDED)
-    ):
-        return f"{asked.name.feature!r} has no quantity to record past a limit"
-    return ""
 
 
 def _seatless(program: Program, holder: str) -> InvalidRequestError | None:

@@ -22,6 +22,7 @@ from enforcer.adapters.counters.connection import Connection, ConnectionLostErro
 from enforcer.adapters.counters.handshake import Handshake, shake_hands
 from enforcer.adapters.counters.mend import Mender, Process
 from enforcer.adapters.counters.scripts import SERVER_CLOCK
+from enforcer.adapters.counters.waiting import Batch, Waiting
 from enforcer.core.breaker import Breaker, BreakerOptions
 from enforcer.core.commands import (
     Decision,
@@ -33,7 +34,6 @@ from enforcer.core.commands import (
     idempotency,
 )
 from enforcer.core.corrections import Corrected
-from enforcer.core.rules import Mode
 from enforcer.errors import (
     CountersRebuildingError,
     MetergateError,
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
 __all__ = ["RedisCounters", "RedisOptions"]
 
 _log = structlog.get_logger(__name__)
-_READS = (Mode.CHECK_ONLY, Mode.PEEK)
 ENDS = 8
 """Earlier generations of a bucket whose last place is remembered, on average."""
 SLOTS = 64
@@ -91,60 +90,6 @@ class RedisOptions:
     breaker: BreakerOptions = field(default_factory=BreakerOptions)
 
 
-@dataclass(slots=True)
-class _Waiting:
-    """A group of checks and who waits for it. `sent`: where it went last, unless it is known not to have run there."""
-
-    group: Sequence[Ask]
-    future: asyncio.Future[list[Answer]]
-    since: float
-    sent: Sent | None = None
-
-    @property
-    def bucket(self) -> int:
-        """Whose counters it needs."""
-        return self.group[0].program.bucket
-
-    @property
-    def repeatable(self) -> bool:
-        """Whether running it a second time changes nothing more."""
-        return all(
-            ask.idempotency or ask.journaled is not None or ask.mode in _READS for ask in self.group
-        )
-
-    @property
-    def hasty(self) -> bool:
-        """Whether the feature's failure policy answers it when the store does not."""
-        ask = self.group[0]
-        return bool(
-            ask.program.emergency
-            and len(self.group) == 1
-            and ask.journaled is None
-            and not ask.reservation
-            and ask.seat is None
-            and ask.mode is not Mode.PEEK
-        )
-
-    @property
-    def traced(self) -> bool:
-        """Whether only the batch that it travels in can tell afterwards what it did."""
-        return self.hasty and not self.repeatable
-
-    def fail(self, error: Exception) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-
-
-@dataclass(slots=True)
-class _Batch:
-    number: int
-    sent: float
-    waiting: list[_Waiting]
-    order: list[int] = field(default_factory=list)
-    slot: int = 0
-    withdrawn: bool = False
-
-
 class RedisCounters:
     """Implements `enforcer.ports.counters.CounterStore`. `start` it, then wait for `ready` or just ask.
 
@@ -174,13 +119,13 @@ class RedisCounters:
         self._link: Connection | None = None
         self._hands: Handshake | None = None
         self._connections = self._batches = 0
-        self._queue: list[_Waiting] = []
-        self._parked: list[_Waiting] = []
+        self._queue: list[Waiting] = []
+        self._parked: list[Waiting] = []
         self._known: dict[int, Position] = {}
         self._ends: dict[tuple[int, int], int] = {}
         self._told: set[tuple[int, int]] = set()
-        self._doubt: list[_Batch] = []
-        self._flying: dict[int, _Batch] = {}
+        self._doubt: list[Batch] = []
+        self._flying: dict[int, Batch] = {}
         self._scheduled = False
         self.ready = asyncio.Event()
         self._down = asyncio.Event()
@@ -281,7 +226,7 @@ class RedisCounters:
                 self._told = {place for place in self._told if place[0] != bucket}
             self._ask_about(bucket)
         self._tell(link, hands)
-        again: list[_Waiting] = []
+        again: list[Waiting] = []
         for batch in self._doubt:
             for waiting in batch.waiting:
                 last = ran.get(waiting.bucket)
@@ -336,7 +281,7 @@ class RedisCounters:
         why = "" if self._hands is None else self._hands.closed.get(bucket, "")
         return CountersRebuildingError(bucket, why, sent)
 
-    def _park(self, waiting: _Waiting) -> None:
+    def _park(self, waiting: Waiting) -> None:
         """It waits for its bucket to be opened; one with a policy does not when that has lasted already."""
         now = time.monotonic()
         since = self._parked_since.setdefault(waiting.bucket, now)
@@ -429,10 +374,10 @@ class RedisCounters:
                 )
             ]
 
-    def _opens(self, waiting: _Waiting) -> bool:
+    def _opens(self, waiting: Waiting) -> bool:
         return self._options.fail_open_wait is not None and waiting.hasty
 
-    def _withdraw(self, batch: _Batch, now: float) -> None:
+    def _withdraw(self, batch: Batch, now: float) -> None:
         """Give up those checks of a batch on its way that need not wait for it."""
         wait = self._options.fail_open_wait
         if wait is None or now - batch.sent <= wait:
@@ -442,7 +387,7 @@ class RedisCounters:
                 batch.withdrawn = True
                 self._given_up(waiting, now, sent=True)
 
-    def _given_up(self, waiting: _Waiting, now: float, *, sent: bool) -> bool:
+    def _given_up(self, waiting: Waiting, now: float, *, sent: bool) -> bool:
         """Whether nobody waits for it any more."""
         if waiting.future.done():
             return True
@@ -491,7 +436,7 @@ class RedisCounters:
     async def decide(self, group: Sequence[Ask]) -> list[Answer]:
         self._pass()
         future = asyncio.get_running_loop().create_future()
-        waiting = _Waiting(group, future, time.monotonic())
+        waiting = Waiting(group, future, time.monotonic())
         self._queue.append(waiting)
         self._schedule()
         return await waiting.future
@@ -502,7 +447,7 @@ class RedisCounters:
         if not self.breaker.closed:
             return [self._held_back() for _ in groups]
         loop, now = asyncio.get_running_loop(), time.monotonic()
-        waiting = [_Waiting(group, loop.create_future(), now) for group in groups]
+        waiting = [Waiting(group, loop.create_future(), now) for group in groups]
         self._queue += waiting
         self._schedule()
         found: list[list[Answer] | MetergateError] = []
@@ -531,7 +476,7 @@ class RedisCounters:
         sections: dict[int, codec.Section] = {}
         order: dict[int, list[int]] = {}
         slot, number = self._slots[-1], self._batches + 1
-        taken: list[_Waiting] = []
+        taken: list[Waiting] = []
         checks = 0
         for waiting in self._queue:
             if taken and checks + len(waiting.group) > self._options.batch:
@@ -558,7 +503,7 @@ class RedisCounters:
             self._schedule()
             return
         self._batches += 1
-        batch = _Batch(
+        batch = Batch(
             self._batches,
             time.monotonic(),
             taken,
@@ -587,7 +532,7 @@ class RedisCounters:
         )
         self._schedule()
 
-    def _answered(self, link: Connection, batch: _Batch, reply: Any) -> None:
+    def _answered(self, link: Connection, batch: Batch, reply: Any) -> None:
         self._flying.pop(batch.number, None)
         if isinstance(reply, list):
             self._steps("answer")
@@ -629,7 +574,7 @@ class RedisCounters:
             self._drop(link)
         self._schedule()
 
-    def _deliver(self, waiting: _Waiting, replies: list[Any]) -> None:
+    def _deliver(self, waiting: Waiting, replies: list[Any]) -> None:
         bucket = waiting.bucket
         try:
             answers = [codec.answer(bucket, reply) for reply in replies]
