@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -17,6 +19,8 @@ from tests.conformance.conftest import KEY, method, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import pytest
 
     from tests.conformance.conftest import Process
 
@@ -98,6 +102,26 @@ async def test_kill_9_leaves_nothing_behind(launch: Launch) -> None:
         writer.close()
         assert time.monotonic() < give_up, "something still listens"
         await asyncio.sleep(0.05)
+
+
+def folders_in(place: str) -> set[Path]:
+    return set(Path(place).iterdir())
+
+
+async def test_the_next_one_clears_away_what_a_killed_one_has_left(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory() as short:  # a socket's path has at most 107 characters
+        monkeypatch.setenv("TMPDIR", short)
+        running, killed = launch(), launch()
+        for one in (running, killed):
+            await one.serving()
+        before = folders_in(short)
+        await asyncio.to_thread(killed.end, signal.SIGKILL)
+        await launch().serving()
+        after = folders_in(short)
+        owned = 1 if running.transport == "envoy" else 0
+        assert (len(before), len(after), len(before & after)) == (2 * owned, 2 * owned, owned)
 
 
 async def test_sigterm_before_the_start_is_over_ends_it(launch: Launch) -> None:

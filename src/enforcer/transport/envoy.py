@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -54,6 +55,9 @@ LISTEN_SECONDS = 1
 """So long new connections are still taken when the end begins, and sent away with their first answer."""
 LEAVE_SECONDS = 1.0
 """So long a client has to take note of its connection's end."""
+FOLDER: Final = "metergate-envoy-"
+LOCK: Final = "lock"
+"""Held by the process whose folder it is."""
 _TYPES = "type.googleapis.com/envoy.extensions"
 _BUFFERED = 2 * LONGEST_REQUEST
 
@@ -91,14 +95,33 @@ def run_envoy(listen: str, application: str) -> int:
 
     Raise `MisconfiguredError` when the address cannot be had.
     """
+    import fcntl  # noqa: PLC0415 - not on every platform
+
     held = _held(listen)
+    _sweep()
     ours, theirs = socket.socketpair()
-    with held, ours, tempfile.TemporaryDirectory(prefix="metergate-envoy-") as folder:
+    with (
+        held,
+        ours,
+        tempfile.TemporaryDirectory(prefix=FOLDER) as folder,
+        (Path(folder) / LOCK).open("w") as lock,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)
         admin = Path(folder) / "admin.sock"
         _press(admin, 0)
         with theirs:
             process = _spawn(listen, application, admin, theirs)
         return _Parent(process, ours, admin).run()
+
+
+def _sweep() -> None:
+    """Remove the folders of processes that were killed: nobody holds the locks in them any more."""
+    import fcntl  # noqa: PLC0415 - not on every platform
+
+    for lock in Path(tempfile.gettempdir()).glob(f"{FOLDER}*/{LOCK}"):
+        with suppress(OSError), lock.open("r+") as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent)
 
 
 def _spawn(
