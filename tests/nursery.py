@@ -93,11 +93,16 @@ class _Fork:
             os.kill(self.pid, sig)
 
     def _ended(self, timeout: float | None) -> int | None:
-        if self.returncode is None and select.select([self._handle], [], [], timeout)[0]:
+        if self.returncode is None and self._hears_of_it(timeout):
             # Until the nursery is asked the process remains as a zombie: its number is nobody else's.
             self.returncode = self._nursery.ask({"ended": self.pid})
             os.close(self._handle)
         return self.returncode
+
+    def _hears_of_it(self, timeout: float | None) -> bool:
+        ears = select.poll()  # unlike `select` without a greatest file number
+        ears.register(self._handle, select.POLLIN)
+        return bool(ears.poll(None if timeout is None else timeout * 1000))
 
 
 class _Nursery:

@@ -63,10 +63,12 @@ class _Call(Call):
 
 
 class GrpcServer:
-    """Serves at `listen`. Health says SERVING while `ready`."""
+    """Serves at `listen`. Health says SERVING while `ready`. `drain`: seconds that clients have for leaving at the end."""
 
-    def __init__(self, dispatch: Dispatch, age: float = AGE_SECONDS) -> None:
-        self._dispatch = dispatch
+    def __init__(
+        self, dispatch: Dispatch, age: float = AGE_SECONDS, drain: float = DRAIN_SECONDS
+    ) -> None:
+        self._dispatch, self._drain = dispatch, drain
         self._server = grpc.aio.server(
             options=[
                 ("grpc.so_reuseport", 1),
@@ -157,7 +159,7 @@ class GrpcServer:
         """
         self._dispatch.health.end()
         _stop_listening(self.port)
-        give_up = time.monotonic() + DRAIN_SECONDS
+        give_up = time.monotonic() + self._drain
         while _connected(self.port) and time.monotonic() < give_up:  # noqa: ASYNC110 - grpcio does not tell
             await asyncio.sleep(0.05)
         await self._server.stop(STOP_SECONDS)
@@ -173,8 +175,9 @@ async def _whole(messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 def _stop_listening(port: int) -> None:
     """Refuse new connections; grpcio itself can do so only together with all else."""
     for found in _sockets():
-        if _port(found) == port and found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            found.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # gRPC's own threads may close it at any moment
+            if _port(found) == port and found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                found.shutdown(socket.SHUT_RDWR)
 
 
 def _connected(port: int) -> bool:
