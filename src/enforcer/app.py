@@ -49,6 +49,7 @@ from enforcer.transport.grpcio import GrpcServer
 from enforcer.transport.http import HttpServer
 from enforcer.transport.ratelimit import ratelimit_methods
 from enforcer.transport.services import methods
+from enforcer.transport.streams import stream_methods
 from meter.adapters.kafka.client import KafkaOptions
 from meter.adapters.sql.marks import SqlMarks
 from meter.crash import crash_points
@@ -155,6 +156,7 @@ async def serve(
         callers = Callers(definitions)
         served = [
             *methods(gateway, definitions, counters, usage, settings.buckets, steps),
+            *stream_methods(gateway.check_each, callers.sender),
             *correction_methods(correcting, backfilling),
             *_for_envoys(domains, gateway, metrics),
         ]

@@ -35,7 +35,14 @@ from enforcer.errors import (
 from enforcer.gateway.asked import Asked, misfit_of
 from enforcer.gateway.emergency import AWAY
 from enforcer.gateway.programs import Name, Programs, Rounds
-from enforcer.gateway.replies import check_response, has_seats, limits_of, record_id, set_ms
+from enforcer.gateway.replies import (
+    check_response,
+    fault_of,
+    has_seats,
+    limits_of,
+    record_id,
+    set_ms,
+)
 from enforcer.gateway.requests import (
     dimensions_of,
     key_of,
@@ -126,11 +133,22 @@ class Gateway:
             )
         if request.atomic:
             return await self._atomic(tenant, request)
-        outcomes: list[tuple[Program, Decision, int] | MetergateError] = []
+        response = pb.CheckBatchResponse()
+        for outcome in await self.check_each(tenant, request.items):
+            if isinstance(outcome, pb.CheckFault):
+                response.items.append(pb.CheckBatchItem(fault=outcome))
+            else:
+                response.items.append(pb.CheckBatchItem(response=outcome))
+        return response
+
+    async def check_each(
+        self, tenant: str, requests: Iterable[pb.CheckRequest]
+    ) -> list[pb.CheckResponse | pb.CheckFault]:
+        """Independent checks, decided in their order: what a unary call would answer to each, or fail with."""
         asked: list[Asked | MetergateError] = []
-        for item in request.items:
+        for request in requests:
             try:
-                asked.append(self._asked(tenant, item))
+                asked.append(self._asked(tenant, request))
             except MetergateError as error:
                 asked.append(error)
         outcomes = await self._decide_each(asked)
@@ -138,13 +156,10 @@ class Gateway:
         outcomes = await asyncio.gather(
             *(self._opened(one, outcome) for one, outcome in zip(asked, outcomes, strict=True))
         )
-        response = pb.CheckBatchResponse()
-        for outcome in outcomes:
-            if isinstance(outcome, MetergateError):
-                response.items.append(pb.CheckBatchItem(fault=_fault(outcome)))
-            else:
-                response.items.append(pb.CheckBatchItem(response=check_response(*outcome)))
-        return response
+        return [
+            fault_of(outcome) if isinstance(outcome, MetergateError) else check_response(*outcome)
+            for outcome in outcomes
+        ]
 
     async def _opened(
         self,
@@ -636,10 +651,6 @@ def _read_page(token: str) -> tuple[int, str]:
         return int(expires), name
     except ValueError as error:
         raise InvalidRequestError("BAD_PAGE", "this is no page token of this list") from error
-
-
-def _fault(error: MetergateError) -> pb.CheckFault:
-    return pb.CheckFault(code=error.code.value, reason=error.reason, message=error.message)
 
 
 def _event_outcome(

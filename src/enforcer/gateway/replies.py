@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from enforcer.core.commands import Decision
     from enforcer.core.program import Program
     from enforcer.core.rules import Entry
+    from enforcer.errors import MetergateError
 
-__all__ = ["check_response", "limits_of", "record_id", "set_ms"]
+__all__ = ["check_response", "fault_of", "limits_of", "record_id", "set_ms"]
 
 
 _TIER = int(Kind.TIER)
@@ -166,3 +167,8 @@ def _one_wait(program: Program, entry: Entry, quantity: int, now: int) -> int | 
 def has_seats(program: Program) -> bool:
     """Whether leases are what this feature is used by."""
     return program.lease_ttl_ms > 0 or any(view.shape is Shape.SEATS for view in program.views)
+
+
+def fault_of(error: MetergateError) -> pb.CheckFault:
+    """What a unary call would have failed with."""
+    return pb.CheckFault(code=error.code.value, reason=error.reason, message=error.message)

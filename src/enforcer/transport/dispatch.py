@@ -50,10 +50,13 @@ class Call:
     """What a service may know of the call that it answers, and say beside its answer.
 
     When the client has gone or its time is up, the task that answers is cancelled. `caller` is `NOBODY` only for methods
-    that everybody may call. `trailing` is sent after the answer.
+    that everybody may call. `trailing` is sent after the answer. `ending`, of streams alone, is set when the process takes
+    no more calls.
     """
 
-    __slots__ = ("authorization", "caller", "deadline", "started", "trailing")
+    __slots__ = ("authorization", "caller", "deadline", "ending", "started", "trailing")
+
+    ending: asyncio.Event
 
     def __init__(self, authorization: str | None, started: float, deadline: float | None) -> None:
         self.authorization = authorization
@@ -148,6 +151,7 @@ class Dispatch:
                 call.caller = caller
                 if method.role not in ("check", ""):
                     needs(caller, method.role)
+            call.ending = self.health.ended
             requests = (_parsed(method, data) async for data in messages)
             async for response in method.answer(call, requests):
                 yield response.SerializeToString()

@@ -24,7 +24,8 @@ class Health:
     def __init__(self, services: Sequence[str]) -> None:
         self._services = {"", *services}
         self._serving = False
-        self._ended = False
+        self.ended = asyncio.Event()
+        """Set when this process takes no more calls: streams come to their ends."""
         self._changed = asyncio.Event()
 
     @property
@@ -34,14 +35,14 @@ class Health:
 
     def turn(self, *, serving: bool) -> None:
         """Tell everybody who watches."""
-        if serving != self._serving and not self._ended:
+        if serving != self._serving and not self.ended.is_set():
             self._serving = serving
             self._changed.set()
             self._changed = asyncio.Event()
 
     def end(self) -> None:
         """No longer serving, for good: those who watch are told, and are to watch another process."""
-        self._ended = True
+        self.ended.set()
         self._serving = False
         self._changed.set()
 
@@ -67,7 +68,7 @@ class Health:
                 if state != told:
                     yield pb.HealthCheckResponse(status=state)
                     told = state
-                if self._ended:
+                if self.ended.is_set():
                     raise UnavailableError("this process ends: watch another")
                 await changed.wait()
 

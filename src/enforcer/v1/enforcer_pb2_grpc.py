@@ -44,6 +44,11 @@ class EnforcerServiceStub(object):
                 request_serializer=enforcer_dot_v1_dot_enforcer__pb2.CheckBatchRequest.SerializeToString,
                 response_deserializer=enforcer_dot_v1_dot_enforcer__pb2.CheckBatchResponse.FromString,
                 _registered_method=True)
+        self.CheckStream = channel.stream_stream(
+                '/enforcer.v1.EnforcerService/CheckStream',
+                request_serializer=enforcer_dot_v1_dot_enforcer__pb2.CheckStreamRequest.SerializeToString,
+                response_deserializer=enforcer_dot_v1_dot_enforcer__pb2.CheckStreamResponse.FromString,
+                _registered_method=True)
         self.Reserve = channel.unary_unary(
                 '/enforcer.v1.EnforcerService/Reserve',
                 request_serializer=enforcer_dot_v1_dot_enforcer__pb2.ReserveRequest.SerializeToString,
@@ -98,6 +103,16 @@ class EnforcerServiceServicer(object):
 
     def CheckBatch(self, request, context):
         """Several checks in one call, decided in their order. Independent of each other unless `atomic`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckStream(self, request_iterator, context):
+        """Checks as they come, for as long as the stream lasts. Each answer has the id of its question; answers come as they
+        are decided, not in the order of the questions. What has come together is decided together. Up to 1,024 questions may
+        be without an answer; further ones are read later. When the process ends, all that it has read is answered, and the
+        stream ends with UNAVAILABLE: ask what has no answer elsewhere, under the same keys.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -174,6 +189,11 @@ def add_EnforcerServiceServicer_to_server(servicer, server):
                     servicer.CheckBatch,
                     request_deserializer=enforcer_dot_v1_dot_enforcer__pb2.CheckBatchRequest.FromString,
                     response_serializer=enforcer_dot_v1_dot_enforcer__pb2.CheckBatchResponse.SerializeToString,
+            ),
+            'CheckStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.CheckStream,
+                    request_deserializer=enforcer_dot_v1_dot_enforcer__pb2.CheckStreamRequest.FromString,
+                    response_serializer=enforcer_dot_v1_dot_enforcer__pb2.CheckStreamResponse.SerializeToString,
             ),
             'Reserve': grpc.unary_unary_rpc_method_handler(
                     servicer.Reserve,
@@ -270,6 +290,33 @@ class EnforcerService(object):
             '/enforcer.v1.EnforcerService/CheckBatch',
             enforcer_dot_v1_dot_enforcer__pb2.CheckBatchRequest.SerializeToString,
             enforcer_dot_v1_dot_enforcer__pb2.CheckBatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/enforcer.v1.EnforcerService/CheckStream',
+            enforcer_dot_v1_dot_enforcer__pb2.CheckStreamRequest.SerializeToString,
+            enforcer_dot_v1_dot_enforcer__pb2.CheckStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,12 @@ class EnforcerServiceStub:
     """Decides and consumes in one atomic step. On a denial nothing is consumed."""
     CheckBatch: _grpc.UnaryUnaryMultiCallable[_enforcer_pb2.CheckBatchRequest, _enforcer_pb2.CheckBatchResponse]
     """Several checks in one call, decided in their order. Independent of each other unless `atomic`."""
+    CheckStream: _grpc.StreamStreamMultiCallable[_enforcer_pb2.CheckStreamRequest, _enforcer_pb2.CheckStreamResponse]
+    """Checks as they come, for as long as the stream lasts. Each answer has the id of its question; answers come as they
+    are decided, not in the order of the questions. What has come together is decided together. Up to 1,024 questions may
+    be without an answer; further ones are read later. When the process ends, all that it has read is answered, and the
+    stream ends with UNAVAILABLE: ask what has no answer elsewhere, under the same keys.
+    """
     Reserve: _grpc.UnaryUnaryMultiCallable[_enforcer_pb2.ReserveRequest, _enforcer_pb2.ReserveResponse]
     """Holds an amount while the real one is not known yet (an LLM answer of unknown length). What is held counts
     against every limit until it is committed, released, or its time to live ends.
@@ -76,6 +82,12 @@ class EnforcerServiceAsyncStub(EnforcerServiceStub):
     """Decides and consumes in one atomic step. On a denial nothing is consumed."""
     CheckBatch: _aio.UnaryUnaryMultiCallable[_enforcer_pb2.CheckBatchRequest, _enforcer_pb2.CheckBatchResponse]  # type: ignore[assignment]
     """Several checks in one call, decided in their order. Independent of each other unless `atomic`."""
+    CheckStream: _aio.StreamStreamMultiCallable[_enforcer_pb2.CheckStreamRequest, _enforcer_pb2.CheckStreamResponse]  # type: ignore[assignment]
+    """Checks as they come, for as long as the stream lasts. Each answer has the id of its question; answers come as they
+    are decided, not in the order of the questions. What has come together is decided together. Up to 1,024 questions may
+    be without an answer; further ones are read later. When the process ends, all that it has read is answered, and the
+    stream ends with UNAVAILABLE: ask what has no answer elsewhere, under the same keys.
+    """
     Reserve: _aio.UnaryUnaryMultiCallable[_enforcer_pb2.ReserveRequest, _enforcer_pb2.ReserveResponse]  # type: ignore[assignment]
     """Holds an amount while the real one is not known yet (an LLM answer of unknown length). What is held counts
     against every limit until it is committed, released, or its time to live ends.
@@ -115,6 +127,18 @@ class EnforcerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_enforcer_pb2.CheckBatchResponse, _abc.Awaitable[_enforcer_pb2.CheckBatchResponse]]:
         """Several checks in one call, decided in their order. Independent of each other unless `atomic`."""
+
+    @_abc_1.abstractmethod
+    def CheckStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_enforcer_pb2.CheckStreamRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_enforcer_pb2.CheckStreamResponse], _abc.AsyncIterator[_enforcer_pb2.CheckStreamResponse]]:
+        """Checks as they come, for as long as the stream lasts. Each answer has the id of its question; answers come as they
+        are decided, not in the order of the questions. What has come together is decided together. Up to 1,024 questions may
+        be without an answer; further ones are read later. When the process ends, all that it has read is answered, and the
+        stream ends with UNAVAILABLE: ask what has no answer elsewhere, under the same keys.
+        """
 
     @_abc_1.abstractmethod
     def Reserve(

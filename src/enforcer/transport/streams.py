@@ -1,0 +1,169 @@
+"""`EnforcerService.CheckStream`: checks as they come, answered by id as they are decided."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from enforcer.errors import InvalidRequestError, MetergateError, UnavailableError
+from enforcer.gateway.replies import fault_of
+from enforcer.transport.services import Method
+from enforcer.v1 import enforcer_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+
+    from enforcer.ports.definitions import Caller
+    from enforcer.transport.dispatch import Call
+
+    CheckEach = Callable[
+        [str, Sequence[pb.CheckRequest]], Awaitable[list[pb.CheckResponse | pb.CheckFault]]
+    ]
+    Sender = Callable[[str | None], Awaitable[Caller]]
+
+__all__ = ["MOST_UNANSWERED", "stream_methods"]
+
+MOST_UNANSWERED: Final = 1024
+"""Questions of one stream without an answer; what comes beyond is read later, so that the client has to wait."""
+LARGEST: Final = 256
+MOST_DECIDING: Final = 4
+"""Batches of one stream; what comes meanwhile collects."""
+
+
+def stream_methods(check_each: CheckEach, sender: Sender) -> list[Method]:
+    """`sender` says who calls, again for every batch: a key may be revoked while its stream lasts."""
+
+    async def answer(
+        call: Call, requests: AsyncIterator[pb.CheckStreamRequest]
+    ) -> AsyncIterator[pb.CheckStreamResponse]:
+        stream = _Stream(call, check_each, sender)
+        try:
+            async for response in stream.run(requests):
+                yield response
+        finally:
+            await stream.close()
+
+    return [
+        Method(
+            "enforcer.v1.EnforcerService",
+            "CheckStream",
+            pb.CheckStreamRequest,
+            pb.CheckStreamResponse,
+            "check",
+            answer,
+            stream=True,
+        )
+    ]
+
+
+class _Stream:
+    """One of them. Without a timer: what has been read in one turn of the event loop is decided together."""
+
+    def __init__(self, call: Call, check_each: CheckEach, sender: Sender) -> None:
+        self._call, self._check_each, self._sender = call, check_each, sender
+        self._waiting: deque[pb.CheckStreamRequest] = deque()
+        self._answers: deque[pb.CheckStreamResponse] = deque()
+        self._unanswered = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._deciding = 0
+        self._planned = False
+        self._reading = True
+        self._failure: BaseException | None = None
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+
+    async def run(
+        self, requests: AsyncIterator[pb.CheckStreamRequest]
+    ) -> AsyncIterator[pb.CheckStreamResponse]:
+        """Answers, until the client has asked its last question, or the process ends. Raise what ends it early."""
+        reading = self._start(self._read(requests))
+        self._start(self._stop_when_ending(reading))
+        while True:
+            while self._answers:
+                self._unanswered -= 1
+                self._room.set()
+                yield self._answers.popleft()
+            if self._failure is not None:
+                raise self._failure
+            if not self._reading and not self._unanswered:
+                break
+            self._news.clear()
+            await self._news.wait()
+        if self._call.ending.is_set():
+            raise UnavailableError(
+                "this process ends: ask what has no answer elsewhere, under the same keys"
+            )
+
+    async def close(self) -> None:
+        """End whatever still runs."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failure = error  # told to the client by `run`
+            self._news.set()
+
+    async def _read(self, requests: AsyncIterator[pb.CheckStreamRequest]) -> None:
+        try:
+            async for request in requests:
+                self._unanswered += 1
+                if request.HasField("check"):
+                    self._waiting.append(request)
+                    self._plan()
+                else:
+                    missing = InvalidRequestError("BAD_MESSAGE", "a question has a `check`")
+                    self._tell(pb.CheckStreamResponse(id=request.id, fault=fault_of(missing)))
+                while self._unanswered >= MOST_UNANSWERED:
+                    self._room.clear()
+                    await self._room.wait()
+        finally:
+            self._reading = False
+            self._news.set()
+
+    async def _stop_when_ending(self, reading: asyncio.Task[None]) -> None:
+        await self._call.ending.wait()
+        reading.cancel()
+        with suppress(asyncio.CancelledError):
+            await reading
+
+    def _plan(self) -> None:
+        if not self._planned and self._deciding < MOST_DECIDING:
+            self._planned = True
+            asyncio.get_running_loop().call_soon(self._decide_what_came)
+
+    def _decide_what_came(self) -> None:
+        self._planned = False
+        while self._waiting and self._deciding < MOST_DECIDING:
+            some = [self._waiting.popleft() for _ in range(min(LARGEST, len(self._waiting)))]
+            self._deciding += 1
+            self._start(self._decide(some))
+
+    async def _decide(self, asked: list[pb.CheckStreamRequest]) -> None:
+        caller = await self._sender(self._call.authorization)
+        try:
+            outcomes = await self._check_each(caller.tenant, [one.check for one in asked])
+        except MetergateError as error:
+            outcomes = [fault_of(error)] * len(asked)
+        for one, outcome in zip(asked, outcomes, strict=True):
+            if isinstance(outcome, pb.CheckFault):
+                self._tell(pb.CheckStreamResponse(id=one.id, fault=outcome))
+            else:
+                self._tell(pb.CheckStreamResponse(id=one.id, response=outcome))
+        self._deciding -= 1
+        if self._waiting:
+            self._plan()
+
+    def _tell(self, answer: pb.CheckStreamResponse) -> None:
+        self._answers.append(answer)
+        self._news.set()
