@@ -105,8 +105,9 @@ async def test_the_api_key_says_who_calls(
 
 
 async def test_a_stream_needs_an_api_key_too(channel: Channel) -> None:
-    call = method(channel, "Flow", "stream_stream")(iter([BytesValue()]), timeout=20)
-    assert (await failure(anext(aiter(call)))).code() is grpc.StatusCode.UNAUTHENTICATED
+    # Nothing is written: gRPC's client calls it its own error when an answer is faster than a question.
+    call = method(channel, "Flow", "stream_stream")(timeout=20)
+    assert (await failure(call.read())).code() is grpc.StatusCode.UNAUTHENTICATED
 
 
 @pytest.mark.parametrize("text", ["plain", "100 % größer\nzweite Zeile ✓", "x" * 1500])
@@ -234,7 +235,7 @@ async def test_a_call_knows_its_deadline_and_metadata_and_adds_trailing_metadata
         call = method(channel, "Abouts", kind)(iter([StringValue()]), metadata=sent, timeout=30)
         (told,) = [answer.value async for answer in call]
     left, colour = told.split(",")
-    assert 0 < float(left) <= 30
+    assert 0 < float(left) <= 30.1, "gRPC's client sends tenths of a second, rounded up"
     assert colour == "blue"
     assert ("x-count", "2") in tuple(await call.trailing_metadata())
 

@@ -44,7 +44,7 @@ def question(place: int, feature: str = "capped", quantity: int = 1) -> pb.Check
 
 async def ends_for_a_stranger(stub: Any) -> None:
     nobody = (("authorization", "Bearer nobody"),)
-    refused = stub.CheckStream(iter_of([question(0)]), metadata=nobody, timeout=SECONDS)
+    refused = stub.CheckStream(metadata=nobody, timeout=SECONDS)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await refused.read()
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
