@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from grpc_health.v1 import health_pb2 as pb
 
-from enforcer.errors import NotFoundError, UnavailableError
+from enforcer.errors import NotFoundError
 from enforcer.transport.services import Method
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ class Health:
                     yield pb.HealthCheckResponse(status=state)
                     told = state
                 if self.ended.is_set():
-                    raise UnavailableError("this process ends: watch another")
+                    # Ends well: gRPC's clients throw away what they have not read yet when a status is an error.
+                    return
                 await changed.wait()
 
     def _state(self, service: str) -> pb.HealthCheckResponse.ServingStatus.ValueType:
