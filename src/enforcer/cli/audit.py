@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import time
+from typing import TYPE_CHECKING, Final
 
+import grpc
 import typer
 
-from enforcer.cli.connection import calling, find_gateway
+from enforcer.cli.connection import calling, find_gateway, reason_of
 from enforcer.cli.exits import Status
 from enforcer.cli.options import (  # noqa: TC001 - typer reads annotations at run time
     DataDirOption,
@@ -20,7 +22,12 @@ from meter.v1.report_pb2_grpc import ReportServiceStub
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from enforcer.cli.connection import Gateway
+
 __all__ = ["audit", "drifting", "findings"]
+
+REBUILDING: Final = "COUNTERS_REBUILDING"
+PAUSE_SECONDS: Final = 0.25
 
 
 def audit(
@@ -36,9 +43,7 @@ def audit(
     """
     gateway = find_gateway(data_dir)
     with calling(gateway) as channel:
-        response = ReportServiceStub(channel).Audit(
-            report_pb2.AuditRequest(), timeout=timeout, metadata=gateway.metadata
-        )
+        response = _audited(ReportServiceStub(channel), gateway, timeout)
     found = list(findings(response))
     if json:
         print_json(as_json(response))
@@ -55,6 +60,22 @@ def audit(
         for gap in response.accepted_gaps:
             typer.echo(f"accepted before: {_gap(gap)}")
     raise typer.Exit(Status.REFUSED if found else Status.OK)
+
+
+def _audited(stub: ReportServiceStub, gateway: Gateway, timeout: float) -> report_pb2.AuditResponse:
+    """Waits for counters that are just being made good: an audit often follows a loss."""
+    give_up = time.monotonic() + timeout
+    while True:
+        try:
+            return stub.Audit(
+                report_pb2.AuditRequest(),
+                timeout=give_up - time.monotonic(),
+                metadata=gateway.metadata,
+            )
+        except grpc.RpcError as error:
+            if reason_of(error) != REBUILDING or time.monotonic() + PAUSE_SECONDS > give_up:
+                raise
+        time.sleep(PAUSE_SECONDS)
 
 
 def drifting(drift: report_pb2.Drift) -> str:

@@ -68,6 +68,7 @@ class Health:
                 if state != told:
                     yield pb.HealthCheckResponse(status=state)
                     told = state
+                    continue  # it may have changed while that was sent
                 if self.ended.is_set():
                     # Ends well: gRPC's clients throw away what they have not read yet when a status is an error.
                     return

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
-from enforcer.cli.audit import findings
+import grpc
+import pytest
+from grpc.aio import AioRpcError, Metadata
+
+from enforcer.cli import audit as module
+from enforcer.cli.audit import _audited, findings
+from enforcer.cli.connection import Gateway
+from enforcer.errors import CountersRebuildingError, MetergateError, StoreUnavailableError
+from enforcer.transport.errors import status_of
 from meter.v1 import report_pb2
+
+GATEWAY = Gateway("h:1", "key", "file")
 
 
 def test_agreement_is_no_finding() -> None:
@@ -33,3 +43,44 @@ def test_records_that_came_again_and_were_counted_once_are_no_finding() -> None:
 def test_each_kind_of_finding(response: report_pb2.AuditResponse, words: str) -> None:
     (found,) = findings(response)
     assert words in found
+
+
+def failed(error: MetergateError) -> AioRpcError:
+    """A call that has failed with `error`."""
+    status = status_of(error)
+    trailing = Metadata(("grpc-status-details-bin", status.SerializeToString()))
+    return AioRpcError(grpc.StatusCode[error.code.name], Metadata(), trailing, status.message, "")
+
+
+class Stub:
+    """Raises the `errors`, then answers."""
+
+    def __init__(self, *errors: MetergateError) -> None:
+        self.errors = list(errors)
+
+    def Audit(self, *_: object, **__: object) -> report_pb2.AuditResponse:  # noqa: N802 - as generated
+        if self.errors:
+            raise failed(self.errors.pop(0))
+        return report_pb2.AuditResponse(records=9)
+
+
+def test_an_audit_waits_for_counters_that_are_being_rebuilt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.0)
+    stub: Any = Stub(
+        CountersRebuildingError(4, "its data are missing"), CountersRebuildingError(5, "")
+    )
+    assert _audited(stub, GATEWAY, 60).records == 9
+
+
+def test_an_audit_does_not_wait_for_ever_nor_for_anything_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rebuilding: Any = Stub(CountersRebuildingError(4, ""))
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 9.0)
+    with pytest.raises(grpc.RpcError):
+        _audited(rebuilding, GATEWAY, 1)
+    away: Any = Stub(StoreUnavailableError("no reply"))
+    with pytest.raises(grpc.RpcError):
+        _audited(away, GATEWAY, 60)
