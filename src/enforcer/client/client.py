@@ -16,13 +16,12 @@ from enforcer.client.channel import api_key_of, channel_options, target_of
 from enforcer.client.coalesce import Coalescer
 from enforcer.client.ends import LooseEnds
 from enforcer.client.errors import (
-    CODES,
     CallError,
     ClientError,
     ClosedError,
     ConfigurationError,
     InternalError,
-    call_error,
+    from_fault,
 )
 from enforcer.client.leases import Lease, LeaseInfo, info_of
 from enforcer.client.observer import Observers
@@ -246,12 +245,7 @@ class Client:
         verdicts = []
         for one, item in zip(checks, answer.items, strict=True):
             if item.WhichOneof("outcome") != "response":
-                fault = item.fault
-                raise call_error(
-                    CODES.get(fault.code, grpc.StatusCode.UNKNOWN),
-                    fault.message,
-                    reason=fault.reason,
-                )
+                raise from_fault(item.fault)
             verdict = verdict_of(item.response)
             verdicts.append(verdict)
             if self._observers:

@@ -18,12 +18,11 @@ import grpc
 
 from enforcer.client.calls import out_of_time
 from enforcer.client.errors import (
-    CODES,
     CallError,
     ClosedError,
     InternalError,
     OverloadedError,
-    call_error,
+    from_fault,
 )
 from enforcer.v1 import enforcer_pb2 as pb
 
@@ -184,11 +183,7 @@ class Coalescer:
             if item.HasField("response"):
                 _answer(one, item.response)
                 continue
-            failure = call_error(
-                CODES.get(item.fault.code, grpc.StatusCode.UNKNOWN),
-                item.fault.message,
-                reason=item.fault.reason,
-            )
+            failure = from_fault(item.fault)
             _fail(one, failure)
         if failure is not None:
             self._calls.retries.failed(failure)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from enforcer.client.results import Verdict
+    from enforcer.v1 import enforcer_pb2 as pb
 
 __all__ = [
     "CallError",
@@ -46,6 +47,7 @@ __all__ = [
     "OverloadedError",
     "UnavailableError",
     "call_error",
+    "from_fault",
     "from_rpc",
 ]
 
@@ -214,6 +216,15 @@ def call_error(
     return _CLASSES.get(code, InternalError)(
         message, code=code, reason=reason, retry_after=retry_after, metadata=metadata
     )
+
+
+def from_fault(fault: pb.CheckFault) -> CallError:
+    """What a check among others failed with, as the error that it would have been alone."""
+    wait = None
+    if fault.HasField("retry_after"):
+        wait = fault.retry_after.seconds + fault.retry_after.nanos / 1e9
+    code = CODES.get(fault.code, grpc.StatusCode.UNKNOWN)
+    return call_error(code, fault.message, reason=fault.reason, retry_after=wait)
 
 
 def from_rpc(error: grpc.aio.AioRpcError) -> CallError:

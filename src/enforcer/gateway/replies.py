@@ -171,4 +171,7 @@ def has_seats(program: Program) -> bool:
 
 def fault_of(error: MetergateError) -> pb.CheckFault:
     """What a unary call would have failed with."""
-    return pb.CheckFault(code=error.code.value, reason=error.reason, message=error.message)
+    fault = pb.CheckFault(code=error.code.value, reason=error.reason, message=error.message)
+    if pause := error.metadata.get("retry_after_ms"):
+        fault.retry_after.FromMilliseconds(int(pause))
+    return fault

@@ -11,6 +11,7 @@ import pytest
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
 from enforcer import errors
+from enforcer.gateway.replies import fault_of
 from enforcer.transport.errors import status_of
 
 PAGE = Path(__file__).parents[3] / "docs" / "errors.md"
@@ -130,3 +131,12 @@ def test_a_status_has_the_code_and_the_info() -> None:
         "metergate",
         {"role": "admin"},
     )
+
+
+def test_a_check_among_others_says_when_to_come_again_as_one_alone_does() -> None:
+    full, away = errors.OverloadedError(10), errors.StoreUnavailableError("Redis is away")
+    retry = error_details_pb2.RetryInfo()
+    assert status_of(full).details[1].Unpack(retry)
+    assert fault_of(full).retry_after == retry.retry_delay
+    assert len(status_of(away).details) == 1
+    assert not fault_of(away).HasField("retry_after")

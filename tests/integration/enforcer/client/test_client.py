@@ -185,6 +185,21 @@ async def test_a_fault_inside_a_batch_that_passes_is_waited_out(fake: FakeGatewa
     assert fake.names == ["CheckBatch", "Check"]
 
 
+async def test_a_check_among_others_comes_again_when_the_gateway_says(fake: FakeGateway) -> None:
+    def answer(request: pb.CheckRequest) -> pb.CheckResponse | pb.CheckFault:
+        if len(fake.calls) == 1 and request.customer == "b":
+            full = pb.CheckFault(code=8, reason="OVERLOADED", message="full")
+            full.retry_after.FromMilliseconds(200)
+            return full
+        return FakeGateway.allow(request)
+
+    fake.answer = answer
+    async with fake.client() as client:
+        answers = await client.check_each([Check("a", "f"), Check("b", "f")])
+    assert answers == [Verdict(allowed=True, granted=1)] * 2
+    assert fake.calls[1].at - fake.calls[0].at >= 0.2
+
+
 async def test_what_a_retry_cannot_help_is_told_at_once_by_its_reason(fake: FakeGateway) -> None:
     async def refuse(_: Arrived) -> None:
         raise RefusalError(grpc.StatusCode.INVALID_ARGUMENT, "BAD_QUANTITY")
