@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
 import grpc.aio
@@ -17,19 +17,20 @@ if TYPE_CHECKING:
 
     from meter.v1 import ledger_pb2, report_pb2
 
-__all__ = ["MeterClient"]
+__all__ = ["OPTIONS", "MeterClient"]
 
 _Answer = TypeVar("_Answer")
 
 SECONDS = 60.0
 """A comparison waits for the rollup first."""
 _AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
-_OPTIONS = [
+OPTIONS: Final = [
     ("grpc.max_receive_message_length", 64 << 20),
     ("grpc.max_send_message_length", 64 << 20),
     # After a loss of counters everybody waits for the meter: a restarted one is found at once.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # In spite of its name, how long one attempt to connect may take.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 
@@ -41,7 +42,7 @@ class MeterClient:
     """
 
     def __init__(self, endpoint: str, token: str) -> None:
-        self._channel = grpc.aio.insecure_channel(endpoint, options=_OPTIONS)
+        self._channel = grpc.aio.insecure_channel(endpoint, options=OPTIONS)
         self._reports = report_pb2_grpc.ReportServiceStub(self._channel)
         self._ledger = ledger_pb2_grpc.LedgerServiceStub(self._channel)
         self._token = token

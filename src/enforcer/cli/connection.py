@@ -36,7 +36,8 @@ API_KEY = "METERGATE_API_KEY"
 CHANNEL_OPTIONS: Final = [
     # gRPC would wait up to two minutes before it tries a restarted server again.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # In spite of its name, how long one attempt to connect may take.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.max_receive_message_length", 64 * 1024 * 1024),
     # No connection shared through gRPC's global pool: each channel stands for one client.

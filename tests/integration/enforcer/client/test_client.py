@@ -10,8 +10,11 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import grpc
+import grpc.aio
 import pytest
 
+from enforcer.adapters.meter import OPTIONS as METER_OPTIONS
+from enforcer.cli.connection import CHANNEL_OPTIONS
 from enforcer.client import (
     CallError,
     Check,
@@ -28,6 +31,7 @@ from enforcer.client import (
     Verdict,
 )
 from enforcer.v1 import enforcer_pb2 as pb
+from enforcer.v1.enforcer_pb2_grpc import EnforcerServiceStub
 from tests.fixtures.fake_gateway import KEY, Arrived, FakeGateway, RefusalError, eventually
 
 if TYPE_CHECKING:
@@ -388,9 +392,22 @@ async def test_a_gateway_that_is_slow_to_shake_hands_is_waited_for(fake: FakeGat
         tasks.append(asyncio.create_task(forward(there, writer)))
 
     proxy = await asyncio.start_server(slow, "127.0.0.1", 0)
-    address = proxy.sockets[0].getsockname()
-    async with Client(f"{address[0]}:{address[1]}", KEY, options=Options(timeout=20)) as client:
-        assert await client.check("acme", "f", timeout=15)
+    address = "{}:{}".format(*proxy.sockets[0].getsockname())
+
+    async def by_client() -> bool:
+        async with Client(address, KEY, options=Options(timeout=20)) as client:
+            return bool(await client.check("acme", "f", timeout=15))
+
+    async def by_channel(options: list[tuple[str, int]]) -> bool:
+        async with grpc.aio.insecure_channel(address, options=options) as channel:
+            request = pb.CheckRequest(customer="acme", feature="f", quantity=1)
+            check = EnforcerServiceStub(channel).Check
+            answer = await check(request, timeout=15, wait_for_ready=True)
+            return bool(answer.allowed)
+
+    # The commands' channels, and those from enforcers to the meter.
+    others = (by_channel(options) for options in (CHANNEL_OPTIONS, METER_OPTIONS))
+    assert await asyncio.gather(by_client(), *others) == [True] * 3
     proxy.close()
     for task in tasks:
         task.cancel()
