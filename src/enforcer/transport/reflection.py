@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from grpc_reflection.v1alpha import reflection
@@ -11,6 +12,8 @@ from enforcer.transport.services import Method
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
+
+    from enforcer.transport.dispatch import Call
 
 __all__ = ["reflection_methods"]
 
@@ -23,9 +26,9 @@ def reflection_methods(services: Iterable[str]) -> list[Method]:
     aio: Any = reflection.aio  # type: ignore[attr-defined]  # the stubs lack it
     servicer = aio.ReflectionServicer([*sorted(services), *_SERVICES])
 
-    def answer(_: object, requests: Any) -> AsyncIterator[pb.ServerReflectionResponse]:
+    def answer(call: Call, requests: Any) -> AsyncIterator[pb.ServerReflectionResponse]:
         found: AsyncIterator[pb.ServerReflectionResponse] = servicer.ServerReflectionInfo(
-            requests, None
+            _until(call.ending, requests), None
         )
         return found
 
@@ -41,3 +44,21 @@ def reflection_methods(services: Iterable[str]) -> list[Method]:
         )
         for service in _SERVICES
     ]
+
+
+async def _until(ending: asyncio.Event, requests: Any) -> AsyncIterator[Any]:
+    """Requests, until the process takes no more: a tool that keeps its stream open does not hold up the end."""
+    over = asyncio.ensure_future(ending.wait())
+    try:
+        while not over.done():
+            coming = asyncio.ensure_future(anext(requests, None))
+            try:
+                await asyncio.wait({coming, over}, return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done() or (request := coming.result()) is None:
+                    return
+            finally:
+                coming.cancel()
+                await asyncio.wait({coming})
+            yield request
+    finally:
+        over.cancel()
