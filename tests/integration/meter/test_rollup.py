@@ -345,6 +345,32 @@ async def test_behind_an_accepted_gap_a_bucket_goes_on_and_what_is_there_of_it_c
     assert [one[:4] for one in found.accepted] == [(0, 1, 3, 5)]
 
 
+async def test_a_loss_told_of_later_holds_nothing_up_and_is_named_until_it_is_accepted(
+    meter: Stand,
+) -> None:
+    await meter.outbox.open(0, 1)
+    await meter.outbox.use(0, 5)
+    await meter.outbox.open(0, 2, previous=1, last=1)
+    await meter.outbox.use(0, 6, generation=2)
+    # An enforcer that was answered as far as place 4 of the generation before meets the new one.
+    await meter.outbox.open(0, 2, previous=1, last=4)
+    place = await meter.outbox.use(0, 7, generation=2)
+    await meter.drain()
+    assert await meter.total() == 18
+    audit = meter.audit()
+    (gap,) = (await audit.compare([state(0, 18, place)])).gaps
+    assert gap == (0, 1, 2, 5, "missing")
+    for wrong in (gap._replace(last=4), gap._replace(generation=2), gap._replace(bucket=1)):
+        with pytest.raises(GapUnknownError):
+            await audit.accept(wrong, "ann")
+    await audit.accept(gap, "ann")
+    found = await audit.compare([state(0, 18, place)])
+    assert (found.rollup_difference, found.drift, found.gaps, found.repeats) == (0, [], [], 0)
+    assert [one[:4] for one in found.accepted] == [(0, 1, 2, 5)]
+    with pytest.raises(GapUnknownError):
+        await audit.accept(gap, "bob")
+
+
 async def test_drift_is_named_with_both_sides(meter: Stand) -> None:
     await meter.outbox.open(0, 1)
     place = await meter.outbox.use(0, 5)
