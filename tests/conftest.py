@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from meter.open_files import allow_many_files
 from tests import fixtures
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ pytest_plugins = [
 ]
 
 REQUIRE_ALL = "METERGATE_REQUIRE_ALL"
+
+# A process of tests has ClickHouse's engine within it, and a thousand connections.
+allow_many_files()
 
 
 def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -13,6 +13,7 @@ import atexit
 import gc
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -36,6 +37,7 @@ IMPORTED: Final = (
 """ClickHouse's engine is not among them: it starts threads, and those do not survive a fork."""
 MEASURED: Final = "METERGATE_KEEP_MATRIX"
 """Set when what is seen goes into the tables of docs/guarantees.md: then a start takes as long as a user's."""
+USUAL_FILES: Final = 1024
 _MESSAGE: Final = 1 << 20
 _STREAMS: Final = 3
 
@@ -207,6 +209,9 @@ def _main() -> NoReturn:
     threads = len(os.listdir("/proc/self/task"))  # noqa: PTH208 - no paths wanted
     assert threads == 1, "something that was imported has started a thread: forks would lack it"
     gc.freeze()
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    # As many as a process gets on most machines: the tests' own may be allowed more.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(USUAL_FILES, most), most))
     module, *words = _serve(socket.socket(fileno=int(sys.argv[1])))
     sys.argv = [module, *words]
     sys.exit(import_module(module).main())

@@ -14,6 +14,7 @@ from enforcer import settings as settings_module
 from enforcer.errors import MisconfiguredError
 from enforcer.logs import configure_logs
 from enforcer.transport.envoy import MISCONFIGURED, chosen, run_envoy
+from meter.open_files import allow_many_files
 
 __all__ = ["main"]
 
@@ -28,6 +29,7 @@ def main() -> int:
     try:
         settings = settings_module.load()
         configure_logs(settings.log_level)
+        allow_many_files()
         transport, why = chosen(settings.transport)
         _log.info("transport", transport=transport, because=why)
         if transport == "envoy":

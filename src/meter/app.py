@@ -34,6 +34,7 @@ from meter.crash import crash_points
 from meter.errors import MisconfiguredError, UnavailableError
 from meter.lookup import Lookup
 from meter.metrics import Metrics, RelayMetrics
+from meter.open_files import allow_many_files
 from meter.recall import Recall
 from meter.relay import Relay
 from meter.reports import Reports
@@ -245,6 +246,7 @@ def main() -> int:
         settings = settings_module.load()
         _configure_logs(settings.log_level)
         calm_collector()
+        allow_many_files()
         run = asyncio.run
         if sys.platform != "win32":
             import uvloop  # noqa: PLC0415  # not on every platform
