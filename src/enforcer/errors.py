@@ -331,6 +331,15 @@ REASONS: dict[str, tuple[type[MetergateError], str]] = {
         InvalidRequestError,
         "commit at most what is held, record the rest with MODE_RECORD_ONLY",
     ),
+    "ALLOWANCE_EXCEEDED": (
+        InvalidRequestError,
+        "more was used than the block had: report at most its size, the rest with MODE_RECORD_ONLY",
+    ),
+    "ALLOWANCE_EXPIRED": (
+        NotPossibleError,
+        "the block counts as used and is reported as unaccounted: send what was used as a Check in MODE_RECORD_ONLY",
+    ),
+    "ALLOWANCE_RETURNED": (NotPossibleError, "it was returned before, with another `used`"),
     "DOCUMENT_TOO_LARGE": (
         InvalidRequestError,
         "a catalog has at most 1 MiB: declare accounts in several files",
@@ -351,7 +360,7 @@ REASONS: dict[str, tuple[type[MetergateError], str]] = {
     ),
     "NOT_CORRECTABLE": (
         NotPossibleError,
-        "correct the record of the usage itself: of a check, report, commit or backfill",
+        "correct the record of the usage itself: of a check, report, commit, returned allowance or backfill",
     ),
     "CORRECTION_REFUSED": (NotPossibleError, "see `because` in the metadata"),
     "PERIOD_OPEN": (NotPossibleError, "a month can be sealed 25 hours after its end"),

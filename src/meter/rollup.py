@@ -44,7 +44,9 @@ __all__ = ["Options", "Rollup"]
 
 _log = structlog.get_logger(__name__)
 
-VALUES = frozenset({RecordType.USAGE, RecordType.COMMIT, RecordType.BACKFILL})
+VALUES = frozenset(
+    {RecordType.USAGE, RecordType.COMMIT, RecordType.BACKFILL, RecordType.ALLOWANCE_USE}
+)
 CORRECTIONS = frozenset({RecordType.VOID, RecordType.AMEND})
 LEASES = frozenset({RecordType.LEASE_START, RecordType.LEASE_END, RecordType.LEASE_EXPIRED})
 LONGEST_PAUSE = 5.0

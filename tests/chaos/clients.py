@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import grpc
 import grpc.aio
+from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
@@ -37,6 +38,7 @@ RETRIED: Final = (
     grpc.StatusCode.DATA_LOSS,
 )
 BATCH: Final = 100
+LOST_BLOCKS: Final = 0.25
 
 Record = tuple[int, int, int]
 
@@ -68,10 +70,12 @@ class Saw:
     unknown: int = 0
     """Checks without key whose answer never came."""
     unknown_quantity: int = 0
+    out: int = 0
+    """In blocks that were taken and never returned."""
 
 
 class Clients:
-    """Nine clients for each customer, each with one call at a time, at any of the endpoints.
+    """Ten clients for each customer, each with one call at a time, at any of the endpoints.
 
     A call that is not answered within `patience` seconds is given up and made again.
     """
@@ -111,6 +115,7 @@ class Clients:
                 asyncio.create_task(self._checks(customer, "open")),
                 asyncio.create_task(self._without_key(customer, "loose")),
                 asyncio.create_task(self._reservations(customer, "held")),
+                asyncio.create_task(self._blocks(customer, "blocks")),
                 asyncio.create_task(self._seats(customer, "seats")),
                 asyncio.create_task(self._corrections(customer, "voided")),
             ]
@@ -233,6 +238,33 @@ class Clients:
                 begun=True,
             )
             saw.granted += done.committed
+            saw.records.append(record_of(done.record))
+
+    async def _blocks(self, customer: str, feature: str) -> None:
+        """Takes blocks of supply. Of one in four nobody ever hears again, as when its client was killed."""
+        saw = self.saw[customer, feature]
+        while True:
+            await self._turn()
+            wanted, lost = self._dice.randint(1, 9), self._dice.random() < LOST_BLOCKS
+            taken = await self.ask(
+                "TakeAllowance",
+                pb.TakeAllowanceRequest(
+                    customer=customer,
+                    feature=feature,
+                    quantity=wanted,
+                    idempotency_key=uuid4().hex,
+                    ttl=Duration(seconds=1) if lost else None,
+                ),
+                keep=not lost,
+            )
+            if lost:
+                saw.out += taken.check.granted
+                continue
+            request = pb.ReturnAllowanceRequest(
+                allowance=taken.allowance, used=self._dice.randint(0, taken.check.granted)
+            )
+            done = await self.ask("ReturnAllowance", request, begun=True)
+            saw.granted += done.used
             saw.records.append(record_of(done.record))
 
     async def _seats(self, customer: str, feature: str) -> None:

@@ -40,6 +40,7 @@ features:
   - {{key: gauge, meter: max}}
   - {{key: loose}}
   - {{key: held}}
+  - {{key: blocks}}
   - {{key: changing}}
   - {{key: seats}}
   - {{key: voided}}
@@ -55,6 +56,7 @@ plans:
       - {{feature: seats, model: concurrent, seats: 1_000, mode: floating, ttl: 10s}}
       - {{feature: capped, model: quota, limit: {cap}, per: total}}
       - {{feature: held, model: quota, limit: 1_000_000_000, per: total}}
+      - {{feature: blocks, model: quota, limit: 1_000_000_000, per: total}}
 accounts:
   - key: ada
     subscriptions: [{{plan: all}}]
@@ -321,6 +323,11 @@ class Deployment:
                 await asyncio.sleep(0.02)
             events = sum(row.events for row in found.rows)
             quantity = sum(row.quantity for row in found.rows)
+            unaccounted = sum(row.unaccounted_quantity for row in found.rows)
+            if unaccounted > saw.out:
+                verdict.findings.append(
+                    f"{customer} {feature}: {unaccounted} unaccounted, {saw.out} were not returned"
+                )
             told = len(saw.records) + saw.degraded
             if twice := len(saw.records) - len(set(saw.records)):
                 verdict.findings.append(f"{customer} {feature}: {twice} records were told twice")
@@ -344,6 +351,13 @@ class Deployment:
                     )
                 if feature == "capped" and shown.used > CAP:
                     verdict.findings.append(f"{customer}: a hard limit of {CAP} was passed")
+            # Blocks of clients that are gone are held until they are given up, and count as used since.
+            shown, saw = await self._balance(customer, "blocks"), clients.saw[customer, "blocks"]
+            if shown.used < saw.granted or shown.used + shown.held != saw.granted + saw.out:
+                verdict.findings.append(
+                    f"{customer} blocks: the counter shows {shown.used} used and {shown.held} held, "
+                    f"{saw.granted} were used and {saw.out} not returned"
+                )
         shown = await self._balance("ada", "changing")
         if shown.limit != self.limit:
             verdict.findings.append(f"a change does not count: {shown.limit}, not {self.limit}")

@@ -81,6 +81,8 @@ def test_an_emptied_redis_is_made_again_from_the_records(
     capped = ("--customers", "capped")
     first = stack.json("replay", str(trace), *capped)
     consumed = first["llm.input_tokens"]["consumed"]
+    block = ("allowance", "take", "capped", "llm.output_tokens", "50", "--ttl", "10m", "--key", "b")
+    taken = stack.json(*block)
     clean_audit(stack)
     with client(stack) as server:
         server.flushall()
@@ -90,6 +92,11 @@ def test_an_emptied_redis_is_made_again_from_the_records(
         assert again[meter]["consumed"] == again[meter]["replayed"] == first[meter]["consumed"]
         assert stack.json("usage", "--meter", meter)["total"] == first[meter]["consumed"]
     assert balance(stack) == consumed
+    assert stack.json(*block)["allowance"] == taken["allowance"]
+    returned = stack.json("allowance", "return", taken["allowance"], "20")
+    assert (returned["used"], returned["returned"]) == (20, 30)
+    (limit_,) = stack.json("balance", "capped", "llm.output_tokens")["limits"]
+    assert (limit_["used"], limit_["held"]) == (asked["llm.output_tokens"] + 20, 0)
     clean_audit(stack)
 
 

@@ -90,6 +90,7 @@ class Commands(RuleBasedStateMachine):
         self.maker: Maker
         self.customers: list[Customer] = []
         self.holds: list[tuple[int, str]] = []
+        self.blocks: list[tuple[int, str]] = []
         self.leases: list[tuple[Customer, str]] = []
         self.journals: Counter[tuple[int, str]] = Counter()
 
@@ -144,9 +145,12 @@ class Commands(RuleBasedStateMachine):
                 key, asked = NO_KEY, ""
             program = self.program(dice, customer, feature)
             group.append(Ask(program, quantity, mode, self.body(program, asked, key), key))
-        if size == 1 and mode in (Mode.ENFORCE, Mode.BEST_EFFORT) and dice.random() < 0.3:
+        block = mode is Mode.ALLOWANCE
+        if block or (
+            size == 1 and mode in (Mode.ENFORCE, Mode.BEST_EFFORT) and dice.random() < 0.3
+        ):
             hold = f"r{self.count}"
-            self.holds.append((customer.bucket, hold))
+            (self.blocks if block else self.holds).append((customer.bucket, hold))
             ttl = dice.choice([1_000, 10_000_000])
             body = replaced(group[0].body, id=hold)
             group[0] = replace(group[0], reservation=hold, ttl_ms=ttl, body=body)
@@ -260,6 +264,15 @@ class Commands(RuleBasedStateMachine):
         else:
             answer = self.say("release", bucket, name)
         self.seen[type(answer).__name__] += 1
+
+    @rule(seed=SEEDS)
+    def return_a_block(self, seed: int) -> None:
+        if not self.blocks:
+            return
+        dice = self.dice(seed)
+        bucket, name = dice.choice(self.blocks[-6:])
+        answer = self.say("give_back", bucket, name, dice.choice([0, 1, 1, 2, 5, 10**6]))
+        self.seen[f"block: {type(answer).__name__}"] += 1
 
     @rule(seed=SEEDS)
     def use_a_lease(self, seed: int) -> None:

@@ -118,6 +118,9 @@ class RedisTwin:
     def release(self, bucket: int, reservation: str) -> Any:
         return self._run(self._store.release(bucket, reservation))
 
+    def give_back(self, bucket: int, allowance: str, used: int) -> Any:
+        return self._run(self._store.give_back(bucket, allowance, used))
+
     def renew(self, bucket: int, lease: str, ttl_ms: int, account_id: int, epoch: int) -> Any:
         return self._run(self._store.renew(bucket, lease, ttl_ms, account_id, epoch))
 

@@ -109,7 +109,13 @@ class Twins(Commands):
         records = [
             record
             for record in self.memory.records(bucket)[-30:]
-            if record.effects.type in (RecordType.USAGE, RecordType.COMMIT, RecordType.BACKFILL)
+            if record.effects.type
+            in (
+                RecordType.USAGE,
+                RecordType.COMMIT,
+                RecordType.BACKFILL,
+                RecordType.ALLOWANCE_USE,
+            )
             and record.effects.granted
         ]
         if not records:
@@ -182,6 +188,7 @@ class Twins(Commands):
                 self.say("counters", bucket)
                 ours, theirs = self.memory.records(bucket), self.redis.records(bucket)
                 assert ours == theirs
+                self.seen.update(record.effects.type for record in ours)
                 self.add_up(bucket)
             Twins.all_seen.update(self.seen)
         finally:
@@ -224,6 +231,12 @@ def test_scripts_and_specification_are_twins(valkey: ValkeyProcess) -> None:
         "HoldGone",
         "TooMuch",
         "Settled",
+        "block: HoldGone",
+        "block: KeyReused",
+        "block: Settled",
+        "block: TooMuch",
+        Mode.ALLOWANCE,
+        RecordType.UNACCOUNTED,
         "replayed",
         "renewed",
         "ended",

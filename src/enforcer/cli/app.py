@@ -27,6 +27,7 @@ COMMANDS = {
     "reserve": "checks.reserve",
     "commit": "checks.commit",
     "release": "checks.release",
+    "allowance": "allowances.app",
     "lease": "leases.app",
     "usage": "usage.usage",
     "seats": "series.seats",

@@ -230,10 +230,12 @@ def _filters(pairs: list[str]) -> list[report_pb2.Filter]:
 def _print(rows: list[report_pb2.UsageRow], total: int) -> None:
     if rows:
         names = sorted({name for row in rows for name in row.dimensions})
+        lost = ["unaccounted"] if any(row.unaccounted_quantity for row in rows) else []
         print_table(
             [
                 *("start", "end", "customer", "meter", *names),
                 *("value", "of", "quantity", "events", "overage", "denied", "denied_events"),
+                *lost,
             ],
             [
                 [
@@ -251,9 +253,10 @@ def _print(rows: list[report_pb2.UsageRow], total: int) -> None:
                             row.denied_events,
                         )
                     ),
+                    *(number(row.unaccounted_quantity) for _ in lost),
                 ]
                 for row in rows
             ],
-            "value quantity events overage denied denied_events",
+            "value quantity events overage denied denied_events unaccounted",
         )
     typer.echo(f"total {number(total)}")

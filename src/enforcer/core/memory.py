@@ -10,6 +10,7 @@ from collections import defaultdict
 from dataclasses import astuple, dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from enforcer.core.allowances import GRACE_MS, dated, ends
 from enforcer.core.commands import (
     Answer,
     Ask,
@@ -75,7 +76,7 @@ if TYPE_CHECKING:
 __all__ = ["REAPED_AT_ONCE", "MemoryCounters", "Record", "counted"]
 
 REAPED_AT_ONCE = 128
-"""How many ended leases and reservations one tick removes at most."""
+"""How many ended leases, reservations and blocks one tick removes at most."""
 
 _READS = (Mode.CHECK_ONLY, Mode.PEEK)
 
@@ -103,10 +104,17 @@ class _Lease:
 
 @dataclass(slots=True)
 class _Reservation:
+    """`block`: of supply, which is used when nobody has told what was used of it."""
+
     expires: int
     granted: int
     body: bytes
     chains: tuple[tuple[Hold, ...], ...]
+    block: bool
+
+    def ended(self, now: int) -> int:
+        """The time of the record of its end."""
+        return dated(now, self.expires) if self.block else now
 
 
 @dataclass(slots=True)
@@ -170,9 +178,12 @@ class _Step:
                 return found
         return None
 
-    def remember(self, key: bytes, answer: Decision | Settled | None) -> None:
+    def remember(
+        self, key: bytes, answer: Decision | Settled | None, window: int | None = None
+    ) -> None:
         if key:
-            self.bucket.answers[self.window][key[:16]] = key[16:], answer
+            window = self.window if window is None else window
+            self.bucket.answers[window][key[:16]] = key[16:], answer
 
     def state(self, level: Level, epoch: int) -> _State:
         """A copy to work on, laid out for `epoch`; slots that the epoch no longer defines stay."""
@@ -408,6 +419,8 @@ class MemoryCounters:
         name, expires = "", 0
         if ask.reservation:
             kind, name, expires = RecordType.HOLD, ask.reservation, step.now + ask.ttl_ms
+            if ask.mode is Mode.ALLOWANCE:
+                kind, expires = RecordType.ALLOWANCE, ends(step.now, ask.ttl_ms, ask.program.end)
             effects += _notes(ask.program, verdict, effects)
         elif ask.seat is not None:
             kind, name, expires = RecordType.LEASE_START, ask.seat.lease, step.now + ask.seat.ttl_ms
@@ -461,8 +474,9 @@ class MemoryCounters:
                 )
             if holds:
                 chains.append(tuple(holds))
+        block = ask.mode is Mode.ALLOWANCE
         step.bucket.reservations[ask.reservation] = _Reservation(
-            expires, verdict.granted, ask.body, tuple(chains)
+            expires + GRACE_MS * block, verdict.granted, ask.body, tuple(chains), block
         )
 
     def commit(
@@ -474,6 +488,11 @@ class MemoryCounters:
         settled = self._settle(bucket, reservation, RecordType.RELEASE, 0)
         assert not isinstance(settled, TooMuch)
         return settled
+
+    def give_back(
+        self, bucket: int, allowance: str, used: int
+    ) -> Settled | HoldGone | TooMuch | KeyReused:
+        return self._settle(bucket, allowance, RecordType.ALLOWANCE_USE, used)
 
     def _settle(
         self, number: int, name: str, kind: RecordType, quantity: int | None
@@ -493,9 +512,10 @@ class MemoryCounters:
         used = reservation.granted if quantity is None else quantity
         if used > reservation.granted:
             return TooMuch(reservation.granted)
+        at = reservation.ended(step.now)
         generation, sequence = _unhold(step, name, kind, used, whole=quantity is None)
-        settled = Settled(used, reservation.granted - used, step.now, generation, sequence)
-        step.remember(key, settled)
+        settled = Settled(used, reservation.granted - used, at, generation, sequence)
+        step.remember(key, settled, at // self._window_ms)
         return settled
 
     def renew(
@@ -553,6 +573,9 @@ class MemoryCounters:
             if member[0] == "L":
                 ended = step.bucket.leases[name].expires
                 _stand_up(step, name, RecordType.LEASE_EXPIRED, ended)
+            elif step.bucket.reservations[name].block:
+                granted = step.bucket.reservations[name].granted
+                _unhold(step, name, RecordType.UNACCOUNTED, granted)
             else:
                 _unhold(step, name, RecordType.HOLD_EXPIRED, 0)
         return written + len(due)
@@ -791,7 +814,7 @@ def _unhold(
         reservation.body,
         Effects(
             kind,
-            step.now,
+            reservation.ended(step.now),
             granted=used,
             overage=overage,
             reason=int(whole),

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from enforcer.core.allowances import GRACE_MS
 from enforcer.core.commands import idempotency
 from enforcer.core.compile import SEAT_MODES, Place, places_of
 from enforcer.core.model import ConcurrentTerms, RateTerms, SeatMode
@@ -72,13 +73,14 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """A reservation as the store keeps it."""
+    """A reservation as the store keeps it; `block`: a block of supply, see `enforcer.core.allowances`."""
 
     id: str
     expires: int
     granted: int
     body: bytes
     chains: tuple[tuple[Hold, ...], ...] = field(default=())
+    block: bool = False
 
 
 class Remembered(NamedTuple):
@@ -217,7 +219,7 @@ def seat_mode(customer: Customer, feature: str) -> int:
 def hold_of(
     customer: Customer, feature_id: int, body: Body, raw: bytes, effects: Effects
 ) -> Reservation:
-    """The reservation that a HOLD record began.
+    """The reservation or block that a HOLD or ALLOWANCE record began.
 
     Each chain holds what was granted: so their borders in the row of entries are found.
     """
@@ -252,10 +254,12 @@ def hold_of(
             chain, total = [], 0
     if chain:
         chains.append(tuple(chain))
-    return Reservation(body.id, effects.extra, effects.granted, raw, tuple(chains))
+    block = effects.type is RecordType.ALLOWANCE
+    gone = effects.extra + GRACE_MS * block
+    return Reservation(body.id, gone, effects.granted, raw, tuple(chains), block)
 
 
-_DECIDED = (RecordType.USAGE, RecordType.HOLD, RecordType.LEASE_START)
+_DECIDED = (RecordType.USAGE, RecordType.HOLD, RecordType.LEASE_START, RecordType.ALLOWANCE)
 
 
 def remembered(
@@ -268,7 +272,7 @@ def remembered(
         expires = effects.extra
         decided = (effects.reason, effects.granted, effects.overage, 0, now, *place, expires, 0)
         return Remembered(name, now, decided, "" if kind is RecordType.USAGE else body.id)
-    if kind in (RecordType.COMMIT, RecordType.RELEASE):
+    if kind in (RecordType.COMMIT, RecordType.RELEASE, RecordType.ALLOWANCE_USE):
         wanted = "" if effects.reason else effects.granted
         name = idempotency(0, 0, body.id, kind.value, wanted)
         settled = (effects.granted, effects.extra - effects.granted, now, *place)

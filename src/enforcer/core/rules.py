@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
+from enforcer.core.allowances import block, sought
 from enforcer.core.model import MAX_QUANTITY
 from enforcer.core.program import (
     DENIED,
@@ -59,13 +60,17 @@ NEWEST, RING_HELD, RING = 0, 1, 2
 
 
 class Mode(IntEnum):
-    """The numbers are those of enforcer.v1.Mode; PEEK is CHECK_ONLY that shows the counters as they stand."""
+    """The numbers are those of enforcer.v1.Mode, and two of our own.
+
+    PEEK is CHECK_ONLY that shows the counters as they stand; ALLOWANCE is BEST_EFFORT for a share of what is left.
+    """
 
     ENFORCE = 1
     CHECK_ONLY = 2
     BEST_EFFORT = 3
     RECORD_ONLY = 4
     PEEK = 5
+    ALLOWANCE = 6
 
 
 class Overflow(ArithmeticError):  # noqa: N818 - named for what it says
@@ -245,6 +250,19 @@ class _Working:
         return takes
 
 
+def _granted(mode: Mode, quantity: int, least: int) -> int:
+    """How much of `quantity`. `least`: what the shortest chain that counts can take of it."""
+    match mode:
+        case Mode.RECORD_ONLY:
+            return quantity
+        case Mode.BEST_EFFORT:
+            return least
+        case Mode.ALLOWANCE:
+            return block(least)
+        case _:
+            return quantity if least == quantity else 0
+
+
 def evaluate(
     program: Program,
     levels: list[Slots],
@@ -257,17 +275,14 @@ def evaluate(
     if program.verdict is not Reason.ALLOWED:
         return Verdict(program.verdict, 0, 0, shadow=False, chains=(), denied=())
     working = _Working(levels, seats, now)
+    if mode is Mode.ALLOWANCE:
+        quantity = sought(quantity)
     capacity = [quantity - working.take(chain, quantity)[1] for chain in program.chains]
     enforced = [
         amount for chain, amount in zip(program.chains, capacity, strict=True) if not chain.shadow
     ]
-    if mode is Mode.RECORD_ONLY:
-        granted = quantity
-    elif mode is Mode.BEST_EFFORT:
-        granted = min(enforced, default=quantity)
-    else:
-        granted = quantity if all(amount == quantity for amount in enforced) else 0
-    wanted = max(granted, 1) if mode is Mode.BEST_EFFORT else quantity
+    granted = _granted(mode, quantity, min(enforced, default=quantity))
+    wanted = max(granted, 1) if mode in (Mode.BEST_EFFORT, Mode.ALLOWANCE) else quantity
     denied = tuple(
         amount < wanted and (chain.shadow or mode is not Mode.RECORD_ONLY)
         for chain, amount in zip(program.chains, capacity, strict=True)

@@ -1,4 +1,4 @@
-"""Tokens of leases and reservations: what is needed to go on with them, signed by the deployment.
+"""Tokens of leases, reservations and allowances: what is needed to go on with them, signed by the deployment.
 
 A token is `base64url(MessagePack array || MAC)`: the first 16 bytes of HMAC-SHA256 over the array. Since everything is
 inside, a rebuild after a loss of data can learn live leases back from their own clients.
@@ -20,7 +20,7 @@ _LONGEST = 4096
 
 
 class Token(NamedTuple):
-    """`kind` is "lease" or "reservation"; `id` the name in the store; `ttl_ms` how long a lease was taken for."""
+    """`kind` is "lease", "reservation" or "allowance"; `id` the name in the store; `ttl_ms` how long a lease was taken for."""
 
     kind: str
     tenant: str

@@ -105,9 +105,11 @@ def misfit_of(asked: Asked, program: Program) -> str:
             "MODE_CHECK_ONLY tells whether one is free"
         )
     if (
-        asked.mode is Mode.RECORD_ONLY
+        asked.mode in (Mode.RECORD_ONLY, Mode.ALLOWANCE)
         and not program.countable
         and program.verdict not in (Reason.NOT_ENTITLED, Reason.SUSPENDED)
     ):
-        return f"{asked.name.feature!r} has no quantity to record past a limit"
+        return (
+            f"{asked.name.feature!r} has no quantity to record past a limit, or to take a block of"
+        )
     return ""

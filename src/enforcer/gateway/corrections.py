@@ -39,7 +39,12 @@ TRIES = 20
 _SCOPE = "record"
 _BY_DIFFERENCE = ("sum", "count")
 _LONGEST_MONTH = 7
-_CORRECTABLE = (RecordType.USAGE, RecordType.COMMIT, RecordType.BACKFILL)
+_CORRECTABLE = (
+    RecordType.USAGE,
+    RecordType.COMMIT,
+    RecordType.BACKFILL,
+    RecordType.ALLOWANCE_USE,
+)
 _KINDS = {
     RecordType.VOID: usage_pb2.CORRECTION_KIND_VOID,
     RecordType.AMEND: usage_pb2.CORRECTION_KIND_AMEND,

@@ -32,6 +32,7 @@ from enforcer.errors import (
     NotPossibleError,
     StoreUnavailableError,
 )
+from enforcer.gateway.allowances import Allowances
 from enforcer.gateway.asked import Asked, misfit_of
 from enforcer.gateway.emergency import AWAY
 from enforcer.gateway.programs import Name, Programs, Rounds
@@ -99,6 +100,7 @@ class Gateway:
         self._counters, self._programs, self._secret = counters, programs, secret
         self._emergency = emergency
         self._observe = observe
+        self.allowances = Allowances(counters, self._decide_one, self._token, self._read)
 
     # -- checks
 

@@ -58,6 +58,12 @@ class CounterStore(Protocol):
         """Give back all that a reservation holds. Repeatable."""
         ...
 
+    async def give_back(
+        self, bucket: int, allowance: str, used: int
+    ) -> Settled | HoldGone | TooMuch | KeyReused:
+        """Count `used` of a block of supply as usage and give back the rest. Repeatable."""
+        ...
+
     async def renew(
         self, bucket: int, lease: str, ttl_ms: int, account_id: int, epoch: int
     ) -> LeaseInfo | EpochStale | None:

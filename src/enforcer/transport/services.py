@@ -256,6 +256,18 @@ def methods(
         ("Commit", enforcer.CommitRequest, enforcer.CommitResponse, gateway.commit),
         ("Release", enforcer.ReleaseRequest, enforcer.ReleaseResponse, gateway.release),
         (
+            "TakeAllowance",
+            enforcer.TakeAllowanceRequest,
+            enforcer.TakeAllowanceResponse,
+            gateway.allowances.take,
+        ),
+        (
+            "ReturnAllowance",
+            enforcer.ReturnAllowanceRequest,
+            enforcer.ReturnAllowanceResponse,
+            gateway.allowances.give_back,
+        ),
+        (
             "AcquireLease",
             enforcer.AcquireLeaseRequest,
             enforcer.AcquireLeaseResponse,

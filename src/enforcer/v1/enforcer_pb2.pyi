@@ -792,6 +792,167 @@ class ReleaseResponse(_message.Message):
 Global___ReleaseResponse: _TypeAlias = ReleaseResponse  # noqa: Y015
 
 @_typing.final
+class TakeAllowanceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class DimensionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CUSTOMER_FIELD_NUMBER: _builtins.int
+    FEATURE_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    DIMENSIONS_FIELD_NUMBER: _builtins.int
+    PRODUCT_VERSION_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    customer: _builtins.str
+    """As in CheckRequest."""
+    feature: _builtins.str
+    quantity: _builtins.int
+    """How large a block is wanted; required, 1 to 2^53 - 1. What is granted may be less."""
+    idempotency_key: _builtins.str
+    """As in CheckRequest. Without one, a block whose answer was lost is out until it is reaped."""
+    product_version: _builtins.str
+    @_builtins.property
+    def dimensions(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Of all that is used of the block."""
+
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """1 s to 1 h; absent = 60 s. The lifetime is shorter where a period or an entitlement ends before."""
+
+    def __init__(
+        self,
+        *,
+        customer: _builtins.str = ...,
+        feature: _builtins.str = ...,
+        quantity: _builtins.int | None = ...,
+        idempotency_key: _builtins.str = ...,
+        dimensions: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        product_version: _builtins.str = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_quantity", b"_quantity", "quantity", b"quantity", "ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quantity", b"_quantity", "customer", b"customer", "dimensions", b"dimensions", "feature", b"feature", "idempotency_key", b"idempotency_key", "product_version", b"product_version", "quantity", b"quantity", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__quantity: _TypeAlias = _typing.Literal["quantity"]  # noqa: Y015
+    _WhichOneofArgType__quantity: _TypeAlias = _typing.Literal["_quantity", b"_quantity"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__quantity) -> _WhichOneofReturnType__quantity | None: ...
+
+Global___TakeAllowanceRequest: _TypeAlias = TakeAllowanceRequest  # noqa: Y015
+
+@_typing.final
+class TakeAllowanceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECK_FIELD_NUMBER: _builtins.int
+    ALLOWANCE_FIELD_NUMBER: _builtins.int
+    LIFETIME_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    allowance: _builtins.str
+    """Names the block to ReturnAllowance; empty when denied."""
+    @_builtins.property
+    def check(self) -> Global___CheckResponse:
+        """The verdict; `granted` is the size of the block, 0 when denied."""
+
+    @_builtins.property
+    def lifetime(self) -> _duration_pb2.Duration:
+        """How long the block may be used. The client counts it by a monotonic clock, from before it sent the first request
+        under this idempotency key: then it ends there before it ends here. Absent when denied.
+        """
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """The same end by the clock of the counters, for people and logs."""
+
+    def __init__(
+        self,
+        *,
+        check: Global___CheckResponse | None = ...,
+        allowance: _builtins.str = ...,
+        lifetime: _duration_pb2.Duration | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "expires_at", b"expires_at", "lifetime", b"lifetime"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowance", b"allowance", "check", b"check", "expires_at", b"expires_at", "lifetime", b"lifetime"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TakeAllowanceResponse: _TypeAlias = TakeAllowanceResponse  # noqa: Y015
+
+@_typing.final
+class ReturnAllowanceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALLOWANCE_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    allowance: _builtins.str
+    used: _builtins.int
+    """What was used: 0 to the block's size. More is the fault ALLOWANCE_EXCEEDED."""
+    def __init__(
+        self,
+        *,
+        allowance: _builtins.str = ...,
+        used: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowance", b"allowance", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReturnAllowanceRequest: _TypeAlias = ReturnAllowanceRequest  # noqa: Y015
+
+@_typing.final
+class ReturnAllowanceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USED_FIELD_NUMBER: _builtins.int
+    RETURNED_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    used: _builtins.int
+    returned: _builtins.int
+    replayed: _builtins.bool
+    """This is the original answer to an earlier call."""
+    @_builtins.property
+    def record(self) -> Global___RecordId: ...
+    def __init__(
+        self,
+        *,
+        used: _builtins.int = ...,
+        returned: _builtins.int = ...,
+        record: Global___RecordId | None = ...,
+        replayed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["record", b"record", "replayed", b"replayed", "returned", b"returned", "used", b"used"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReturnAllowanceResponse: _TypeAlias = ReturnAllowanceResponse  # noqa: Y015
+
+@_typing.final
 class AcquireLeaseRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

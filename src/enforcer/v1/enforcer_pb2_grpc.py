@@ -64,6 +64,16 @@ class EnforcerServiceStub(object):
                 request_serializer=enforcer_dot_v1_dot_enforcer__pb2.ReleaseRequest.SerializeToString,
                 response_deserializer=enforcer_dot_v1_dot_enforcer__pb2.ReleaseResponse.FromString,
                 _registered_method=True)
+        self.TakeAllowance = channel.unary_unary(
+                '/enforcer.v1.EnforcerService/TakeAllowance',
+                request_serializer=enforcer_dot_v1_dot_enforcer__pb2.TakeAllowanceRequest.SerializeToString,
+                response_deserializer=enforcer_dot_v1_dot_enforcer__pb2.TakeAllowanceResponse.FromString,
+                _registered_method=True)
+        self.ReturnAllowance = channel.unary_unary(
+                '/enforcer.v1.EnforcerService/ReturnAllowance',
+                request_serializer=enforcer_dot_v1_dot_enforcer__pb2.ReturnAllowanceRequest.SerializeToString,
+                response_deserializer=enforcer_dot_v1_dot_enforcer__pb2.ReturnAllowanceResponse.FromString,
+                _registered_method=True)
         self.AcquireLease = channel.unary_unary(
                 '/enforcer.v1.EnforcerService/AcquireLease',
                 request_serializer=enforcer_dot_v1_dot_enforcer__pb2.AcquireLeaseRequest.SerializeToString,
@@ -141,6 +151,26 @@ class EnforcerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TakeAllowance(self, request, context):
+        """Hands a block of supply to a client that decides for itself until the block's lifetime ends. The block counts against
+        every limit at once, as a reservation of its size would; so whatever its holder does, no hard limit is passed. It is
+        at most `quantity`, and at most an eighth of what is left (1 at least): many clients share the end of a quota. A
+        change of terms, a suspension too, reaches a block that is out when its lifetime ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReturnAllowance(self, request, context):
+        """Tells what was used of a block and gives the rest back: the use becomes usage in the very grants and periods that
+        the block was taken from; it is reported within the block's lifetime. A repeated call returns the original answer. Possible until 5 s after the lifetime's end.
+        Then the whole block counts as used until its period ends, and is recorded as unaccounted, which is no usage: the
+        fault is ALLOWANCE_EXPIRED; send what was used as a Check in MODE_RECORD_ONLY, so that it is reported.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def AcquireLease(self, request, context):
         """Takes a seat of a `concurrent` feature for a time. When all seats are taken the answer has `allowed = false`.
         """
@@ -209,6 +239,16 @@ def add_EnforcerServiceServicer_to_server(servicer, server):
                     servicer.Release,
                     request_deserializer=enforcer_dot_v1_dot_enforcer__pb2.ReleaseRequest.FromString,
                     response_serializer=enforcer_dot_v1_dot_enforcer__pb2.ReleaseResponse.SerializeToString,
+            ),
+            'TakeAllowance': grpc.unary_unary_rpc_method_handler(
+                    servicer.TakeAllowance,
+                    request_deserializer=enforcer_dot_v1_dot_enforcer__pb2.TakeAllowanceRequest.FromString,
+                    response_serializer=enforcer_dot_v1_dot_enforcer__pb2.TakeAllowanceResponse.SerializeToString,
+            ),
+            'ReturnAllowance': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReturnAllowance,
+                    request_deserializer=enforcer_dot_v1_dot_enforcer__pb2.ReturnAllowanceRequest.FromString,
+                    response_serializer=enforcer_dot_v1_dot_enforcer__pb2.ReturnAllowanceResponse.SerializeToString,
             ),
             'AcquireLease': grpc.unary_unary_rpc_method_handler(
                     servicer.AcquireLease,
@@ -398,6 +438,60 @@ class EnforcerService(object):
             '/enforcer.v1.EnforcerService/Release',
             enforcer_dot_v1_dot_enforcer__pb2.ReleaseRequest.SerializeToString,
             enforcer_dot_v1_dot_enforcer__pb2.ReleaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TakeAllowance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/enforcer.v1.EnforcerService/TakeAllowance',
+            enforcer_dot_v1_dot_enforcer__pb2.TakeAllowanceRequest.SerializeToString,
+            enforcer_dot_v1_dot_enforcer__pb2.TakeAllowanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReturnAllowance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/enforcer.v1.EnforcerService/ReturnAllowance',
+            enforcer_dot_v1_dot_enforcer__pb2.ReturnAllowanceRequest.SerializeToString,
+            enforcer_dot_v1_dot_enforcer__pb2.ReturnAllowanceResponse.FromString,
             options,
             channel_credentials,
             insecure,

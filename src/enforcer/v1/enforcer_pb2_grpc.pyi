@@ -62,6 +62,18 @@ class EnforcerServiceStub:
     """
     Release: _grpc.UnaryUnaryMultiCallable[_enforcer_pb2.ReleaseRequest, _enforcer_pb2.ReleaseResponse]
     """Gives a reservation back whole. A repeated call returns the original answer."""
+    TakeAllowance: _grpc.UnaryUnaryMultiCallable[_enforcer_pb2.TakeAllowanceRequest, _enforcer_pb2.TakeAllowanceResponse]
+    """Hands a block of supply to a client that decides for itself until the block's lifetime ends. The block counts against
+    every limit at once, as a reservation of its size would; so whatever its holder does, no hard limit is passed. It is
+    at most `quantity`, and at most an eighth of what is left (1 at least): many clients share the end of a quota. A
+    change of terms, a suspension too, reaches a block that is out when its lifetime ends.
+    """
+    ReturnAllowance: _grpc.UnaryUnaryMultiCallable[_enforcer_pb2.ReturnAllowanceRequest, _enforcer_pb2.ReturnAllowanceResponse]
+    """Tells what was used of a block and gives the rest back: the use becomes usage in the very grants and periods that
+    the block was taken from; it is reported within the block's lifetime. A repeated call returns the original answer. Possible until 5 s after the lifetime's end.
+    Then the whole block counts as used until its period ends, and is recorded as unaccounted, which is no usage: the
+    fault is ALLOWANCE_EXPIRED; send what was used as a Check in MODE_RECORD_ONLY, so that it is reported.
+    """
     AcquireLease: _grpc.UnaryUnaryMultiCallable[_enforcer_pb2.AcquireLeaseRequest, _enforcer_pb2.AcquireLeaseResponse]
     """Takes a seat of a `concurrent` feature for a time. When all seats are taken the answer has `allowed = false`."""
     RenewLease: _grpc.UnaryUnaryMultiCallable[_enforcer_pb2.RenewLeaseRequest, _enforcer_pb2.RenewLeaseResponse]
@@ -98,6 +110,18 @@ class EnforcerServiceAsyncStub(EnforcerServiceStub):
     """
     Release: _aio.UnaryUnaryMultiCallable[_enforcer_pb2.ReleaseRequest, _enforcer_pb2.ReleaseResponse]  # type: ignore[assignment]
     """Gives a reservation back whole. A repeated call returns the original answer."""
+    TakeAllowance: _aio.UnaryUnaryMultiCallable[_enforcer_pb2.TakeAllowanceRequest, _enforcer_pb2.TakeAllowanceResponse]  # type: ignore[assignment]
+    """Hands a block of supply to a client that decides for itself until the block's lifetime ends. The block counts against
+    every limit at once, as a reservation of its size would; so whatever its holder does, no hard limit is passed. It is
+    at most `quantity`, and at most an eighth of what is left (1 at least): many clients share the end of a quota. A
+    change of terms, a suspension too, reaches a block that is out when its lifetime ends.
+    """
+    ReturnAllowance: _aio.UnaryUnaryMultiCallable[_enforcer_pb2.ReturnAllowanceRequest, _enforcer_pb2.ReturnAllowanceResponse]  # type: ignore[assignment]
+    """Tells what was used of a block and gives the rest back: the use becomes usage in the very grants and periods that
+    the block was taken from; it is reported within the block's lifetime. A repeated call returns the original answer. Possible until 5 s after the lifetime's end.
+    Then the whole block counts as used until its period ends, and is recorded as unaccounted, which is no usage: the
+    fault is ALLOWANCE_EXPIRED; send what was used as a Check in MODE_RECORD_ONLY, so that it is reported.
+    """
     AcquireLease: _aio.UnaryUnaryMultiCallable[_enforcer_pb2.AcquireLeaseRequest, _enforcer_pb2.AcquireLeaseResponse]  # type: ignore[assignment]
     """Takes a seat of a `concurrent` feature for a time. When all seats are taken the answer has `allowed = false`."""
     RenewLease: _aio.UnaryUnaryMultiCallable[_enforcer_pb2.RenewLeaseRequest, _enforcer_pb2.RenewLeaseResponse]  # type: ignore[assignment]
@@ -167,6 +191,30 @@ class EnforcerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_enforcer_pb2.ReleaseResponse, _abc.Awaitable[_enforcer_pb2.ReleaseResponse]]:
         """Gives a reservation back whole. A repeated call returns the original answer."""
+
+    @_abc_1.abstractmethod
+    def TakeAllowance(
+        self,
+        request: _enforcer_pb2.TakeAllowanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enforcer_pb2.TakeAllowanceResponse, _abc.Awaitable[_enforcer_pb2.TakeAllowanceResponse]]:
+        """Hands a block of supply to a client that decides for itself until the block's lifetime ends. The block counts against
+        every limit at once, as a reservation of its size would; so whatever its holder does, no hard limit is passed. It is
+        at most `quantity`, and at most an eighth of what is left (1 at least): many clients share the end of a quota. A
+        change of terms, a suspension too, reaches a block that is out when its lifetime ends.
+        """
+
+    @_abc_1.abstractmethod
+    def ReturnAllowance(
+        self,
+        request: _enforcer_pb2.ReturnAllowanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enforcer_pb2.ReturnAllowanceResponse, _abc.Awaitable[_enforcer_pb2.ReturnAllowanceResponse]]:
+        """Tells what was used of a block and gives the rest back: the use becomes usage in the very grants and periods that
+        the block was taken from; it is reported within the block's lifetime. A repeated call returns the original answer. Possible until 5 s after the lifetime's end.
+        Then the whole block counts as used until its period ends, and is recorded as unaccounted, which is no usage: the
+        fault is ALLOWANCE_EXPIRED; send what was used as a Check in MODE_RECORD_ONLY, so that it is reported.
+        """
 
     @_abc_1.abstractmethod
     def AcquireLease(

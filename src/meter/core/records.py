@@ -19,7 +19,12 @@ Effects: a header of `HEADER` doubles, then for each counter that changed an ent
 - `extra`      DENIAL: id of the limit that denied, or 0; HOLD, LEASE_START: when it ends in ms; LEASE_END,
                LEASE_EXPIRED: start of the lease in ms, and `quantity` 1 when the holder's device was unbound; COMMIT,
                RELEASE and HOLD_EXPIRED: what was held, and `reason` 1 when a commit named no quantity; GENERATION: the
-               previous generation, and in `quantity` the last sequence number there
+               previous generation, and in `quantity` the last sequence number there; ALLOWANCE: when the block's lifetime
+               ends in ms; ALLOWANCE_USE and UNACCOUNTED: the size of the block
+- a block of supply that a client decides from by itself (ALLOWANCE) is held like a reservation. What its holder tells
+               to have used is ALLOWANCE_USE; when nobody tells, all of it counts as used, and UNACCOUNTED says so.
+               Both have as `now` at the latest the last millisecond of the lifetime: they are of the period that the
+               block was taken from
 - an EMERGENCY record says that a use in an enforcer's journal had been counted by its check before: it holds the place
 - `limit`      the id of the entitlement or grant whose counter changed; id + `SIDE` is the counter's second pair of
                numbers: money spent and remainder, or what rolled over. 0 is a note and no counter: how the entry
@@ -32,7 +37,7 @@ Corrections (VOID, AMEND, BACKFILL) have the difference that they make: `granted
 or 0, `quantity` is what counts from now on, and `extra` is 1 where the window of the body's `at` is sealed: then the
 usage is an adjustment in the window of `now`. VOID and AMEND name in their body the record that they correct.
 
-Usage is what records of `USAGE`, `COMMIT` and corrections have granted; their time is the body's `at` or else `now`. The
+Usage is what records of `USAGE`, `COMMIT`, `ALLOWANCE_USE` and corrections have granted; their time is the body's `at` or else `now`. The
 sum of `used` and `held` per (limit, period) over all records of a bucket is the ledger: what the counters must show. Only what a
 REPAIR changed is no part of it: it brought counters to the ledger. A REPAIR with the quantity 1 is: it brought the ledger to
 the leases that there are.
@@ -86,6 +91,9 @@ class RecordType(IntEnum):
     BACKFILL = 13
     REPAIR = 14
     EMERGENCY = 15
+    ALLOWANCE = 16
+    ALLOWANCE_USE = 17
+    UNACCOUNTED = 18
 
 
 class Body(msgspec.Struct, frozen=True, omit_defaults=True, rename={}):
@@ -93,7 +101,7 @@ class Body(msgspec.Struct, frozen=True, omit_defaults=True, rename={}):
 
     `t` tenant, `a` account (key of the tree's root), `c` customer (key of the node), `f` feature, `m` meter,
     `q` quantity asked for, `k` idempotency key, `d` dimensions, `at` time of the event in ms if the client gave one,
-    `id` lease or reservation, `h` holder of a lease, `p` fingerprint of the parameters that came
+    `id` lease, reservation or allowance, `h` holder of a lease, `p` fingerprint of the parameters that came
     with `k`, in hex. A GENERATION record's body has empty strings. Of corrections: `n`
     number in the bucket's list of corrections, `of` generation and sequence of the record that is corrected, `v` which
     version of it this is (1 for the first correction), `by` who corrects, `w` why.

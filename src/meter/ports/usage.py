@@ -44,6 +44,7 @@ class Row(NamedTuple):
     denied_quantity: int
     denied_events: int
     adjustment: int
+    unaccounted: int = 0
 
 
 class Values(NamedTuple):

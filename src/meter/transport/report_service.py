@@ -269,4 +269,5 @@ def _row(line: UsageLine, group_by: tuple[str, ...]) -> report_pb2.UsageRow:
         value=line.value,
         aggregation=_WAYS[line.aggregation],
         adjustment_quantity=row.adjustment,
+        unaccounted_quantity=row.unaccounted,
     )

@@ -292,6 +292,7 @@ class UsageRow(_message.Message):
     ADJUSTMENT_QUANTITY_FIELD_NUMBER: _builtins.int
     VALUE_FIELD_NUMBER: _builtins.int
     AGGREGATION_FIELD_NUMBER: _builtins.int
+    UNACCOUNTED_QUANTITY_FIELD_NUMBER: _builtins.int
     meter: _builtins.str
     customer: _builtins.str
     quantity: _builtins.int
@@ -309,6 +310,10 @@ class UsageRow(_message.Message):
     greatest and latest of no events.
     """
     aggregation: Global___Aggregation.ValueType
+    unaccounted_quantity: _builtins.int
+    """Blocks of supply (allowances) that were handed out and never returned: they count against limits until the period
+    ends, and are not part of `quantity`. In the window in which they were given up.
+    """
     @_builtins.property
     def start(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -331,10 +336,11 @@ class UsageRow(_message.Message):
         adjustment_quantity: _builtins.int = ...,
         value: _builtins.int | None = ...,
         aggregation: Global___Aggregation.ValueType = ...,
+        unaccounted_quantity: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "end", b"end", "start", b"start", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "adjustment_quantity", b"adjustment_quantity", "aggregation", b"aggregation", "customer", b"customer", "denied_events", b"denied_events", "denied_quantity", b"denied_quantity", "dimensions", b"dimensions", "end", b"end", "events", b"events", "meter", b"meter", "overage", b"overage", "quantity", b"quantity", "start", b"start", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_value", b"_value", "adjustment_quantity", b"adjustment_quantity", "aggregation", b"aggregation", "customer", b"customer", "denied_events", b"denied_events", "denied_quantity", b"denied_quantity", "dimensions", b"dimensions", "end", b"end", "events", b"events", "meter", b"meter", "overage", b"overage", "quantity", b"quantity", "start", b"start", "unaccounted_quantity", b"unaccounted_quantity", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__value: _TypeAlias = _typing.Literal["value"]  # noqa: Y015
     _WhichOneofArgType__value: _TypeAlias = _typing.Literal["_value", b"_value"]  # noqa: Y015

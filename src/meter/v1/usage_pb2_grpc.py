@@ -91,7 +91,7 @@ class UsageServiceServicer(object):
     def Void(self, request, context):
         """The record's usage counts no more: its limits get back what it drew, where their period is still open, and its
         windows lose it. FAILED_PRECONDITION with RECORD_VOIDED when it is void already. Only records of usage can be
-        corrected (a check's, a report's, a commit's, a backfill's), while raw records are kept. Needs an admin key.
+        corrected (a check's, a report's, a commit's, a returned allowance's, a backfill's), while raw records are kept. Needs an admin key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,7 +39,7 @@ class UsageServiceStub:
     Void: _grpc.UnaryUnaryMultiCallable[_usage_pb2.VoidRequest, _usage_pb2.VoidResponse]
     """The record's usage counts no more: its limits get back what it drew, where their period is still open, and its
     windows lose it. FAILED_PRECONDITION with RECORD_VOIDED when it is void already. Only records of usage can be
-    corrected (a check's, a report's, a commit's, a backfill's), while raw records are kept. Needs an admin key.
+    corrected (a check's, a report's, a commit's, a returned allowance's, a backfill's), while raw records are kept. Needs an admin key.
     """
     Amend: _grpc.UnaryUnaryMultiCallable[_usage_pb2.AmendRequest, _usage_pb2.AmendResponse]
     """The record counts with a new quantity from now on; the newest version wins. Less gives back what was drawn last, more
@@ -71,7 +71,7 @@ class UsageServiceAsyncStub(UsageServiceStub):
     Void: _aio.UnaryUnaryMultiCallable[_usage_pb2.VoidRequest, _usage_pb2.VoidResponse]  # type: ignore[assignment]
     """The record's usage counts no more: its limits get back what it drew, where their period is still open, and its
     windows lose it. FAILED_PRECONDITION with RECORD_VOIDED when it is void already. Only records of usage can be
-    corrected (a check's, a report's, a commit's, a backfill's), while raw records are kept. Needs an admin key.
+    corrected (a check's, a report's, a commit's, a returned allowance's, a backfill's), while raw records are kept. Needs an admin key.
     """
     Amend: _aio.UnaryUnaryMultiCallable[_usage_pb2.AmendRequest, _usage_pb2.AmendResponse]  # type: ignore[assignment]
     """The record counts with a new quantity from now on; the newest version wins. Less gives back what was drawn last, more
@@ -112,7 +112,7 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_usage_pb2.VoidResponse, _abc.Awaitable[_usage_pb2.VoidResponse]]:
         """The record's usage counts no more: its limits get back what it drew, where their period is still open, and its
         windows lose it. FAILED_PRECONDITION with RECORD_VOIDED when it is void already. Only records of usage can be
-        corrected (a check's, a report's, a commit's, a backfill's), while raw records are kept. Needs an admin key.
+        corrected (a check's, a report's, a commit's, a returned allowance's, a backfill's), while raw records are kept. Needs an admin key.
         """
 
     @_abc_1.abstractmethod

@@ -48,6 +48,11 @@ class MemoryStore:
     async def release(self, bucket: int, reservation: str) -> Settled | HoldGone | KeyReused:
         return self._counters.release(bucket, reservation)
 
+    async def give_back(
+        self, bucket: int, allowance: str, used: int
+    ) -> Settled | HoldGone | TooMuch | KeyReused:
+        return self._counters.give_back(bucket, allowance, used)
+
     async def renew(
         self, bucket: int, lease: str, ttl_ms: int, account_id: int, epoch: int
     ) -> LeaseInfo | EpochStale | None:

@@ -86,7 +86,14 @@ _TAKEN = "another enforcer is at work on it"
 _pack = msgspec.msgpack.encode
 _LEASE_ENDS = (RecordType.LEASE_END, RecordType.LEASE_EXPIRED)
 _CORRECTIONS = (RecordType.VOID, RecordType.AMEND, RecordType.BACKFILL)
-_HOLD_ENDS = (RecordType.COMMIT, RecordType.RELEASE, RecordType.HOLD_EXPIRED)
+_HOLDS = (RecordType.HOLD, RecordType.ALLOWANCE)
+_HOLD_ENDS = (
+    RecordType.COMMIT,
+    RecordType.RELEASE,
+    RecordType.HOLD_EXPIRED,
+    RecordType.ALLOWANCE_USE,
+    RecordType.UNACCOUNTED,
+)
 
 Command = tuple[Any, ...]
 
@@ -355,7 +362,7 @@ class Mender:
         return sums
 
     async def _open_starts(self, bucket: int, now: int) -> AsyncIterator[Command]:
-        """Leases and reservations without an end."""
+        """Leases, reservations and blocks of supply without an end."""
         tag = bucket_tag(bucket)
         async for record in self._recall(bucket, START, ledger_pb2.CHOICE_OPEN):
             for command in await self._start(tag, record, now):
@@ -429,7 +436,7 @@ class Mender:
                 continue
             await self._effects(image, record, now)
             kind = record.effects.type
-            if kind in (RecordType.HOLD, RecordType.LEASE_START):
+            if kind in (*_HOLDS, RecordType.LEASE_START):
                 commands += await self._start(tag, record, now)
             if kind in _HOLD_ENDS:
                 commands += _ended_hold(tag, record.body.id)
@@ -450,7 +457,7 @@ class Mender:
         """Of one record, on the states of its customer's path; rates that it may have used are spent."""
         body, effects = record.body, record.effects
         entries = [entry for entry in effects.entries if entry.limit]
-        uses = effects.type in (RecordType.USAGE, RecordType.HOLD, RecordType.LEASE_START)
+        uses = effects.type in (RecordType.USAGE, *_HOLDS, RecordType.LEASE_START)
         if not entries and not uses:
             return
         customer, feature = await self._who(body)
@@ -489,7 +496,7 @@ class Mender:
                 "HSET",
                 f"{tag}v",
                 hold.id,
-                _pack((hold.expires, hold.granted, hold.body.decode(), hold.chains)),
+                _pack((hold.expires, hold.granted, hold.body.decode(), hold.chains, hold.block)),
             ),
             ("ZADD", f"{tag}q", hold.expires, f"R{hold.id}"),
         ]

@@ -703,6 +703,11 @@ class RedisCounters:
         assert not isinstance(settled, TooMuch)
         return settled
 
+    async def give_back(
+        self, bucket: int, allowance: str, used: int
+    ) -> Settled | HoldGone | TooMuch | KeyReused:
+        return await self._settle(bucket, allowance, RecordType.ALLOWANCE_USE, used)
+
     async def _settle(
         self, bucket: int, name: str, kind: RecordType, quantity: int | None
     ) -> Settled | HoldGone | TooMuch | KeyReused:

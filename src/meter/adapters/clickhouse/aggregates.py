@@ -42,7 +42,10 @@ if TYPE_CHECKING:
 
 __all__ = ["VALUES", "AggregateReader", "Aggregates", "current_of"]
 
-VALUES = f"{RecordType.USAGE:d}, {RecordType.COMMIT:d}, {RecordType.BACKFILL:d}"
+VALUES = (
+    f"{RecordType.USAGE:d}, {RecordType.COMMIT:d}, {RecordType.BACKFILL:d},"
+    f" {RecordType.ALLOWANCE_USE:d}"
+)
 """Records that are events with a value of their own."""
 CORRECTIONS = f"{RecordType.VOID:d}, {RecordType.AMEND:d}"
 

@@ -86,7 +86,10 @@ async def grain_difference(reader: ClickHouse, current: str) -> int:
     Whose the usage is counts through a weight, so that a window's sums are enough.
     """
     weight = "toInt128(cityHash64(customer, account, dimensions, adjusted) % 1000003 + 1)"
-    mix = "quantity + 3 * events + 5 * overage + 7 * denied_quantity + 11 * denied_events + 13 * adjustment"
+    mix = (
+        "quantity + 3 * events + 5 * overage + 7 * denied_quantity + 11 * denied_events"
+        " + 13 * adjustment + 17 * unaccounted"
+    )
     sums = await reader.rows(
         f"""
         SELECT sum(if(amount != 0, abs(amount), mixed != 0)) FROM (

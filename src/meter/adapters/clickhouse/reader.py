@@ -30,7 +30,7 @@ CORRECTIONS = f"{RecordType.VOID:d}, {RecordType.AMEND:d}, {RecordType.BACKFILL:
 
 CHUNK = 10_000
 """Counters asked for in one query."""
-STARTS = f"{RecordType.HOLD:d}, {RecordType.LEASE_START:d}"
+STARTS = f"{RecordType.HOLD:d}, {RecordType.LEASE_START:d}, {RecordType.ALLOWANCE:d}"
 ENDS = ", ".join(
     f"{kind:d}"
     for kind in (
@@ -39,12 +39,14 @@ ENDS = ", ".join(
         RecordType.HOLD_EXPIRED,
         RecordType.LEASE_END,
         RecordType.LEASE_EXPIRED,
+        RecordType.ALLOWANCE_USE,
+        RecordType.UNACCOUNTED,
     )
 )
 LEASE_ENDS = f"{RecordType.LEASE_END:d}, {RecordType.LEASE_EXPIRED:d}"
 KEYED = f"{RecordType.USAGE:d}, {STARTS}"
 COUNTED = f"{RecordType.USAGE:d}, {RecordType.EMERGENCY:d}"
-SETTLED = f"{RecordType.COMMIT:d}, {RecordType.RELEASE:d}"
+SETTLED = f"{RecordType.COMMIT:d}, {RecordType.RELEASE:d}, {RecordType.ALLOWANCE_USE:d}"
 
 
 class ClickHouseReader(AggregateReader):
@@ -90,7 +92,8 @@ class ClickHouseReader(AggregateReader):
                         sum(quantity) AS total_quantity, sum(events) AS total_events,
                         sum(overage) AS total_overage, sum(denied_quantity) AS total_denied_quantity,
                         sum(denied_events) AS total_denied_events,
-                        sum(adjustment) AS total_adjustment
+                        sum(adjustment) AS total_adjustment,
+                        sum(unaccounted) AS total_unaccounted
                     FROM usage
                     WHERE {where} AND {within(starts, start, end)}
                     GROUP BY begin, customer, meter, values
@@ -102,9 +105,9 @@ class ClickHouseReader(AggregateReader):
             parameters,
         )
         rows = [
-            Row(Key(row[0], row[1], row[2], tuple(row[3])), *map(int, row[4:10])) for row in found
+            Row(Key(row[0], row[1], row[2], tuple(row[3])), *map(int, row[4:11])) for row in found
         ]
-        return rows, int(found[0][10]) if found else 0
+        return rows, int(found[0][11]) if found else 0
 
     async def ledger(
         self, bucket: int, counters: Sequence[Counter]
@@ -262,7 +265,7 @@ class ClickHouseReader(AggregateReader):
             f"SELECT generation, seq, body FROM raw FINAL WHERE bucket = {{bucket:UInt32}}"  # noqa: S608
             f" AND ingested >= toDateTime({{start:UInt32}}, 'UTC')"
             f" AND ingested < toDateTime({{end:UInt32}}, 'UTC')"
-            f" AND type IN ({RecordType.USAGE:d}, {RecordType.COMMIT:d}) AND flaw = ''"
+            f" AND type IN ({RecordType.USAGE:d}, {RecordType.COMMIT:d}, {RecordType.ALLOWANCE_USE:d}) AND flaw = ''"
             " AND who.t = {tenant:String}"
             " AND JSONExtractString(body, 'k') IN {keys:Array(String)}",
             {

@@ -43,6 +43,7 @@ USAGE_TYPES = ", ".join(
         RecordType.VOID,
         RecordType.AMEND,
         RecordType.BACKFILL,
+        RecordType.ALLOWANCE_USE,
     )
 )
 """Records whose `granted` is usage, or a difference of it."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ClickHouseWarehouse", "effects_of", "entry_of"]
 
-DENIAL = f"{RecordType.DENIAL:d}"
+DENIAL, UNACCOUNTED = f"{RecordType.DENIAL:d}", f"{RecordType.UNACCOUNTED:d}"
 
 RAW_COLUMNS = ("bucket", "generation", "seq", "body", "effects", "rest")
 _PLACE = struct.Struct("<IQQ")
@@ -108,14 +108,15 @@ class ClickHouseWarehouse(Aggregates, SeriesWriter):
             "usage",
             (
                 "tenant, grain, meter, window, customer, account, dimensions, adjusted, "
-                "quantity, events, overage, denied_quantity, denied_events, adjustment, manifest"
+                "quantity, events, overage, denied_quantity, denied_events, adjustment, "
+                "unaccounted, manifest"
             ),
             window_marker(manifest),
             f"""
                 SELECT tenant, step.1 AS grain, meter, step.2 AS window, customer, account,
                     dimensions, adjusted, sum(sums.quantity), sum(sums.events), sum(sums.overage_),
                     sum(sums.denied_quantity), sum(sums.denied_events), sum(sums.adjustment),
-                    toUInt64({manifest.number:d})
+                    sum(sums.unaccounted), toUInt64({manifest.number:d})
                 FROM (
                     SELECT CAST(who.t, 'LowCardinality(String)') AS tenant, who.a AS account,
                         CAST(who.m, 'LowCardinality(String)') AS meter, window AS quarter,
@@ -129,9 +130,10 @@ class ClickHouseWarehouse(Aggregates, SeriesWriter):
                             AS overage_,
                         sumIf(toInt128(raw.quantity), type = {DENIAL}) AS denied_quantity,
                         toUInt64(sumIf(count, type = {DENIAL})) AS denied_events,
-                        sumIf(toInt128(granted), adjusts) AS adjustment
+                        sumIf(toInt128(granted), adjusts) AS adjustment,
+                        sumIf(toInt128(granted), type = {UNACCOUNTED}) AS unaccounted
                     FROM raw FINAL
-                    WHERE ({covers(manifest.ranges)}) AND type IN ({USAGE_TYPES}, {DENIAL})
+                    WHERE ({covers(manifest.ranges)}) AND type IN ({USAGE_TYPES}, {DENIAL}, {UNACCOUNTED})
                         AND flaw = ''
                     GROUP BY tenant, account, meter, quarter, customer, dimensions, adjusted
                 ) AS sums
@@ -143,7 +145,7 @@ class ClickHouseWarehouse(Aggregates, SeriesWriter):
                     toString(arrayJoin({buckets_of(manifest)})), '',
                     CAST([], 'Array(Tuple(String, String))'), toDateTime(0, 'UTC'), toInt128(0),
                     toInt64(0), toInt128(0), toInt128(0), toUInt64(0), toInt128(0),
-                    toUInt64({manifest.number:d})
+                    toInt128(0), toUInt64({manifest.number:d})
             """,  # noqa: S608
         )
 

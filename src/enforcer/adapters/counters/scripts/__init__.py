@@ -7,6 +7,7 @@ from hashlib import sha256
 from importlib.resources import files
 from typing import NamedTuple
 
+from enforcer.core.allowances import GRACE_MS, SHARE
 from enforcer.core.corrections import OVERFLOW
 from enforcer.core.memory import REAPED_AT_ONCE
 from enforcer.core.program import DENIED, FIELDS, RING_SLOTS, SHADOW, VERSION, Family, Reason, Shape
@@ -35,6 +36,8 @@ _NAMES: dict[str, object] = {
     "BATCH_DENIED": Reason.BATCH_DENIED.value,
     "REAPED": REAPED_AT_ONCE,
     "SIDE": SIDE,
+    "SHARE": SHARE,
+    "GRACE": GRACE_MS,
     "OVERFLOW": OVERFLOW,
     "NOBODY": f"'{encode_body(Body(t='', a='', c='', f='', m='')).decode()}'",
     **{kind.name: kind.value for kind in RecordType},

@@ -224,16 +224,18 @@ local function decide(group)
   for n = 1, #granted do
     local k = granted[n]
     local check = group[k]
-    local expires, id = 0, ''
-    if check.op == RESERVE or check.op == SEAT then expires, id = now + check.ttl, check.id end
+    local expires = ends(check)
+    local id = expires > 0 and check.id or ''
     local added = pcall_('XADD', outbox, id_pattern, 'b', check.body, 'e', packed(check.effects))
     if type(added) == 'table' then
       if n == 1 then take_back() end
       return whole(group, k, failed(added.err or 'no record could be written'))
     end
     if check.op == RESERVE then
-      call('HSET', prefix .. 'v', id, cmsgpack.pack({expires, check.granted, check.body, check.holds}))
-      call('ZADD', prefix .. 'q', format('%.0f', expires), 'R' .. id)
+      local block = check.mode == ALLOWANCE
+      local gone = block and expires + @GRACE@ or expires
+      call('HSET', prefix .. 'v', id, cmsgpack.pack({gone, check.granted, check.body, check.holds, block}))
+      call('ZADD', prefix .. 'q', format('%.0f', gone), 'R' .. id)
     elseif check.op == SEAT then
       sit(check)
       check.shown = answer(check, check.drawn)

@@ -1,7 +1,7 @@
--- What is held and ends later: reservations, leases; and a bucket's own affairs. One operation a call.
+-- What is held and ends later: reservations, blocks of supply, leases; and a bucket's own affairs. One operation a call.
 -- KEYS  [1] the bucket's meta, for routing. Keys as in decide.lua; all of them are of this bucket.
 -- ARGV  enforcer, connection, batch, answer window in ms, operation, bucket prefix, then by operation
---   settle    reservation, record type, quantity or nothing, 24 bytes of key
+--   settle    reservation or block, record type, quantity or nothing, 24 bytes of key
 --             → used, released, now, generation, sequence, 1 if replayed │ 'gone' │ 'much', held │ 'reused'
 --   renew     lease, ttl, account, epoch       → lease │ 'stale', stored epoch │ 'gone'
 --   end       lease, 1 to unbind               → generation, sequence │ 'gone'
@@ -82,6 +82,8 @@ end
 local function unhold(id, raw, kind, used, whole)
   local r = cmsgpack.unpack(raw)
   local granted, body, chains = r[2], r[3], r[4]
+  -- What becomes of a block of supply is reported within its lifetime, hence in its period.
+  local at = r[5] and min(now, r[1] - @GRACE@ - 1) or now
   local entries, overage, states = {}, 0, {}
   local function effect(limit, period, use, held)
     local n = #entries
@@ -132,20 +134,25 @@ local function unhold(id, raw, kind, used, whole)
       end
     end
   end
-  local sequence = append(body, effects_of(kind, now, used, overage, whole and 1 or 0, used, granted, entries))
+  local sequence = append(body, effects_of(kind, at, used, overage, whole and 1 or 0, used, granted, entries))
   for suffix, state in pairs(states) do
     if state.n > 0 then call('SET', prefix .. 's:' .. suffix, pack(doubles(state.n), unpack(state, 1, state.n))) end
   end
   call('HDEL', prefix .. 'v', id)
   call('ZREM', prefix .. 'q', 'R' .. id)
-  return sequence, granted
+  return sequence, granted, at
 end
 
 -- Answers that are asked for one by one.
 local function remembered(name) return call('HGET', answers_now, name) or call('HGET', answers_before, name) end
-local function remember(name, value)
-  call('HSET', answers_now, name, value)
-  age_answers()
+local function remember(name, value, at)
+  if at < names.window * window_ms then
+    call('HSET', answers_before, name, value)
+    call('PEXPIRE', answers_before, format('%.0f', 3 * window_ms))
+  else
+    call('HSET', answers_now, name, value)
+    age_answers()
+  end
 end
 
 local operations = {correct = correct, slots = slots}
@@ -163,9 +170,9 @@ function operations.settle(id, kind, quantity, key)
   if r[1] <= now then return {'gone'} end
   local used = quantity == '' and r[2] or tonumber(quantity)
   if used > r[2] then return {'much', number(r[2])} end
-  local sequence, granted = unhold(id, raw, tonumber(kind), used, quantity == '')
-  local reply = packed({used, granted - used, now, generation, sequence})
-  remember(name, sub(key, 17) .. reply)
+  local sequence, granted, at = unhold(id, raw, tonumber(kind), used, quantity == '')
+  local reply = packed({used, granted - used, at, generation, sequence})
+  remember(name, sub(key, 17) .. reply, at)
   return {reply, '0'}
 end
 
@@ -223,7 +230,10 @@ function operations.tick()
       local l = lease_of(id)
       stand_up(id, l, @LEASE_EXPIRED@, l.expires)
     else
-      unhold(id, call('HGET', prefix .. 'v', id), @HOLD_EXPIRED@, 0)
+      local raw = call('HGET', prefix .. 'v', id)
+      local r = cmsgpack.unpack(raw)
+      -- Nobody has told what was used of a block: all of it counts.
+      if r[5] then unhold(id, raw, @UNACCOUNTED@, r[2]) else unhold(id, raw, @HOLD_EXPIRED@, 0) end
     end
   end
   if written + #due == 0 then

@@ -1,7 +1,7 @@
 -- Programs as they are executed, and the shapes of their views: part of decide. See enforcer.core.program.
 local OUT = {EPOCH = 1, SLICE = 2, REUSED = 3, FAILED = 4, FENCED = 5, LOST = 6, TURN = 8}
 local CHECK, RESERVE, SEAT, JOURNALED = 0, 1, 2, 3
-local ENFORCE, CHECK_ONLY, BEST_EFFORT, RECORD_ONLY, PEEK = 1, 2, 3, 4, 5
+local ENFORCE, CHECK_ONLY, BEST_EFFORT, RECORD_ONLY, PEEK, ALLOWANCE = 1, 2, 3, 4, 5, 6
 local FLOATING, NAMED, NODE_LOCKED = 1, 2, 3
 local REASONS = {@REASONS@}
 local COUNT, ROLL, MONEY, THROTTLE, BUCKET, RING10, RING24, SEATS = @SHAPES@

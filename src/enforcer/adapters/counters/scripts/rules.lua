@@ -177,7 +177,8 @@ local function kind_of(view) return floor(view[2] / 16) % 16 end
 -- denied, whether anything went beyond what a chain had.
 local function evaluate(program, quantity, mode, holder)
   if program.forced ~= 0 then return program.forced, 0, 0, false, {}, {} end
-  local chains = program.chains
+  local chains, share = program.chains, mode == ALLOWANCE
+  if share then quantity = min(quantity * @SHARE@, MAX) end
   local capacity, drawn, least = {}, {}, quantity
   for c = 1, #chains do
     local takes, short = draw(program, chains[c], quantity, holder)
@@ -185,8 +186,8 @@ local function evaluate(program, quantity, mode, holder)
     if not chains[c].shadow then least = min(least, capacity[c]) end
   end
   local granted = quantity
-  if mode == BEST_EFFORT then granted = least elseif mode ~= RECORD_ONLY and least < quantity then granted = 0 end
-  local wanted = mode == BEST_EFFORT and max(granted, 1) or quantity
+  if mode == BEST_EFFORT then granted = least elseif share then granted = ceil(least / @SHARE@) elseif mode ~= RECORD_ONLY and least < quantity then granted = 0 end
+  local wanted = (mode == BEST_EFFORT or share) and max(granted, 1) or quantity
   local denied, shadow, reason = {}, false, nil
   for c = 1, #chains do
     local chain = chains[c]
@@ -263,12 +264,20 @@ local function fits(program, drawn)
   return true
 end
 
+-- When what a check takes ends; 0 if it does not. A block of supply ends with the slice it is taken in.
+local function ends(check)
+  if check.op ~= RESERVE and check.op ~= SEAT then return 0 end
+  local at, stop = now + check.ttl, check.program.stop
+  if check.mode == ALLOWANCE and stop ~= 0 then at = min(at, stop) end
+  return at
+end
+
 -- Books what was drawn; returns the record's effects. `holds` collects what a reservation keeps.
 local function apply(check, drawn, holds)
   local program, hold = check.program, holds and true or false
   local kind = @USAGE@
-  if hold then kind = @HOLD@ elseif check.op == SEAT then kind = @LEASE_START@ end
-  local expires, notes = (check.op == RESERVE or check.op == SEAT) and now + check.ttl or 0, hold and {}
+  if hold then kind = check.mode == ALLOWANCE and @ALLOWANCE@ or @HOLD@ elseif check.op == SEAT then kind = @LEASE_START@ end
+  local expires, notes = ends(check), hold and {}
   local effects = {@RECORD_VERSION@, kind, now, check.granted, check.overage, check.reason, 1, check.quantity, expires}
   for c = 1, #drawn do
     local chain, takes = program.chains[c], drawn[c]
