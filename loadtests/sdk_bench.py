@@ -1,12 +1,12 @@
 """What the Python client saves by sending checks together, beside bare unary calls, in one run on this machine.
 
-    python -m loadtests.sdk_bench [--tasks 256] [--checks 5000] [--rounds 3] [--up=OPTIONS] [--json]
+    python -m loadtests.sdk_bench [--tasks 256] [--checks 5000] [--rounds 3] [--stream] [--up=OPTIONS] [--json]
 
 Starts a gateway of its own (one enforcer worker unless `--up` says otherwise) and asks it from one process with one
 connection: `--tasks` tasks ask one check after the other, in turns by bare `grpc.aio` stubs and through the client, so
-that a busy machine disturbs both alike. Only the ratios of one run count. Checks are full: quota and rate of `acme`'s
+that a busy machine disturbs both alike; with `--stream` also by one bare `CheckStream`. Only the ratios of one run count. Checks are full: quota and rate of `acme`'s
 `api.calls`, a new idempotency key each, a record on disk before the answer. At the end the counter has to have what
-was granted to both.
+was granted to all.
 """
 
 from __future__ import annotations
@@ -37,8 +37,46 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 CUSTOMER, FEATURE = "acme", "api.calls"
+STREAM_SECONDS = 3600
 WARM_UP = 0.2
 """Of a round's checks, before the first."""
+
+
+class Stream:
+    """One `CheckStream` for all tasks: questions in one direction, answers by id in the other."""
+
+    def __init__(self, stub: Any, metadata: Any) -> None:
+        self._call = stub.CheckStream(timeout=STREAM_SECONDS, metadata=metadata)
+        self._asked: asyncio.Queue[pb.CheckStreamRequest | None] = asyncio.Queue()
+        self._answers: dict[int, asyncio.Future[int]] = {}
+        self._number = 0
+        self._work = asyncio.gather(self._write(), self._read())
+
+    async def ask(self) -> int:
+        """What was granted."""
+        self._number += 1
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._answers[self._number] = answer
+        self._asked.put_nowait(pb.CheckStreamRequest(id=self._number, check=request()))
+        return await answer
+
+    async def close(self) -> None:
+        """Nothing more is asked."""
+        self._asked.put_nowait(None)
+        await self._work
+
+    async def _write(self) -> None:
+        while (question := await self._asked.get()) is not None:
+            await self._call.write(question)
+        await self._call.done_writing()
+
+    async def _read(self) -> None:
+        try:
+            async for one in self._call:
+                self._answers.pop(one.id).set_result(one.response.granted)
+        finally:
+            for answer in self._answers.values():
+                answer.cancel()
 
 
 @dataclass
@@ -61,6 +99,13 @@ class Figures:
             "p99_ms": round(ordered[int(len(ordered) * 0.99)] * 1e3, 2),
             **{f"{name}_us": round(cpu * 1e6 / self.checks, 1) for name, cpu in self.cpu.items()},
         }
+
+
+def request() -> pb.CheckRequest:
+    """A check with a key of its own."""
+    return pb.CheckRequest(
+        customer=CUSTOMER, feature=FEATURE, quantity=1, idempotency_key=secrets.token_hex(16)
+    )
 
 
 def processors(target: Target) -> dict[str, float]:
@@ -113,19 +158,16 @@ async def measure(target: Target, args: argparse.Namespace) -> tuple[dict[str, F
         metadata = gateway.metadata
 
         async def bare() -> int:
-            request = pb.CheckRequest(
-                customer=CUSTOMER,
-                feature=FEATURE,
-                quantity=1,
-                idempotency_key=secrets.token_hex(16),
-            )
-            answer = await stub.Check(request, timeout=120, metadata=metadata)
+            answer = await stub.Check(request(), timeout=120, metadata=metadata)
             return int(answer.granted)
 
         async def together() -> int:
             return (await client.check(CUSTOMER, FEATURE)).granted
 
         ways = {"bare unary calls": bare, "enforcer.client": together}
+        stream = Stream(stub, metadata) if args.stream else None
+        if stream is not None:
+            ways["one CheckStream"] = stream.ask
         figures = {name: Figures() for name in ways}
         granted = 0
         for number in range(args.rounds + 1):
@@ -144,6 +186,8 @@ async def measure(target: Target, args: argparse.Namespace) -> tuple[dict[str, F
                 row.rates.append(checks / seconds)
                 for role, cpu in after.items():
                     row.cpu[role] = row.cpu.get(role, 0.0) + cpu - before[role]
+        if stream is not None:
+            await stream.close()
         balance = await client.balance(CUSTOMER, FEATURE)
         used = max(limit.used for limit in balance.limits)
     agrees = "" if used == granted else f"the counter has {used}, clients were granted {granted}"
@@ -159,14 +203,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--largest-batch", type=int, default=Options().largest_batch)
     parser.add_argument("--in-flight", type=int, default=Options().most_in_flight)
+    parser.add_argument("--stream", action="store_true", help="also by one CheckStream")
     parser.add_argument("--up", default="--workers 1", help="options of `metergate up`")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with started(shlex.split(args.up)) as target:
         figures, differs = asyncio.run(measure(target, args))
     rows = {name: one.row() for name, one in figures.items()}
-    first, second = rows.values()
-    ratio = round(second["checks_per_s"] / first["checks_per_s"], 2)
+    first = rows["bare unary calls"]
+    ratios = {
+        name: round(row["checks_per_s"] / first["checks_per_s"], 2) for name, row in rows.items()
+    }
     machine = {
         "python": platform.python_version(),
         "grpcio": version("grpcio"),
@@ -177,13 +224,13 @@ def main() -> None:
         "in_flight": args.in_flight,
     }
     if args.json:
-        print(json.dumps({"machine": machine, "rows": rows, "ratio": ratio, "differs": differs}))
+        print(json.dumps({"machine": machine, "rows": rows, "ratios": ratios, "differs": differs}))
     else:
         print(" ".join(f"{key}={value}" for key, value in machine.items()))
-        print(f"{'way':<20}" + "".join(f"{key:>15}" for key in first))
+        print(f"{'way':<20}" + "".join(f"{key:>15}" for key in first) + f"{'ratio':>8}")
         for name, row in rows.items():
-            print(f"{name:<20}" + "".join(f"{value:>15,}" for value in row.values()))
-        print(f"ratio of rates: {ratio}")
+            figures_of = "".join(f"{value:>15,}" for value in row.values())
+            print(f"{name:<20}{figures_of}{ratios[name]:>8}")
     if differs:
         sys.exit(differs)
 

@@ -6,13 +6,14 @@ import asyncio
 import random
 import time
 from itertools import cycle
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import grpc
 import grpc.aio
 
 from enforcer.client.errors import CallError, ClosedError, call_error, from_rpc
 from enforcer.client.retry import Retries, Schedule
+from enforcer.v1 import enforcer_pb2 as pb
 from enforcer.v1.enforcer_pb2_grpc import EnforcerServiceStub
 
 if TYPE_CHECKING:
@@ -31,6 +32,33 @@ SHORTEST: Final = 0.001
 """gRPC takes a deadline of 0 for one that has passed; so little is as good as none."""
 
 
+_SERVICE: Final = "/enforcer.v1.EnforcerService"
+
+
+class Connection(NamedTuple):
+    """The methods of one connection; those of checks take requests that are bytes already."""
+
+    stub: EnforcerServiceAsyncStub
+    check: grpc.aio.UnaryUnaryMultiCallable[bytes, pb.CheckResponse]
+    check_batch: grpc.aio.UnaryUnaryMultiCallable[bytes, pb.CheckBatchResponse]
+
+
+def _connection(channel: grpc.aio.Channel) -> Connection:
+    return Connection(
+        EnforcerServiceStub(channel),
+        channel.unary_unary(
+            f"{_SERVICE}/Check",
+            request_serializer=bytes,
+            response_deserializer=pb.CheckResponse.FromString,
+        ),
+        channel.unary_unary(
+            f"{_SERVICE}/CheckBatch",
+            request_serializer=bytes,
+            response_deserializer=pb.CheckBatchResponse.FromString,
+        ),
+    )
+
+
 class Calls:
     """Makes calls, over its channels in turns. Times are those of `time.monotonic`, which event loops run on, too."""
 
@@ -42,7 +70,7 @@ class Calls:
         observers: Observers,
     ) -> None:
         self._channels = channels
-        self._stubs = cycle([EnforcerServiceStub(channel) for channel in channels])
+        self._connections = cycle([_connection(channel) for channel in channels])
         self.options, self.observers = options, observers
         self.retries = Retries()
         self._schedule = Schedule(options.first_pause, options.longest_pause, random.random)
@@ -50,9 +78,14 @@ class Calls:
         self._closed = False
 
     @property
+    def connection(self) -> Connection:
+        """The one whose turn it is."""
+        return next(self._connections)
+
+    @property
     def stub(self) -> EnforcerServiceAsyncStub:
         """Of the connection whose turn it is."""
-        return next(self._stubs)
+        return next(self._connections).stub
 
     async def once(
         self,

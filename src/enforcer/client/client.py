@@ -27,8 +27,9 @@ from enforcer.client.leases import Lease, LeaseInfo, info_of
 from enforcer.client.observer import Observers
 from enforcer.client.options import MOST_ITEMS, Options
 from enforcer.client.policy import Outages
+from enforcer.client.questions import Questions
 from enforcer.client.reservations import Reservation
-from enforcer.client.results import Balance, Check, Mode, Verdict, balance_of, verdict_of
+from enforcer.client.results import Balance, Mode, Verdict, balance_of, verdict_of
 from enforcer.client.settling import Settling
 from enforcer.v1 import enforcer_pb2 as pb
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
     from enforcer.client.observer import Observer
     from enforcer.client.policy import Policy
+    from enforcer.client.questions import Question
+    from enforcer.client.results import Check
 
 __all__ = ["Client"]
 
@@ -68,6 +71,7 @@ class Client:
         self._target, self._api_key = target_of(endpoints), api_key_of(api_key)
         self._credentials, self._options = credentials, options
         self._outages = Outages(policies or {})
+        self._questions = Questions()
         self._observers = Observers(observers)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._calls: Calls
@@ -159,39 +163,47 @@ class Client:
         for that (the verdict is `degraded` then), and `OverloadedError` when too many checks wait.
         Cancelling does not call a check back that was sent: it may count.
         """
-        request = _request(customer, feature, quantity, key, dimensions, mode, product_version)
-        return await self._check(request, timeout)
+        question = self._questions.ask(
+            customer, feature, quantity, key, dimensions, mode, product_version
+        )
+        return await self._check(question, customer, feature, timeout)
 
-    async def _check(self, request: pb.CheckRequest, timeout: float | None) -> Verdict:  # noqa: ASYNC109
+    async def _check(
+        self,
+        question: Question,
+        customer: str,
+        feature: str,
+        timeout: float | None,  # noqa: ASYNC109 - becomes the deadline that the gateway sees
+    ) -> Verdict:
         calls, outages = self._opened(), self._outages
         seconds = self._options.timeout if timeout is None else timeout
-        policy = outages.of(request.feature) if outages else None
+        policy = outages.of(feature) if outages else None
         if policy is not None:
             seconds = min(seconds, policy.patience)
         deadline = time.monotonic() + seconds
         try:
             try:
-                answer = await self._coalescer.attempt(request, deadline)
+                answer = await self._coalescer.ask(question, deadline)
             except CallError as error:
                 if policy is not None and outages.out:
                     raise
                 answer = await calls.until(
                     "Check",
-                    lambda: self._coalescer.attempt(request, deadline),
+                    lambda: self._coalescer.ask(question, deadline),
                     deadline,
                     failed=error,
                 )
         except CallError as error:
             if policy is None:
                 raise
-            verdict = outages.decide(request, error)
+            verdict = outages.decide(question.message, error)
             self._settling.wake()
         else:
             verdict = verdict_of(answer)
             if policy is not None:
-                outages.saw(request, verdict)
+                outages.saw(customer, feature, verdict)
         if self._observers:
-            self._observers.decided(request.feature, verdict)
+            self._observers.decided(feature, verdict)
         return verdict
 
     async def check_each(
@@ -211,7 +223,10 @@ class Client:
         answers: list[Verdict | ClientError] = []
         for first in range(0, len(checks), together):
             found = await asyncio.gather(
-                *(self._check(_of(one), timeout) for one in checks[first : first + together]),
+                *(
+                    self._check(self._questions.of(one), one.customer, one.feature, timeout)
+                    for one in checks[first : first + together]
+                ),
                 return_exceptions=True,
             )
             for one in found:
@@ -233,7 +248,9 @@ class Client:
         calls = self._opened()
         if not 0 < len(checks) <= MOST_ITEMS:
             raise ConfigurationError(f"{len(checks)} checks: an atomic batch has 1 to {MOST_ITEMS}")
-        request = pb.CheckBatchRequest(items=[_of(one) for one in checks], atomic=True)
+        request = pb.CheckBatchRequest(
+            items=[self._questions.of(one).message for one in checks], atomic=True
+        )
         answer = await calls.call(
             "CheckBatch", calls.stub.CheckBatch, request, timeout, len(checks)
         )
@@ -380,43 +397,3 @@ def _duration(seconds: float | None) -> Duration | None:
 def new_key() -> str:
     """An idempotency key that nobody else has, also in a process that was forked."""
     return os.urandom(16).hex()
-
-
-def _request(
-    customer: str,
-    feature: str,
-    quantity: int,
-    key: str | None,
-    dimensions: Mapping[str, str] | None,
-    mode: Mode,
-    product_version: str,
-) -> pb.CheckRequest:
-    """A check as it travels. Raise `ConfigurationError` for what cannot."""
-    try:
-        return pb.CheckRequest(
-            customer=customer,
-            feature=feature,
-            quantity=quantity,
-            # A check that consumes nothing needs none.
-            idempotency_key=key or ("" if mode is Mode.CHECK_ONLY else new_key()),
-            dimensions=dimensions,
-            mode=pb.MODE_ENFORCE if mode is Mode.ENFORCE else mode.value,
-            product_version=product_version,
-        )
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(
-            "a check has texts for customer, feature, key, dimensions and product_version, and a "
-            f"quantity from 1 to 2^53 - 1: {error}"
-        ) from error
-
-
-def _of(check: Check) -> pb.CheckRequest:
-    return _request(
-        check.customer,
-        check.feature,
-        check.quantity,
-        check.key,
-        check.dimensions,
-        check.mode,
-        check.product_version,
-    )

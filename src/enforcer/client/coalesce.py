@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections import deque
 from math import inf
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import grpc
 
@@ -24,22 +24,17 @@ from enforcer.client.errors import (
     OverloadedError,
     from_fault,
 )
-from enforcer.v1 import enforcer_pb2 as pb
+from enforcer.client.questions import packed
 
 if TYPE_CHECKING:
     from enforcer.client.calls import Calls
+    from enforcer.client.questions import Question
+    from enforcer.v1 import enforcer_pb2 as pb
 
 __all__ = ["Coalescer"]
 
 LARGEST_SHARED: Final = 16 * 1024
 """Bytes. A larger check travels alone: a batch has to stay below what a gateway takes."""
-
-
-class _Waiting(NamedTuple):
-    request: pb.CheckRequest
-    deadline: float
-    answered: asyncio.Future[pb.CheckResponse]
-    alone: bool
 
 
 class Coalescer:
@@ -51,15 +46,15 @@ class Coalescer:
         self._most_waiting = options.most_waiting
         self._attempt_timeout = options.attempt_timeout
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[_Waiting] = deque()
-        self._sending: dict[asyncio.Task[None], list[_Waiting]] = {}
+        self._waiting: deque[Question] = deque()
+        self._sending: dict[asyncio.Task[None], list[Question]] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._sweep_at = inf
         self._flush_planned = False
         self._closed = False
 
-    async def attempt(self, request: pb.CheckRequest, deadline: float) -> pb.CheckResponse:
-        """One attempt at a check, in whatever company. Raise `CallError` or `OverloadedError`.
+    def ask(self, question: Question, deadline: float) -> asyncio.Future[pb.CheckResponse]:
+        """One attempt at a check, in whatever company. Raise `OverloadedError`; the answer may be a `CallError`.
 
         Cancelling it does not call the check back once it has been sent: it may count.
         """
@@ -70,12 +65,13 @@ class Coalescer:
                 f"{self._most_waiting} checks wait in this client already: this one was not sent"
             )
         answered: asyncio.Future[pb.CheckResponse] = self._loop.create_future()
-        alone = request.ByteSize() > LARGEST_SHARED
-        self._waiting.append(_Waiting(request, deadline, answered, alone))
-        self._plan()
+        question.answered, question.deadline = answered, deadline
+        self._waiting.append(question)
+        if not self._flush_planned:
+            self._plan()
         if deadline < self._sweep_at:
             self._sweep_then(deadline)
-        return await answered
+        return answered
 
     async def close(self) -> None:
         """Send nothing new; wait for what is under way, each call until its own deadline."""
@@ -123,17 +119,19 @@ class Coalescer:
             self._sending[task] = batch
             task.add_done_callback(self._sent)
 
-    def _take(self) -> list[_Waiting]:
+    def _take(self) -> list[Question]:
         """The next batch, without what nobody waits for any more."""
-        batch: list[_Waiting] = []
+        batch: list[Question] = []
         while self._waiting and len(batch) < self._largest:
-            if self._waiting[0].alone and batch:
+            one = self._waiting[0]
+            alone = len(one.item) > LARGEST_SHARED
+            if alone and batch:
                 break
-            one = self._waiting.popleft()
+            self._waiting.popleft()
             if one.answered.done():
                 continue
             batch.append(one)
-            if one.alone:
+            if alone:
                 break
         return batch
 
@@ -143,18 +141,17 @@ class Coalescer:
             # Planned, not done: whoever was just answered may have its next check to add.
             self._plan()
 
-    async def _send(self, batch: list[_Waiting]) -> None:
+    async def _send(self, batch: list[Question]) -> None:
         latest = max(one.deadline for one in batch)
         timeout = min(latest - time.monotonic(), self._attempt_timeout)
-        stub = self._calls.stub
+        _, check, check_batch = self._calls.connection
         try:
             if len(batch) == 1:
-                answer = await self._calls.once("Check", stub.Check, batch[0].request, timeout)
+                answer = await self._calls.once("Check", check, batch[0].request, timeout)
                 _answer(batch[0], answer)
                 return
-            request = pb.CheckBatchRequest(items=[one.request for one in batch])
             answers = await self._calls.once(
-                "CheckBatch", stub.CheckBatch, request, timeout, len(batch)
+                "CheckBatch", check_batch, packed(batch), timeout, len(batch)
             )
         except (CallError, ClosedError) as error:
             for one in batch:
@@ -168,7 +165,7 @@ class Coalescer:
             raise
         self._deal(batch, answers)
 
-    def _deal(self, batch: list[_Waiting], answers: pb.CheckBatchResponse) -> None:
+    def _deal(self, batch: list[Question], answers: pb.CheckBatchResponse) -> None:
         """Each its own answer, in the order of the request."""
         if len(answers.items) != len(batch):
             broken = InternalError(
@@ -189,11 +186,11 @@ class Coalescer:
             self._calls.retries.failed(failure)
 
 
-def _answer(one: _Waiting, answer: pb.CheckResponse) -> None:
+def _answer(one: Question, answer: pb.CheckResponse) -> None:
     if not one.answered.done():
         one.answered.set_result(answer)
 
 
-def _fail(one: _Waiting, error: BaseException) -> None:
+def _fail(one: Question, error: BaseException) -> None:
     if not one.answered.done():
         one.answered.set_exception(error)

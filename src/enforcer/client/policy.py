@@ -130,11 +130,11 @@ class Outages:
         """The feature's policy, if it has one."""
         return self._policies.get(feature, self._otherwise)
 
-    def saw(self, request: pb.CheckRequest, verdict: Verdict) -> None:
+    def saw(self, customer: str, feature: str, verdict: Verdict) -> None:
         """A gateway has answered."""
         self.out = False
-        place = request.customer, request.feature
-        if verdict.reason.of_terms and not verdict.allowed:
+        place = customer, feature
+        if not verdict.allowed and verdict.reason.of_terms:
             self._terms[place] = verdict.reason
             self._terms.move_to_end(place)
             if len(self._terms) > MOST_SEEN:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum, StrEnum
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, overload
 
 from enforcer.v1 import enforcer_pb2 as pb
@@ -28,6 +29,9 @@ __all__ = [
     "moment",
     "verdict_of",
 ]
+
+_new: Final = object.__new__
+_set: Final = object.__setattr__
 
 
 class Mode(Enum):
@@ -160,8 +164,27 @@ class Limit:
     unlimited: bool = False
 
 
+class _Told:
+    """Has what a gateway said, and reads it when it is looked at: most of it never is."""
+
+    __slots__ = ("_answer",)
+
+    _answer: pb.CheckResponse
+
+    if not TYPE_CHECKING:  # a field that does not exist should not pass
+
+        def __getattr__(self, name: str) -> object:
+            """Only what was not read yet comes here."""
+            read = _READ.get(name)
+            if read is None:
+                raise AttributeError(f"{type(self).__name__} has no {name!r}")
+            value = read(self._answer)
+            _set(self, name, value)
+            return value
+
+
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(_Told):
     """The answer to a check. It is true when the check was allowed: `if await client.check(…)`.
 
     `granted` is what was consumed, in the feature's own unit, 0 when denied. `degraded`: decided
@@ -188,6 +211,10 @@ class Verdict:
     def __bool__(self) -> bool:
         """`allowed`: a denial must not pass for a yes because it is an object."""
         return self.allowed
+
+    def __reduce__(self) -> tuple[type[Verdict], tuple[object, ...]]:
+        """Copies and pickles are plain values."""
+        return Verdict, tuple([getattr(self, name) for name in _READ])
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,33 +287,45 @@ class _Limits(Sequence[Limit]):
         return tuple, (self._read(),)
 
 
+def _wait(answer: pb.CheckResponse) -> timedelta | None:
+    if not answer.HasField("retry_after"):
+        return None
+    wait = answer.retry_after
+    return timedelta(seconds=wait.seconds, microseconds=wait.nanos // 1000)
+
+
+def _record(answer: pb.CheckResponse) -> RecordId | None:
+    if not answer.HasField("record"):
+        return None
+    found = answer.record
+    return RecordId(found.bucket, found.generation, found.sequence)
+
+
+_READ: Final[dict[str, Callable[[pb.CheckResponse], object]]] = {
+    # In the order of the fields.
+    "allowed": attrgetter("allowed"),
+    "granted": attrgetter("granted"),
+    "reason": lambda answer: _REASONS.get(answer.reason, Reason.UNRECOGNISED),
+    "limits": lambda answer: _Limits(answer.limits),
+    "retry_after": _wait,
+    "degraded": attrgetter("degraded"),
+    "replayed": attrgetter("replayed"),
+    "tier": attrgetter("tier"),
+    "overage": attrgetter("overage"),
+    "shadow": attrgetter("shadow"),
+    "grace": attrgetter("grace"),
+    "notify": attrgetter("notify"),
+    "record": _record,
+    "config_value": attrgetter("config_value"),
+}
+
+
 def verdict_of(answer: pb.CheckResponse) -> Verdict:
     """An answer as a value."""
-    wait = None
-    if answer.HasField("retry_after"):
-        wait = timedelta(
-            seconds=answer.retry_after.seconds, microseconds=answer.retry_after.nanos // 1000
-        )
-    record = None
-    if answer.HasField("record"):
-        found = answer.record
-        record = RecordId(found.bucket, found.generation, found.sequence)
-    return Verdict(
-        answer.allowed,
-        answer.granted,
-        _REASONS.get(answer.reason, Reason.UNRECOGNISED),
-        _Limits(answer.limits),
-        wait,
-        answer.degraded,
-        answer.replayed,
-        answer.tier,
-        answer.overage,
-        answer.shadow,
-        answer.grace,
-        answer.notify,
-        record,
-        answer.config_value,
-    )
+    verdict = _new(Verdict)
+    _set(verdict, "_answer", answer)
+    _set(verdict, "allowed", answer.allowed)
+    return verdict
 
 
 def balance_of(answer: pb.GetBalanceResponse) -> Balance:

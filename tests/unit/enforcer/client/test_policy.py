@@ -70,7 +70,7 @@ def test_what_fails_open_is_allowed_up_to_the_amount_of_each_customer_and_marked
     assert some.decide(ask(4), AWAY)
     assert some.decide(ask(10, customer="bob"), AWAY)
     # Uses weigh until they are counted.
-    some.saw(ask(), Verdict(allowed=True))
+    some.saw("acme", "open", Verdict(allowed=True))
     assert not some.decide(ask(1), AWAY)
     some.counted(some.uncounted[0])
     assert some.decide(ask(6), AWAY)
@@ -88,16 +88,16 @@ def test_only_an_outage_is_covered_not_a_wrong_question() -> None:
 @pytest.mark.parametrize("reason", [one for one in Reason if one.of_terms])
 def test_terms_count_as_last_seen(reason: Reason) -> None:
     some = outages()
-    some.saw(ask(), Verdict(allowed=False, reason=reason))
+    some.saw("acme", "open", Verdict(allowed=False, reason=reason))
     assert some.decide(ask(), AWAY) == Verdict(allowed=False, reason=reason, degraded=True)
     assert some.decide(ask(customer="bob"), AWAY)
-    some.saw(ask(), Verdict(allowed=True))
+    some.saw("acme", "open", Verdict(allowed=True))
     assert some.decide(ask(), AWAY)
 
 
 def test_a_used_up_quota_is_no_term() -> None:
     some = outages()
-    some.saw(ask(), Verdict(allowed=False, reason=Reason.QUOTA_EXCEEDED))
+    some.saw("acme", "open", Verdict(allowed=False, reason=Reason.QUOTA_EXCEEDED))
     assert some.decide(ask(), AWAY)
 
 

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 import pytest
 
 from enforcer.client import Limit, LimitKind, Mode, Reason, RecordId, Verdict
 from enforcer.client.results import verdict_of
 from enforcer.v1 import enforcer_pb2 as pb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def test_every_reason_kind_and_mode_of_the_proto_has_its_name() -> None:
@@ -93,3 +99,40 @@ def test_what_a_newer_gateway_says_is_not_taken_for_something_else() -> None:
 def test_a_verdict_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Verdict(allowed=False).allowed = True  # type: ignore[misc]
+
+
+def told() -> Verdict:
+    answer = pb.CheckResponse(allowed=True, granted=5, reason=pb.REASON_ALLOWED, tier="gold")
+    answer.record.sequence = 7
+    answer.limits.add(kind=pb.LIMIT_KIND_QUOTA, id="q", limit=9)
+    return verdict_of(answer)
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        copy.copy,
+        copy.deepcopy,
+        lambda verdict: pickle.loads(pickle.dumps(verdict)),  # noqa: S301 - ours
+        lambda verdict: dataclasses.replace(verdict, granted=5),
+        lambda verdict: Verdict(
+            **{field.name: getattr(verdict, field.name) for field in dataclasses.fields(verdict)}
+        ),
+    ],
+)
+def test_a_verdict_that_was_not_looked_at_is_as_good_as_one_that_was(
+    again: Callable[[Verdict], Verdict],
+) -> None:
+    assert again(told()) == told()
+    assert hash(again(told())) == hash(told())
+    assert repr(again(told())) == repr(told())
+    looked_at = told()
+    assert (looked_at.tier, looked_at.granted) == ("gold", 5)
+    assert again(looked_at) == told()
+    assert dataclasses.asdict(told())["record"] == {"bucket": 0, "generation": 0, "sequence": 7}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        told().granted = 8  # type: ignore[misc]
+    with pytest.raises(AttributeError, match="has no 'grated'"):
+        told().grated  # type: ignore[attr-defined] # noqa: B018 - misspelt
+    with pytest.raises(AttributeError):
+        Verdict(allowed=True)._answer  # noqa: B018 - there is none
