@@ -1,6 +1,7 @@
 """What the Python client saves by sending checks together, beside bare unary calls, in one run on this machine.
 
-    python -m loadtests.sdk_bench [--tasks 256] [--checks 5000] [--rounds 3] [--stream] [--up=OPTIONS] [--json]
+    python -m loadtests.sdk_bench [--tasks 256] [--checks 5000] [--rounds 3] [--stream]
+        [--meter-elsewhere] [--up=OPTIONS] [--json]
 
 Starts a gateway of its own (one enforcer worker unless `--up` says otherwise) and asks it from one process with one
 connection: `--tasks` tasks ask one check after the other, in turns by bare `grpc.aio` stubs and through the client, so
@@ -18,8 +19,10 @@ import os
 import platform
 import secrets
 import shlex
+import signal
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -34,7 +37,7 @@ from enforcer.v1.enforcer_pb2_grpc import EnforcerServiceStub
 from loadtests.gateway import Target, started
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
 CUSTOMER, FEATURE = "acme", "api.calls"
 STREAM_SECONDS = 3600
@@ -109,16 +112,29 @@ def request() -> pb.CheckRequest:
 
 
 def processors(target: Target) -> dict[str, float]:
-    """Seconds that this process, the enforcers and the store have used, children included."""
-    used = {"client": time.process_time(), "enforcer": 0.0, "store": 0.0}
+    """Seconds that this process, the enforcers, the store, and the meter with its relay have used, children included."""
+    used = {"client": time.process_time(), "enforcer": 0.0, "store": 0.0, "meter": 0.0}
     for name, pid in target.pids().items():
-        role = {"e": "enforcer", "v": "store"}.get(name[0], "")
+        role = {"e": "enforcer", "v": "store", "m": "meter", "r": "meter"}.get(name[0], "")
         if role:
             process = psutil.Process(pid)
             for one in [process, *process.children(recursive=True)]:
                 times = one.cpu_times()
                 used[role] += times.user + times.system
     return used
+
+
+@contextmanager
+def elsewhere(target: Target, *, really: bool) -> Iterator[None]:
+    """The meter and its relay stand still, as if they had a machine of their own: records wait in the outbox."""
+    pids = [pid for name, pid in target.pids().items() if really and name[0] in "mr"]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 async def drive(
@@ -204,10 +220,16 @@ def main() -> None:
     parser.add_argument("--largest-batch", type=int, default=Options().largest_batch)
     parser.add_argument("--in-flight", type=int, default=Options().most_in_flight)
     parser.add_argument("--stream", action="store_true", help="also by one CheckStream")
+    parser.add_argument(
+        "--meter-elsewhere", action="store_true", help="the meter and its relay stand still"
+    )
     parser.add_argument("--up", default="--workers 1", help="options of `metergate up`")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    with started(shlex.split(args.up)) as target:
+    with (
+        started(shlex.split(args.up)) as target,
+        elsewhere(target, really=args.meter_elsewhere),
+    ):
         figures, differs = asyncio.run(measure(target, args))
     rows = {name: one.row() for name, one in figures.items()}
     first = rows["bare unary calls"]
@@ -219,7 +241,10 @@ def main() -> None:
         "grpcio": version("grpcio"),
         "cores": os.cpu_count(),
         "load": round(os.getloadavg()[0], 1),
-        **{name: getattr(args, name) for name in ("tasks", "checks", "rounds", "up")},
+        **{
+            name: getattr(args, name)
+            for name in ("tasks", "checks", "rounds", "up", "meter_elsewhere")
+        },
         "largest_batch": args.largest_batch,
         "in_flight": args.in_flight,
     }

@@ -70,9 +70,10 @@ class Client:
     ) -> None:
         self._target, self._api_key = target_of(endpoints), api_key_of(api_key)
         self._credentials, self._options = credentials, options
+        self._timeout, self._policies = options.timeout, bool(policies)
         self._outages = Outages(policies or {})
         self._questions = Questions()
-        self._observers = Observers(observers)
+        self._observers, self._observed = Observers(observers), bool(observers)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._calls: Calls
         self._coalescer: Coalescer
@@ -175,9 +176,12 @@ class Client:
         feature: str,
         timeout: float | None,  # noqa: ASYNC109 - becomes the deadline that the gateway sees
     ) -> Verdict:
-        calls, outages = self._opened(), self._outages
-        seconds = self._options.timeout if timeout is None else timeout
-        policy = outages.of(feature) if outages else None
+        if self._closed or asyncio.get_running_loop() is not self._loop:
+            self._opened()
+        seconds = self._timeout if timeout is None else timeout
+        outages, policy = self._outages, None
+        if self._policies:
+            policy = outages.of(feature)
         if policy is not None:
             seconds = min(seconds, policy.patience)
         deadline = time.monotonic() + seconds
@@ -187,7 +191,7 @@ class Client:
             except CallError as error:
                 if policy is not None and outages.out:
                     raise
-                answer = await calls.until(
+                answer = await self._calls.until(
                     "Check",
                     lambda: self._coalescer.ask(question, deadline),
                     deadline,
@@ -202,7 +206,7 @@ class Client:
             verdict = verdict_of(answer)
             if policy is not None:
                 outages.saw(customer, feature, verdict)
-        if self._observers:
+        if self._observed:
             self._observers.decided(feature, verdict)
         return verdict
 

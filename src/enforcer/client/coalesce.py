@@ -122,17 +122,18 @@ class Coalescer:
     def _take(self) -> list[Question]:
         """The next batch, without what nobody waits for any more."""
         batch: list[Question] = []
-        while self._waiting and len(batch) < self._largest:
-            one = self._waiting[0]
-            alone = len(one.item) > LARGEST_SHARED
-            if alone and batch:
-                break
-            self._waiting.popleft()
+        waiting, largest = self._waiting, self._largest
+        while waiting and len(batch) < largest:
+            one = waiting.popleft()
             if one.answered.done():
                 continue
-            batch.append(one)
-            if alone:
+            if len(one.item) > LARGEST_SHARED:
+                if batch:
+                    waiting.appendleft(one)
+                else:
+                    batch.append(one)
                 break
+            batch.append(one)
         return batch
 
     def _sent(self, task: asyncio.Task[None]) -> None:
@@ -148,7 +149,8 @@ class Coalescer:
         try:
             if len(batch) == 1:
                 answer = await self._calls.once("Check", check, batch[0].request, timeout)
-                _answer(batch[0], answer)
+                if not batch[0].answered.done():
+                    batch[0].answered.set_result(answer)
                 return
             answers = await self._calls.once(
                 "CheckBatch", check_batch, packed(batch), timeout, len(batch)
@@ -178,17 +180,13 @@ class Coalescer:
         failure: CallError | None = None
         for one, item in zip(batch, answers.items, strict=True):
             if item.HasField("response"):
-                _answer(one, item.response)
+                if not (answered := one.answered).done():
+                    answered.set_result(item.response)
                 continue
             failure = from_fault(item.fault)
             _fail(one, failure)
         if failure is not None:
             self._calls.retries.failed(failure)
-
-
-def _answer(one: Question, answer: pb.CheckResponse) -> None:
-    if not one.answered.done():
-        one.answered.set_result(answer)
 
 
 def _fail(one: Question, error: BaseException) -> None:

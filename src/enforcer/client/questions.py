@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Question", "Questions", "packed"]
 
+_ENFORCE: Final = Mode.ENFORCE
 MOST_FORMS: Final = 4096
 LARGEST_FORM: Final = 1024
 """Bytes. Larger ones are not kept."""
@@ -44,18 +45,22 @@ class _Form(NamedTuple):
 class Question:
     """A check that is asked: its bytes, until when it matters, and where its answer goes."""
 
-    __slots__ = ("_keyless", "_start", "answered", "deadline", "item")
+    __slots__ = ("_start", "answered", "deadline", "item", "keyless")
 
+    item: bytes
+    keyless: bool
+    """Its key, the last of its bytes, is still to be made: it keeps it from then on."""
     answered: asyncio.Future[pb.CheckResponse]
     deadline: float
 
-    def __init__(self, item: bytes, start: int, *, keyless: bool) -> None:
-        self.item, self._start, self._keyless = item, start, keyless
+    def __init__(self, form: _Form, *, keyless: bool) -> None:
+        self.item, self._start = form
+        self.keyless = keyless
 
     @property
     def request(self) -> bytes:
         """A `CheckRequest`."""
-        if self._keyless:
+        if self.keyless:
             _give_keys([self])
         return self.item[self._start :]
 
@@ -63,16 +68,6 @@ class Question:
     def message(self) -> pb.CheckRequest:
         """The same as a message, for those who look into it."""
         return pb.CheckRequest.FromString(self.request)
-
-    @property
-    def keyless(self) -> bool:
-        """It still has to be given a key, the last of its bytes."""
-        return self._keyless
-
-    def give(self, key: bytes) -> None:
-        """It keeps it from now on, however often it is asked."""
-        self.item += key
-        self._keyless = False
 
 
 def packed(questions: Sequence[Question]) -> bytes:
@@ -87,7 +82,8 @@ def _give_keys(questions: Sequence[Question]) -> None:
     end = 0
     for one in questions:
         begin, end = end, end + KEY_LENGTH
-        one.give(keys[begin:end])
+        one.item += keys[begin:end]
+        one.keyless = False
 
 
 class Questions:
@@ -108,20 +104,18 @@ class Questions:
     ) -> Question:
         """One that can travel. Raise `ConfigurationError` for what cannot."""
         # `1.0` and `True` are equal to 1, but the first is no quantity.
-        if key or dimensions or mode is not Mode.ENFORCE or type(quantity) is not int:
-            item = _serialised(customer, feature, quantity, key, dimensions, mode, product_version)
-            if key or mode is Mode.CHECK_ONLY:  # which consumes nothing, and needs no key
-                head = _ITEM + _varint(len(item))
-                return Question(head + item, len(head), keyless=False)
-            form = _form(item)
-        else:
+        if not key and not dimensions and mode is _ENFORCE and type(quantity) is int:
             same = (customer, feature, quantity, product_version)
             try:
-                found = self._forms.get(same)
-            except TypeError as error:
+                form = self._forms.get(same) or self._keep(same)
+            except TypeError as error:  # from hashing what is no text
                 raise _impossible(error) from error
-            form = found if found is not None else self._keep(same)
-        return Question(form.item, form.start, keyless=True)
+            return Question(form, keyless=True)
+        item = _serialised(customer, feature, quantity, key, dimensions, mode, product_version)
+        if key or mode is Mode.CHECK_ONLY:  # which consumes nothing, and needs no key
+            head = _ITEM + _varint(len(item))
+            return Question(_Form(head + item, len(head)), keyless=False)
+        return Question(_form(item), keyless=True)
 
     def of(self, check: Check) -> Question:
         """The same."""
@@ -169,7 +163,7 @@ def _serialised(
             quantity=quantity,
             idempotency_key=key or "",
             dimensions=dimensions,
-            mode=pb.MODE_ENFORCE if mode is Mode.ENFORCE else mode.value,
+            mode=pb.MODE_ENFORCE if mode is _ENFORCE else mode.value,
             product_version=product_version,
         ).SerializeToString()
     except (TypeError, ValueError) as error:

@@ -324,7 +324,9 @@ def verdict_of(answer: pb.CheckResponse) -> Verdict:
     """An answer as a value."""
     verdict = _new(Verdict)
     _set(verdict, "_answer", answer)
+    # These two are looked at by nearly everybody.
     _set(verdict, "allowed", answer.allowed)
+    _set(verdict, "granted", answer.granted)
     return verdict
 
 
