@@ -96,7 +96,8 @@ def test_an_emptied_redis_is_made_again_from_the_records(
     returned = stack.json("allowance", "return", taken["allowance"], "20")
     assert (returned["used"], returned["returned"]) == (20, 30)
     (limit_,) = stack.json("balance", "capped", "llm.output_tokens")["limits"]
-    assert (limit_["used"], limit_["held"]) == (asked["llm.output_tokens"] + 20, 0)
+    written = first["llm.output_tokens"]["consumed"]
+    assert (limit_["used"], limit_["held"]) == (written + 20, 0)
     clean_audit(stack)
 
 
