@@ -20,7 +20,7 @@ CREATE TABLE IF NOT EXISTS raw
     rest String CODEC(ZSTD(1)),
     whole UInt8 MATERIALIZED empty(rest) AND length(effects) >= 9 AND (length(effects) - 9) % 4 = 0
         AND arrayAll(x -> isFinite(x) AND abs(x) <= 9007199254740992 AND x = floor(x), effects),
-    type UInt8 MATERIALIZED toUInt8(if(whole AND effects[2] BETWEEN 1 AND 18, effects[2], 0)),
+    type UInt8 MATERIALIZED toUInt8(if(whole AND effects[2] BETWEEN 1 AND 15, effects[2], 0)),
     decided DateTime64(3, 'UTC') ALIAS
         fromUnixTimestamp64Milli(toInt64(if(whole AND effects[3] BETWEEN 0 AND 4294967295000, effects[3], 0)), 'UTC'),
     granted Int64 ALIAS toInt64(if(whole, effects[4], 0)),
@@ -38,7 +38,7 @@ CREATE TABLE IF NOT EXISTS raw
         effects[1] != 1, 'version',
         type = 0, 'type',
         NOT isValidJSON(body), 'body',
-        type IN (1, 2, 4, 7, 8, 9, 11, 12, 13, 17, 18) AND (empty(who.t) OR empty(who.a) OR empty(who.c) OR empty(who.m)), 'body',
+        type IN (1, 2, 4, 7, 8, 9, 11, 12, 13) AND (empty(who.t) OR empty(who.a) OR empty(who.c) OR empty(who.m)), 'body',
         NOT (effects[3] BETWEEN 0 AND 4294967295000) OR NOT (happened BETWEEN 0 AND 4294967295000), 'time',
         ''),
     window DateTime('UTC') MATERIALIZED toDateTime(if(flaw = '', intDiv(happened, 900000) * 900, 0), 'UTC')

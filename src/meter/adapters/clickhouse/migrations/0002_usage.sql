@@ -4,8 +4,6 @@
 -- adds every sum to all four, in one part, so that they cannot part; a report reads each instant from one of them.
 -- adjusted: 1970 for usage. Else the sealed window that the row's `adjustment` corrects; `window` is when that was done.
 --
--- unaccounted: blocks of supply that were handed out and never returned; no usage.
---
 -- Not partitioned, on purpose: one insert is one part, so a slice is added whole or not at all.
 -- manifest: each slice also adds a marker row per bucket (tenant '', customer = the bucket) with its number;
 -- rows of one key merge to the greatest number. Same part, same instant: the marker tells whether a slice was
@@ -28,7 +26,6 @@ CREATE TABLE IF NOT EXISTS usage
     denied_quantity SimpleAggregateFunction(sum, Int128),
     denied_events SimpleAggregateFunction(sum, UInt64),
     adjustment SimpleAggregateFunction(sum, Int128),
-    unaccounted SimpleAggregateFunction(sum, Int128),
     manifest SimpleAggregateFunction(max, UInt64),
     PROJECTION by_customer (SELECT * ORDER BY tenant, customer, grain, meter, window)
 )
