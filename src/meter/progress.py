@@ -76,11 +76,12 @@ class Progress:
         def behind() -> dict[int, Position]:
             return _behind(self.marks, self.held, wanted)
 
-        try:
-            async with asyncio.timeout(seconds), self._changed:
-                await self._changed.wait_for(lambda: not behind())
-        except TimeoutError:
-            raise _lagging(self.marks, behind()) from None
+        with self.waited_for():
+            try:
+                async with asyncio.timeout(seconds), self._changed:
+                    await self._changed.wait_for(lambda: not behind())
+            except TimeoutError:
+                raise _lagging(self.marks, behind()) from None
 
     def begin(self, marks: Mapping[int, Position]) -> None:
         """Follow these buckets, and no others any more, from their marks."""
@@ -107,7 +108,7 @@ class Progress:
 
     @contextmanager
     def waited_for(self) -> Iterator[None]:
-        """Let the rollup make no pause after failures: somebody waits for the log's end."""
+        """Let the rollup make no pauses: somebody waits for how far it is."""
         self._waiting += 1
         self.wanted.set()
         try:
@@ -115,14 +116,14 @@ class Progress:
         finally:
             self._waiting -= 1
 
-    async def pause(self, seconds: float) -> None:
-        """Wait, but not long once anybody waits for the log's end."""
-        if self._waiting:
-            await asyncio.sleep(min(seconds, FIRST_PAUSE))
-            return
-        self.wanted.clear()
+    async def pause(self, seconds: float, least: float = FIRST_PAUSE) -> None:
+        """Wait, but only the least once anybody waits for how far the rollup is."""
+        least = min(seconds, least)
+        if not self._waiting:
+            self.wanted.clear()
+        await asyncio.sleep(least)
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds - least):
                 await self.wanted.wait()
 
     async def moved(self) -> None:
@@ -178,12 +179,13 @@ class SharedProgress:
         def behind(now: Standing) -> dict[int, Position]:
             return _behind(now.marks, now.held, wanted)
 
-        last = await self._wait(wanted, lambda now: not behind(now), seconds)
+        with self._local.waited_for():
+            last = await self._wait(wanted, lambda now: not behind(now), seconds)
         if late := behind(last):
             raise _lagging(last.marks, late)
 
     async def caught_up(self, buckets: Collection[int], at_ms: int, seconds: float) -> None:
-        """As `Progress.caught_up`; the pause of another process after a failure goes on."""
+        """As `Progress.caught_up`; a pause of another process goes on."""
 
         def behind(now: Standing) -> list[int]:
             return _stale(now.held, now.fresh_ms, buckets, at_ms)

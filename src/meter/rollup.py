@@ -52,6 +52,7 @@ LEASES = frozenset({RecordType.LEASE_START, RecordType.LEASE_END, RecordType.LEA
 LONGEST_PAUSE = 5.0
 BACKLOG_EVERY = 2.0
 GAP_PATIENCE = 2.0
+LONGEST_REST = 1.0
 EXPIRE_EVERY = 3600.0
 TELL_EVERY = 0.5
 
@@ -119,7 +120,7 @@ class Rollup:
         self._sequencers: dict[int, Sequencer] = {}
         self._stored: set[tuple[int, int, int]] = set()
         self._gap_since: dict[int, float] = {}
-        self._backlog_at = 0.0
+        self._backlog_at = self._worked = 0.0
         self._expired_at = -EXPIRE_EVERY
         self._repeats: Counter[int] = Counter()
         self._ahead: asyncio.Task[Batch] | None = None
@@ -146,7 +147,7 @@ class Rollup:
                     await self.flush(self._options.idle_wait)
                     pause = FIRST_PAUSE
                     if self._ahead is None:
-                        await self._sleep(self._options.flush_interval - (time.monotonic() - began))
+                        await self._rest(time.monotonic() - began)
             except (UnavailableError, FencedError) as error:
                 self._metrics.failures.labels(error.reason).inc()
                 await self._forget()
@@ -194,6 +195,7 @@ class Rollup:
         with self._stage("read"):
             ahead, self._ahead = self._ahead, None
             batch = await (ahead or self._read(wait))
+        began = time.monotonic()
         part = self._accept(batch)
         if batch.more:
             # The log has more: read it while this is written.
@@ -208,6 +210,7 @@ class Rollup:
             await self._tell()
         await self._measure()
         await self._expire()
+        self._worked = time.monotonic() - began if part.records else 0.0
         return len(part.records)
 
     async def _read(self, wait: float) -> Batch:
@@ -463,23 +466,25 @@ class Rollup:
         self._steps(name)
         return _Timed(self._metrics, name)
 
-    async def _pause(self, seconds: float) -> None:
-        """After a failure, unless it is stopped."""
+    async def _pause(self, seconds: float, least: float = FIRST_PAUSE) -> None:
+        """Unless it is stopped. Not longer than `least` when somebody waits."""
         tasks = {
             asyncio.create_task(self._stopping.wait()),
-            asyncio.create_task(self.progress.pause(seconds)),
+            asyncio.create_task(self.progress.pause(seconds, least)),
         }
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
 
-    async def _sleep(self, seconds: float) -> None:
-        if seconds > 0:
-            try:
-                async with asyncio.timeout(seconds):
-                    await self._stopping.wait()
-            except TimeoutError:
-                return
+    async def _rest(self, took: float) -> None:
+        """Between flushes of what is all there is: at least as long as the last one worked, unless somebody waits.
+
+        A flush costs the same for one record as for a thousand: else a trickle would take a whole processor.
+        """
+        least = self._options.flush_interval - took
+        longest = max(least, min(self._worked, LONGEST_REST))
+        if longest > 0:
+            await self._pause(longest, max(least, 0.0))
 
 
 def ranges_of(places: Iterable[tuple[int, int, int]]) -> list[Range]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -369,6 +370,36 @@ async def test_a_loss_told_of_later_holds_nothing_up_and_is_named_until_it_is_ac
     assert [one[:4] for one in found.accepted] == [(0, 1, 2, 5)]
     with pytest.raises(GapUnknownError):
         await audit.accept(gap, "bob")
+
+
+async def test_a_trickle_of_records_leaves_the_processor_to_others_half_of_the_time(
+    meter: Stand,
+) -> None:
+    await meter.outbox.open(0, 1)
+    begun: list[float] = []
+    rested: list[float] = []
+    ended = time.monotonic()
+
+    def steps(name: str) -> None:
+        """As if each flush with records took at least 0.2 s."""
+        nonlocal ended
+        if name == "read" and len(begun) > len(rested):
+            rested.append(time.monotonic() - ended)
+        elif name == "store":
+            begun.append(time.monotonic())
+            time.sleep(0.2)  # noqa: ASYNC251 - the work
+        elif name == "commit":
+            ended = time.monotonic()
+
+    rollup = meter.rollup(steps, Options(flush_interval=0.001))
+    running = asyncio.create_task(rollup.run())
+    async with asyncio.timeout(60):
+        while len(rested) < 3:
+            await meter.outbox.use(0, 1)
+            await asyncio.sleep(0.02)
+    rollup.stop()
+    await running
+    assert min(rested) >= 0.2
 
 
 async def test_drift_is_named_with_both_sides(meter: Stand) -> None:

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import pytest
 
 from meter.core.sequence import Position
 from meter.progress import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 
 async def test_who_waits_for_the_end_of_the_log_waits_for_no_pause_after_failures() -> None:
@@ -21,12 +28,30 @@ async def test_who_waits_for_the_end_of_the_log_waits_for_no_pause_after_failure
     await waiting
 
 
-async def test_a_long_pause_ends_when_somebody_waits() -> None:
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda progress: progress.caught_up([0], 5, 60),
+        lambda progress: progress.reached({0: Position(1, 7)}, 60),
+    ],
+)
+async def test_a_long_pause_ends_when_somebody_waits(
+    wait: Callable[[Progress], Awaitable[None]],
+) -> None:
     progress = Progress()
     progress.begin({0: Position(0, -1)})
     pausing = asyncio.create_task(progress.pause(60))
     await asyncio.sleep(0)
-    waiting = asyncio.create_task(progress.caught_up([0], 5, 60))
+    waiting = asyncio.ensure_future(wait(progress))
     async with asyncio.timeout(10):
         await pausing
     waiting.cancel()
+
+
+async def test_a_pause_has_a_least_that_waiting_does_not_shorten() -> None:
+    progress = Progress()
+    with progress.waited_for():
+        began = time.monotonic()
+        async with asyncio.timeout(10):
+            await progress.pause(60, 0.2)
+        assert time.monotonic() - began >= 0.2
