@@ -10,6 +10,7 @@ import pytest
 
 from meter.open_files import allow_many_files
 from tests import fixtures
+from tests.schedule import Scheduling, in_order
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -50,3 +51,14 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _fail_if_skipped(report)
     return report
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest first."""
+    in_order(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Scheduling | None:
+    """Of `--dist loadfile`; nothing: pytest-xdist's own."""
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None

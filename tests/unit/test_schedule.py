@@ -1,0 +1,32 @@
+"""The order of the tests with servers names files that are there, each once, and keeps together what shares one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from tests.schedule import ORDER, in_order, piece_of
+
+TESTS = Path(__file__).parents[1]
+
+
+def test_each_file_that_is_named_is_there_and_is_named_once() -> None:
+    named = [file for files in ORDER for file in files]
+    assert len(named) == len(set(named))
+    assert [file for file in named if not (TESTS / file).is_file()] == []
+
+
+def test_what_shares_a_server_is_one_piece_of_work_and_the_longest_comes_first() -> None:
+    shared, alone = ORDER[0], ORDER[2][0]
+    names = ["tests/conformance/test_calls.py::test_b", f"tests/{alone}::test_c[1]"]
+    names += [f"tests/{file}::test_{letter}" for file in reversed(shared) for letter in "da"]
+    items: Any = [SimpleNamespace(nodeid=name) for name in names]
+    in_order(items)
+    found = [item.nodeid for item in items]
+    assert found == [
+        *(f"tests/{file}::test_{letter}" for file in shared for letter in "da"),
+        f"tests/{alone}::test_c[1]",
+        "tests/conformance/test_calls.py::test_b",
+    ]
+    assert len({piece_of(name) for name in found}) == 3
