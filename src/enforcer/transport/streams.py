@@ -30,6 +30,8 @@ MOST_UNANSWERED: Final = 1024
 LARGEST: Final = 256
 MOST_DECIDING: Final = 4
 """Batches of one stream; what comes meanwhile collects."""
+READ_SECONDS: Final = 0.2
+"""gRPC's clients throw away the answers that they have not read yet when an error comes: so long they have for that."""
 
 
 def stream_methods(check_each: CheckEach, sender: Sender) -> list[Method]:
@@ -92,6 +94,7 @@ class _Stream:
             self._news.clear()
             await self._news.wait()
         if self._call.ending.is_set():
+            await asyncio.sleep(READ_SECONDS)
             raise UnavailableError(
                 "this process ends: ask what has no answer elsewhere, under the same keys"
             )
