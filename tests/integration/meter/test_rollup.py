@@ -387,7 +387,7 @@ async def test_a_trickle_of_records_leaves_the_processor_to_others_half_of_the_t
             rested.append(time.monotonic() - ended)
         elif name == "store":
             begun.append(time.monotonic())
-            time.sleep(0.2)  # noqa: ASYNC251 - the work
+            time.sleep(0.2)
         elif name == "commit":
             ended = time.monotonic()
 
