@@ -64,9 +64,9 @@ accounts:
   - key: bob
     subscriptions: [{{plan: all}}]
 """
-CRASH_SECONDS: Final = 60.0
-AGREE_SECONDS: Final = 60.0
-SETTLE_SECONDS: Final = 20.0
+CRASH_SECONDS: Final = 120.0
+AGREE_SECONDS: Final = 120.0
+SETTLE_SECONDS: Final = 60.0
 LATEST: Final = 300
 
 

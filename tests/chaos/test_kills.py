@@ -91,7 +91,7 @@ def replay_under_fire(
     return replayed, killer
 
 
-def wait_until_answering(stack: Stack, within: float = 60) -> None:
+def wait_until_answering(stack: Stack, within: float = 120) -> None:
     """All processes run again and the gateway decides."""
     give_up = time.monotonic() + within
     while time.monotonic() < give_up:

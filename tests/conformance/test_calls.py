@@ -212,7 +212,7 @@ async def test_a_call_whose_client_goes_is_cancelled(process: Process) -> None:
     async with process.channel() as channel:
         before = await method(channel, "Seen")(StringValue(), metadata=KEY, timeout=20)
         call = method(channel, "Wait")(StringValue(value="60"), metadata=KEY)
-        await asyncio.sleep(0.3)
+        await until(channel, "begun", before.value.count("begun") + 1)
         call.cancel()
         give_up = time.monotonic() + 20
         while True:

@@ -168,10 +168,11 @@ async def test_each_process_answers_for_the_whole_deployment(
                 await until(partial(one.is_fresh, before))
             # The least over all buckets counts: those of a dead process get no fresher.
             processes[1].kill()
-            stood = await both[0].fresh_ms()
-            assert stood
-            await asyncio.sleep(1)
-            assert await both[0].fresh_ms() - stood < 600
+            async with asyncio.timeout(60):
+                stood = 0
+                while (fresh := await both[0].fresh_ms()) != stood or not fresh:
+                    stood = fresh
+                    await asyncio.sleep(1)
     finally:
         await outbox.redis.aclose()
 
