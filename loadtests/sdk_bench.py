@@ -7,7 +7,7 @@ Starts a gateway of its own (one enforcer worker unless `--up` says otherwise) a
 connection: `--tasks` tasks ask one check after the other, in turns by bare `grpc.aio` stubs and through the client, so
 that a busy machine disturbs both alike; with `--stream` also by one bare `CheckStream`. Only the ratios of one run count. Checks are full: quota and rate of `acme`'s
 `api.calls`, a new idempotency key each, a record on disk before the answer. At the end the counter has to have what
-was granted to all.
+was granted to all. Afterwards decisions from an allowance are counted, in one task, refills and returns included.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
 CUSTOMER, FEATURE = "acme", "api.calls"
+DECISIONS = 1_000_000
+"""From an allowance."""
 STREAM_SECONDS = 3600
 WARM_UP = 0.2
 """Of a round's checks, before the first."""
@@ -157,8 +159,32 @@ async def drive(
     return sum(granted), latencies
 
 
-async def measure(target: Target, args: argparse.Namespace) -> tuple[dict[str, Figures], str]:
-    """Rounds in turns; and whether the counter agrees."""
+async def decide(client: Client) -> dict[str, int]:
+    """Decisions from an allowance, one after the other by `take` and by `check`, and what is left of them to tell."""
+    rates: dict[str, int] = {}
+    turn = 1000
+    async with client.allowance(
+        CUSTOMER, FEATURE, first=DECISIONS, most=10 * DECISIONS
+    ) as allowance:
+        for name in ("take", "check"):
+            allowed, begun = 0, time.perf_counter()
+            for _ in range(DECISIONS // turn):
+                if name == "take":
+                    allowed += sum([allowance.take() for _ in range(turn)])
+                else:
+                    for _ in range(turn):
+                        allowed += (await allowance.check()).allowed
+                # Refills are begun and returns sent between, as in a program that also does something else.
+                await asyncio.sleep(0)
+            assert allowed == DECISIONS, f"{allowed} of {DECISIONS} were allowed"
+            rates[f"allowance.{name}"] = round(allowed / (time.perf_counter() - begun))
+    return rates
+
+
+async def measure(
+    target: Target, args: argparse.Namespace
+) -> tuple[dict[str, Figures], dict[str, int], str]:
+    """Rounds in turns; decisions from an allowance in a second; and whether the counter agrees."""
     gateway = target.gateway
     options = Options(
         timeout=120,
@@ -206,8 +232,9 @@ async def measure(target: Target, args: argparse.Namespace) -> tuple[dict[str, F
             await stream.close()
         balance = await client.balance(CUSTOMER, FEATURE)
         used = max(limit.used for limit in balance.limits)
+        local = await decide(client)
     agrees = "" if used == granted else f"the counter has {used}, clients were granted {granted}"
-    return figures, agrees
+    return figures, local, agrees
 
 
 def main() -> None:
@@ -230,7 +257,7 @@ def main() -> None:
         started(shlex.split(args.up)) as target,
         elsewhere(target, really=args.meter_elsewhere),
     ):
-        figures, differs = asyncio.run(measure(target, args))
+        figures, local, differs = asyncio.run(measure(target, args))
     rows = {name: one.row() for name, one in figures.items()}
     first = rows["bare unary calls"]
     ratios = {
@@ -249,13 +276,25 @@ def main() -> None:
         "in_flight": args.in_flight,
     }
     if args.json:
-        print(json.dumps({"machine": machine, "rows": rows, "ratios": ratios, "differs": differs}))
+        print(
+            json.dumps(
+                {
+                    "machine": machine,
+                    "rows": rows,
+                    "ratios": ratios,
+                    "local": local,
+                    "differs": differs,
+                }
+            )
+        )
     else:
         print(" ".join(f"{key}={value}" for key, value in machine.items()))
         print(f"{'way':<20}" + "".join(f"{key:>15}" for key in first) + f"{'ratio':>8}")
         for name, row in rows.items():
             figures_of = "".join(f"{value:>15,}" for value in row.values())
             print(f"{name:<20}{figures_of}{ratios[name]:>8}")
+        for name, rate in local.items():
+            print(f"{name:<20}{rate:>15,} decisions/s")
     if differs:
         sys.exit(differs)
 

@@ -8,6 +8,7 @@ of the server imports it, but for the command line.
             ...
 """
 
+from enforcer.client.allowances import Allowance
 from enforcer.client.client import Client
 from enforcer.client.errors import (
     CallError,
@@ -40,9 +41,16 @@ from enforcer.client.results import (
     RecordId,
     Verdict,
 )
-from enforcer.client.threads import SyncClient, SyncHeldLease, SyncLease, SyncReservation
+from enforcer.client.threads import (
+    SyncAllowance,
+    SyncClient,
+    SyncHeldLease,
+    SyncLease,
+    SyncReservation,
+)
 
 __all__ = [
+    "Allowance",
     "Balance",
     "CallError",
     "Check",
@@ -73,6 +81,7 @@ __all__ = [
     "Reason",
     "RecordId",
     "Reservation",
+    "SyncAllowance",
     "SyncClient",
     "SyncHeldLease",
     "SyncLease",

@@ -6,11 +6,13 @@ import asyncio
 import os
 import time
 from typing import TYPE_CHECKING, Final, Self
+from weakref import WeakSet
 
 import grpc
 import grpc.aio
 from google.protobuf.duration_pb2 import Duration
 
+from enforcer.client.allowances import FIRST, HORIZON, MOST, Allowance, Sizes
 from enforcer.client.calls import Calls
 from enforcer.client.channel import api_key_of, channel_options, target_of
 from enforcer.client.coalesce import Coalescer
@@ -30,6 +32,7 @@ from enforcer.client.policy import Outages
 from enforcer.client.questions import Questions
 from enforcer.client.reservations import Reservation
 from enforcer.client.results import Balance, Mode, Verdict, balance_of, verdict_of
+from enforcer.client.returns import Returns
 from enforcer.client.settling import Settling
 from enforcer.v1 import enforcer_pb2 as pb
 
@@ -79,6 +82,8 @@ class Client:
         self._coalescer: Coalescer
         self._ends: LooseEnds
         self._settling: Settling
+        self._returns: Returns
+        self._allowances: WeakSet[Allowance] = WeakSet()
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -103,7 +108,7 @@ class Client:
         self._calls = Calls(channels, self._api_key, self._options, self._observers)
         self._coalescer = Coalescer(self._calls)
         self._settling = Settling(self._calls, self._outages)
-        self._ends = LooseEnds()
+        self._ends, self._returns = LooseEnds(), Returns(self._calls)
 
     @property
     def options(self) -> Options:
@@ -115,15 +120,22 @@ class Client:
         """How many uses, allowed by `FailOpen`, still have to be counted."""
         return len(self._outages.uncounted)
 
+    @property
+    def unreported(self) -> int:
+        """How much was used from allowances and no gateway could be told, in the features' own units."""
+        return self._returns.unreported if self._loop is not None else 0
+
     async def close(self) -> None:
-        """Refuse new calls, wait for checks and releases that were sent, and close the connections."""
+        """Refuse new calls, return what is held, wait for what was sent, and close the connections."""
         if self._closed or self._loop is None:
             self._closed = True
             return
         self._closed = True
         try:
+            await asyncio.gather(*(allowance.close() for allowance in list(self._allowances)))
             await self._coalescer.close()
             await self._ends.close()
+            await self._returns.close()
             await self._settling.close()
         finally:
             await self._calls.close()
@@ -388,6 +400,62 @@ class Client:
         except (TypeError, ValueError) as error:
             raise ConfigurationError(f"an amount cannot be reserved so: {error}") from error
         return Reservation(calls, self._ends, request, timeout)
+
+    def allowance(  # noqa: PLR0913 - each is a field of the question
+        self,
+        customer: str,
+        feature: str,
+        *,
+        first: int = FIRST,
+        most: int = MOST,
+        horizon: float = HORIZON,
+        ttl: float | None = None,
+        dimensions: Mapping[str, str] | None = None,
+        product_version: str = "",
+        timeout: float | None = None,
+    ) -> Allowance:
+        """Decide in this process, from blocks of supply: `async with client.allowance(…) as allowance`.
+
+        `allowance.take(n)` is a plain function, `await allowance.check(n)` asks the gateway where this
+        process cannot decide. The first block is to have `first`, each further one what is used in
+        `horizon` seconds, up to `most`; `ttl`, from 1 to 3,600 seconds, None: 60, is how long one may
+        be used. A process that dies loses what it has not used of its block: that counts until the
+        period ends. Entering raises `CallError` where the question itself is wrong.
+        """
+        calls, policy = self._opened(), self._outages.of(feature)
+        try:
+            request = pb.TakeAllowanceRequest(
+                customer=customer,
+                feature=feature,
+                dimensions=dimensions,
+                product_version=product_version,
+                ttl=_duration(ttl),
+            )
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(f"an allowance cannot be asked for so: {error}") from error
+
+        async def ask(quantity: int) -> Verdict:
+            return await self.check(
+                customer,
+                feature,
+                quantity,
+                dimensions=dimensions,
+                product_version=product_version,
+                timeout=timeout,
+            )
+
+        allowance = Allowance(
+            calls,
+            self._ends,
+            self._returns,
+            ask,
+            request,
+            Sizes(first, most, horizon),
+            patience=self._options.attempt_timeout if policy is None else policy.patience,
+            timeout=timeout,
+        )
+        self._allowances.add(allowance)
+        return allowance
 
 
 def _duration(seconds: float | None) -> Duration | None:

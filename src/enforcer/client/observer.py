@@ -30,6 +30,18 @@ class Observer(Protocol):
     def lease_lost(self, feature: str, reason: str) -> None:
         """A seat is gone although its holder is not."""
 
+    def decided_locally(self, feature: str, decisions: int, quantity: int) -> None:
+        """A block of an allowance has ended: so many decisions used so much of it."""
+
+    def allowance_refilled(self, feature: str, outcome: str, granted: int, seconds: float) -> None:
+        """A block was asked for: `outcome` is the verdict's reason, or that of the fault."""
+
+    def allowance_returned(self, feature: str, used: int, returned: int) -> None:
+        """A gateway knows what was used of a block."""
+
+    def allowance_unreported(self, feature: str, used: int) -> None:
+        """No gateway could be told what was used of a block: it counts as used whole, and is reported as unaccounted."""
+
 
 class Observers:
     """Several as one. False when there are none, so that nothing is spent on them."""
@@ -55,6 +67,22 @@ class Observers:
     def lease_lost(self, feature: str, reason: str) -> None:
         """See `Observer`."""
         self._tell(lambda one: one.lease_lost(feature, reason))
+
+    def decided_locally(self, feature: str, decisions: int, quantity: int) -> None:
+        """See `Observer`."""
+        self._tell(lambda one: one.decided_locally(feature, decisions, quantity))
+
+    def allowance_refilled(self, feature: str, outcome: str, granted: int, seconds: float) -> None:
+        """See `Observer`."""
+        self._tell(lambda one: one.allowance_refilled(feature, outcome, granted, seconds))
+
+    def allowance_returned(self, feature: str, used: int, returned: int) -> None:
+        """See `Observer`."""
+        self._tell(lambda one: one.allowance_returned(feature, used, returned))
+
+    def allowance_unreported(self, feature: str, used: int) -> None:
+        """See `Observer`."""
+        self._tell(lambda one: one.allowance_unreported(feature, used))
 
     def _tell(self, what: Callable[[Observer], None]) -> None:
         for one in self._all:

@@ -52,6 +52,28 @@ class OpenTelemetryObserver:
             unit="{lease}",
             description="Seats that were gone although their holders were not.",
         )
+        self._local = meter.create_counter(
+            "metergate.client.local_decisions",
+            unit="{check}",
+            description="Decisions from blocks of allowances, counted when a block ends.",
+        )
+        self._refills = meter.create_counter(
+            "metergate.client.allowance.refills", unit="{block}", description="Blocks asked for."
+        )
+        self._refill_seconds = meter.create_histogram(
+            "metergate.client.allowance.refill.duration",
+            unit="s",
+            description="How long it took to get a block.",
+        )
+        self._returned = meter.create_counter(
+            "metergate.client.allowance.returns",
+            unit="{block}",
+            description="Blocks of which a gateway knows what was used.",
+        )
+        self._unreported = meter.create_counter(
+            "metergate.client.allowance.unreported",
+            description="What was used of blocks, in the feature's own unit, and no gateway could be told.",
+        )
 
     def called(self, method: str, outcome: str, seconds: float, items: int) -> None:
         """See `Observer`."""
@@ -94,3 +116,20 @@ class OpenTelemetryObserver:
     def lease_lost(self, feature: str, reason: str) -> None:
         """See `Observer`."""
         self._lost.add(1, {"feature": feature, "reason": reason})
+
+    def decided_locally(self, feature: str, decisions: int, quantity: int) -> None:
+        """See `Observer`."""
+        self._local.add(decisions, {"feature": feature})
+
+    def allowance_refilled(self, feature: str, outcome: str, granted: int, seconds: float) -> None:
+        """See `Observer`."""
+        self._refills.add(1, {"feature": feature, "outcome": outcome})
+        self._refill_seconds.record(seconds)
+
+    def allowance_returned(self, feature: str, used: int, returned: int) -> None:
+        """See `Observer`."""
+        self._returned.add(1, {"feature": feature})
+
+    def allowance_unreported(self, feature: str, used: int) -> None:
+        """See `Observer`."""
+        self._unreported.add(used, {"feature": feature})

@@ -58,6 +58,36 @@ class PrometheusObserver:
             ["feature", "reason"],
             registry=registry,
         )
+        self._local = Counter(
+            "metergate_client_local_decisions",
+            "Decisions from blocks of allowances, counted when a block ends.",
+            ["feature"],
+            registry=registry,
+        )
+        self._refills = Counter(
+            "metergate_client_allowance_refills",
+            "Blocks asked for, by the verdict's reason or that of the fault.",
+            ["feature", "outcome"],
+            registry=registry,
+        )
+        self._refill_seconds = Histogram(
+            "metergate_client_allowance_refill_seconds",
+            "How long it took to get a block.",
+            registry=registry,
+            buckets=SECONDS,
+        )
+        self._returned = Counter(
+            "metergate_client_allowance_returns",
+            "Blocks of which a gateway knows what was used.",
+            ["feature"],
+            registry=registry,
+        )
+        self._unreported = Counter(
+            "metergate_client_allowance_unreported",
+            "What was used of blocks, in the feature's own unit, and no gateway could be told.",
+            ["feature"],
+            registry=registry,
+        )
 
     def called(self, method: str, outcome: str, seconds: float, items: int) -> None:
         """See `Observer`."""
@@ -78,3 +108,20 @@ class PrometheusObserver:
     def lease_lost(self, feature: str, reason: str) -> None:
         """See `Observer`."""
         self._lost.labels(feature, reason).inc()
+
+    def decided_locally(self, feature: str, decisions: int, quantity: int) -> None:
+        """See `Observer`."""
+        self._local.labels(feature).inc(decisions)
+
+    def allowance_refilled(self, feature: str, outcome: str, granted: int, seconds: float) -> None:
+        """See `Observer`."""
+        self._refills.labels(feature, outcome).inc()
+        self._refill_seconds.observe(seconds)
+
+    def allowance_returned(self, feature: str, used: int, returned: int) -> None:
+        """See `Observer`."""
+        self._returned.labels(feature).inc()
+
+    def allowance_unreported(self, feature: str, used: int) -> None:
+        """See `Observer`."""
+        self._unreported.labels(feature).inc(used)

@@ -7,6 +7,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
+from enforcer.client.allowances import FIRST, HORIZON, MOST
 from enforcer.client.client import Client
 from enforcer.client.errors import ClosedError, ConfigurationError
 from enforcer.client.options import Options
@@ -17,13 +18,14 @@ if TYPE_CHECKING:
 
     import grpc
 
+    from enforcer.client.allowances import Allowance
     from enforcer.client.errors import ClientError
     from enforcer.client.leases import HeldLease, Lease, LeaseInfo
     from enforcer.client.observer import Observer
     from enforcer.client.policy import Policy
     from enforcer.client.reservations import HeldAmount, Reservation
 
-__all__ = ["SyncClient", "SyncHeldLease", "SyncLease", "SyncReservation"]
+__all__ = ["SyncAllowance", "SyncClient", "SyncHeldLease", "SyncLease", "SyncReservation"]
 
 _T = TypeVar("_T")
 _DEFAULT: Final = Options()
@@ -122,6 +124,11 @@ class SyncClient:
     def uncounted(self) -> int:
         """How many uses, allowed by `FailOpen`, still have to be counted."""
         return self._client.uncounted
+
+    @property
+    def unreported(self) -> int:
+        """How much was used from allowances and no gateway could be told."""
+        return self._client.unreported
 
     def check(  # noqa: PLR0913 - each is a field of the question
         self,
@@ -244,6 +251,68 @@ class SyncClient:
             )
 
         return SyncReservation(self, self.run(make()))
+
+    def allowance(  # noqa: PLR0913 - each is a field of the question
+        self,
+        customer: str,
+        feature: str,
+        *,
+        first: int = FIRST,
+        most: int = MOST,
+        horizon: float = HORIZON,
+        ttl: float | None = None,
+        dimensions: Mapping[str, str] | None = None,
+        product_version: str = "",
+        timeout: float | None = None,
+    ) -> SyncAllowance:
+        """Decide in this process: `with client.allowance(…) as allowance`. See `Client.allowance`."""
+
+        async def make() -> Allowance:
+            return self._client.allowance(
+                customer,
+                feature,
+                first=first,
+                most=most,
+                horizon=horizon,
+                ttl=ttl,
+                dimensions=dimensions,
+                product_version=product_version,
+                timeout=timeout,
+            )
+
+        return SyncAllowance(self, self.run(make()))
+
+
+class SyncAllowance:
+    """`with client.allowance(…) as allowance`. Made by `SyncClient.allowance`, entered once; threads share it."""
+
+    def __init__(self, client: SyncClient, allowance: Allowance) -> None:
+        self._client, self._allowance = client, allowance
+        allowance.share()
+
+    def __enter__(self) -> Self:
+        self._client.run(self._allowance.__aenter__())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.run(self._allowance.close())
+
+    @property
+    def left(self) -> int:
+        """How much can be decided here, in the feature's own unit."""
+        return self._allowance.left
+
+    def take(self, quantity: int = 1) -> bool:
+        """See `Allowance.take`."""
+        allowance = self._allowance
+        with allowance.lock:
+            return allowance.take(quantity)
+
+    def check(self, quantity: int = 1) -> Verdict:
+        """See `Allowance.check`."""
+        if self.take(quantity):
+            return Verdict(allowed=True, granted=quantity)
+        return self._client.run(self._allowance.check(quantity))
 
 
 class SyncHeldLease:

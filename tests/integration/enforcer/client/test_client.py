@@ -495,6 +495,20 @@ async def test_observers_see_attempts_retries_and_answers_and_may_fail(fake: Fak
         def lease_lost(self, feature: str, reason: str) -> None:
             raise AssertionError
 
+        def decided_locally(self, feature: str, decisions: int, quantity: int) -> None:
+            raise AssertionError
+
+        def allowance_refilled(
+            self, feature: str, outcome: str, granted: int, seconds: float
+        ) -> None:
+            raise AssertionError
+
+        def allowance_returned(self, feature: str, used: int, returned: int) -> None:
+            raise AssertionError
+
+        def allowance_unreported(self, feature: str, used: int) -> None:
+            raise AssertionError
+
     fake.after = lose
     seen = Seen()
     async with fake.client(observers=[seen]) as client:

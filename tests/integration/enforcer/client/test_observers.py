@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 async def watched(fake: FakeGateway, observer: Observer) -> None:
-    """Three checks at once, one that fails first, and a seat that is revoked."""
+    """Three checks at once, one that fails first, a seat that is revoked, and an allowance."""
 
     async def lose(arrived: Arrived) -> None:
         if arrived.method == "RenewLease":
@@ -39,6 +39,10 @@ async def watched(fake: FakeGateway, observer: Observer) -> None:
         with pytest.raises(LeaseLostError):
             async with client.lease("acme", "seats"):
                 await asyncio.sleep(60)
+        fake.supply = 1000
+        async with client.allowance("acme", "h", first=10) as allowance:
+            assert allowance.take(2)
+            assert allowance.take()
 
 
 async def test_prometheus_counts_attempts_retries_answers_and_lost_seats(
@@ -58,6 +62,11 @@ async def test_prometheus_counts_attempts_retries_answers_and_lost_seats(
     assert value("leases_lost_total", feature="seats", reason="LEASE_REVOKED") == 1
     assert value("checks_per_call_sum") == 5
     assert value("call_seconds_count", method="Check") == 2
+    assert value("local_decisions_total", feature="h") == 2
+    assert value("allowance_refills_total", feature="h", outcome="allowed") == 1
+    assert value("allowance_refill_seconds_count") == 1
+    assert value("allowance_returns_total", feature="h") == 1
+    assert value("allowance_unreported_total", feature="h") is None
 
 
 async def test_opentelemetry_has_the_same_figures_and_a_span_for_each_attempt(
@@ -82,6 +91,12 @@ async def test_opentelemetry_has_the_same_figures_and_a_span_for_each_attempt(
     lost = (("feature", "seats"), ("reason", "LEASE_REVOKED"))
     assert found["leases_lost"][lost].value == 1
     assert found["checks_per_call"][()].sum == 5
+    of_h = (("feature", "h"),)
+    assert found["local_decisions"][of_h].value == 2
+    assert found["allowance.refills"][*of_h, ("outcome", "allowed")].value == 1
+    assert found["allowance.refill.duration"][()].count == 1
+    assert found["allowance.returns"][of_h].value == 1
+    assert "allowance.unreported" not in found
     ended = [
         (span.name.rpartition("/")[2], span.status.is_ok)
         for span in spans.get_finished_spans()
