@@ -149,7 +149,8 @@ class Allowance:
         self._since, self._life = 0.0, LIFETIME
         self._asked: tuple[pb.TakeAllowanceRequest, float] | None = None
         """What was not answered, and when it was first sent: it is repeated under its key."""
-        self._wanted, self._short = False, 0
+        self._wanted, self._asking, self._overdue = False, False, False
+        self._short = 0
         self._not_before, self._pause = -math.inf, PAUSE
         self._wake, self._news = asyncio.Event(), asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -164,6 +165,8 @@ class Allowance:
         except BaseException:
             self._state = _CLOSED
             raise
+        if self._state:
+            raise ClosedError(self._state)
         self._keeper = self._loop.create_task(self._keep())
         return self
 
@@ -213,7 +216,7 @@ class Allowance:
         self._news.set()
         with self.lock:
             last = self._take_out()
-        if self._asked is not None:
+        if self._asked is not None and not self._asking:
             self._ends.add(self._resolve(*self._asked))
         if last is not None:
             await asyncio.wait([self._settle(last)], timeout=self._calls.options.timeout)
@@ -253,9 +256,9 @@ class Allowance:
                 self._wake.set()
 
     def _may_refill(self) -> bool:
-        """One is under way, or begins as soon as the keeper has its turn."""
+        """One is under way and not overdue, or begins as soon as the keeper has its turn."""
         alive = self._keeper is not None and not self._keeper.done()
-        return alive and self._clock() >= self._not_before
+        return alive and not self._overdue and self._clock() >= self._not_before
 
     # -- the keeper: the only one that refills
 
@@ -263,10 +266,10 @@ class Allowance:
         try:
             while True:
                 await self._look()
-        except Exception:
-            # Decisions go on, by full checks.
+        except ClosedError:
+            return  # so is the client
+        except Exception:  # noqa: BLE001 - logged; decisions go on, by full checks
             _log.exception("the allowance of %s is not refilled any more", self._request.feature)
-            raise
         finally:
             self._tell()
 
@@ -308,9 +311,9 @@ class Allowance:
         if self._asked is not None and self._clock() >= self._asked[1] + self._life:
             self._asked = None  # whatever it got has expired
         request, before = self._asked or self._next()
-        self._asked, begun = (request, before), time.monotonic()
+        self._asked, self._asking, begun = (request, before), True, time.monotonic()
         # Who waits for it should not wait for all the retries: full checks have a time of their own.
-        patience = self._loop.call_later(self._patience, self._tell)
+        patience = self._loop.call_later(self._patience, self._be_overdue)
         try:
             answer = await self._ends.take(self._call(request), self._give_up(request, before))
         except asyncio.CancelledError:
@@ -329,7 +332,12 @@ class Allowance:
             self._observe(reason, answer.check.granted, begun)
         finally:
             patience.cancel()
+            self._asking = self._overdue = False
             self._tell()
+
+    def _be_overdue(self) -> None:
+        self._overdue = True
+        self._tell()
 
     def _tell(self) -> None:
         """Those who wait for a refill look again."""
@@ -379,7 +387,7 @@ class Allowance:
             return
         self._sizes.got(block.size)
         self._life = block.until - before
-        if self._clock() >= block.until:
+        if self._state or self._clock() >= block.until:
             self._settle(_Used(block, 0, 0))
             self._short = short  # still: ask again at once
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from enforcer.client import (
     Reason,
     SyncClient,
     Verdict,
+    returns,
 )
 from enforcer.client import allowances as module
 from enforcer.v1 import enforcer_pb2 as pb
@@ -48,6 +50,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(module, "clock", made)
     return made
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short pauses between attempts."""
+    monkeypatch.setattr(module, "PAUSE", 0.02)
+    monkeypatch.setattr(returns, "PAUSE", 0.02)
 
 
 class Seen:
@@ -434,6 +443,7 @@ async def test_closing_the_client_closes_its_allowances(fake: FakeGateway) -> No
     await allowance.__aexit__(None, None, None)
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_a_return_is_repeated_under_its_token_until_it_is_answered(fake: FakeGateway) -> None:
     fake.supply = 1000
     seen = Seen()
@@ -473,6 +483,7 @@ async def test_what_no_gateway_could_be_told_is_counted_and_observed(
     assert "a use of 3 of f by acme, from an allowance, was not reported" in caplog.text
 
 
+@pytest.mark.usefixtures("impatient")
 async def test_what_is_told_too_late_is_recorded_past_the_limits_once(fake: FakeGateway) -> None:
     fake.supply = 1000
     lost = 0
@@ -572,3 +583,95 @@ async def test_threads_share_a_block_without_using_a_unit_twice(fake: FakeGatewa
     assert used == 20_000 - fake.supply == fake.used["acme", "f"]
     assert used > 10_000
     assert fake.blocks == {}
+
+
+async def test_who_comes_while_a_refill_is_overdue_does_not_wait_for_it(fake: FakeGateway) -> None:
+    fake.supply = 1000
+    policies = {"*": FailClosed(patience=0.1)}
+    async with (
+        Client(fake.endpoint, KEY, policies=policies, options=Options(timeout=30)) as client,
+        client.allowance("acme", "f", first=100) as allowance,
+    ):
+        let = hold(fake, "TakeAllowance")
+        assert allowance.take(100)
+        assert await allowance.check()  # after the patience
+        assert fake.names[-1] == "Check"
+        begun = asyncio.get_running_loop().time()
+        for _ in range(20):
+            assert await allowance.check()
+        assert asyncio.get_running_loop().time() - begun < 20 * 0.1
+        let.set()
+        await eventually(lambda: allowance.left > 0)
+
+
+async def test_a_client_that_is_closed_while_an_allowance_is_entered_keeps_no_block(
+    fake: FakeGateway,
+) -> None:
+    fake.supply = 1000
+    let = hold(fake, "TakeAllowance")
+    client = fake.client()
+    client.open()
+
+    async def enter() -> None:
+        async with client.allowance("acme", "f", first=100):
+            pytest.fail("entered")
+
+    task = asyncio.create_task(enter())
+    await eventually(lambda: fake.names == ["TakeAllowance"])
+    await client.close()
+    with pytest.raises(ClosedError):
+        await task
+    let.set()
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("seed", range(2))
+async def test_whatever_is_lost_on_the_way_what_was_allowed_is_what_was_told(
+    fake: FakeGateway, seed: int
+) -> None:
+    """Calls fail before or after they run, blocks expire, allowances come and go: not a unit too many, none lost."""
+    dice = random.Random(seed)
+    total = fake.supply = 1500
+    fake.share, fake.lifetime = 4, 0.25
+
+    async def fail(_: Arrived) -> None:
+        await asyncio.sleep(dice.random() * 0.004)
+        if dice.random() < 0.2:
+            raise RefusalError(UNAVAILABLE, "STORE_UNAVAILABLE", retry_after=0.01)
+
+    def decide(request: pb.CheckRequest) -> pb.CheckResponse:
+        if fake.supply < request.quantity:
+            return pb.CheckResponse(reason=pb.REASON_QUOTA_EXCEEDED)
+        fake.supply -= request.quantity
+        return pb.CheckResponse(allowed=True, granted=request.quantity, reason=pb.REASON_ALLOWED)
+
+    fake.before = fake.after = fail
+    fake.answer = decide
+
+    async def work(client: Client, chance: random.Random) -> int:
+        used = 0
+        while fake.supply > 200:
+            async with client.allowance("acme", "f", first=chance.randint(1, 100)) as allowance:
+                for _ in range(chance.randint(1, 200)):
+                    quantity = chance.randint(1, 3)
+                    if allowance.take(quantity) or await allowance.check(quantity):
+                        used += quantity
+                    if chance.random() < 0.05:
+                        await asyncio.sleep(chance.random() * 0.05)
+        return used
+
+    async with fake.client(first_pause=0.005) as one, fake.client(first_pause=0.005) as two:
+        used = sum(
+            await asyncio.gather(
+                *(
+                    work(client, random.Random(f"{seed}-{n}"))
+                    for n, client in enumerate((one, two, one, two))
+                )
+            )
+        )
+        fake.before = fake.after = None
+    assert one.unreported == two.unreported == 0
+    assert used == fake.used["acme", "f"]
+    # What was granted to a question that nobody heard the answer of within its block's life stays out.
+    assert used + fake.supply + sum(fake.blocks.values()) == total
+    assert used > total / 2
