@@ -1,6 +1,6 @@
 """What a full check costs beside a handler that does nothing, in one run on this machine.
 
-    PYTHONPATH=. python loadtests/checks.py --yardstick DIR [--python PYTHON] [--fsync always|everysec|no] [--json]
+    python -m loadtests.checks --yardstick DIR [--python PYTHON] [--fsync always|everysec|no] [--up OPTIONS] [--json]
 
 Starts a gateway of its own (one enforcer worker, a fresh data folder), writes distinct requests with a new idempotency
 key each, and lets the yardstick drive it in turn with empty servers: machines differ and are shared, so only the ratios
@@ -23,6 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import psutil
+import redis
 
 from enforcer.v1 import enforcer_pb2 as pb
 from loadtests.gateway import Target, started
@@ -66,6 +67,13 @@ def pids(target: Target, part: str) -> str:
     return "+".join(str(one) for one in found)
 
 
+def set_fsync(target: Target, when: str) -> None:
+    """When the gateway's Valkey brings what it wrote to the disk."""
+    title = Path(f"/proc/{target.pids()['valkey']}/cmdline").read_text().rstrip("\0 ")
+    with redis.Redis(unix_socket_path=title.partition("unixsocket:")[2]) as server:
+        server.config_set("appendfsync", when)
+
+
 def drive(args: argparse.Namespace, target: str, key: str, requests: int) -> Rows:
     command = [args.python, str(args.yardstick / "yardstick"), "--python", args.python, "--json"]
     command += ["--requests", str(requests), "--rounds", str(args.rounds), "--target", target]
@@ -88,13 +96,16 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--batches", type=int, default=1_500)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--fsync", choices=["always", "everysec", "no"], default="always")
+    parser.add_argument("--up", default="", help="further options of `metergate up`")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     if not (args.yardstick / "yardstick").exists():
         sys.exit(f"no yardstick in {args.yardstick}: name its folder with --yardstick")
     rows: Rows = {}
     scratch = tempfile.TemporaryDirectory(prefix="metergate-bench-")
-    with scratch as work, started(["--workers", "1"]) as target:
+    with scratch as work, started(["--workers", "1", *args.up.split()]) as target:
+        set_fsync(target, args.fsync)
         servers = f"{pids(target, 'enforcer')}/{pids(target, 'valkey')}"
         port = target.gateway.endpoint.rpartition(":")[2]
         for name, path, write, requests in (
@@ -115,6 +126,8 @@ def report(rows: Rows, args: argparse.Namespace) -> None:
         "grpcio": version("grpcio"),
         "cores": os.cpu_count(),
         "requests": args.requests,
+        "fsync": args.fsync,
+        "up": args.up or "-",
         "rounds": args.rounds,
     }
     if args.json:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from enforcer.core.rebuild import Account
 
 BATCH = 100
+ALLOWED = pb.CheckResponse(allowed=True, granted=1, reason=1).SerializeToString()  # type: ignore[arg-type]
 
 
 class Definitions:
@@ -84,9 +85,8 @@ async def unary(gateway: Gateway, raw: list[bytes], at_once: int) -> None:
     async def client() -> None:
         for one in waiting:
             response = await gateway.check("demo", pb.CheckRequest.FromString(one))
-            if not response.allowed:
-                raise AssertionError(response)
-            response.SerializeToString()
+            if not response.startswith(ALLOWED):
+                raise AssertionError(pb.CheckResponse.FromString(response))
 
     await asyncio.gather(*(client() for _ in range(at_once)))
 
@@ -99,16 +99,15 @@ async def batches(gateway: Gateway, raw: list[bytes], at_once: int) -> None:
         for one in waiting:
             request = pb.CheckBatchRequest.FromString(one)
             response = await gateway.check_batch("demo", request)
-            if not all(item.response.allowed for item in response.items):
-                raise AssertionError(response)
-            response.SerializeToString()
+            if response.count(ALLOWED) < BATCH:
+                raise AssertionError(pb.CheckBatchResponse.FromString(response))
 
     await asyncio.gather(*(client() for _ in range(at_once)))
 
 
 async def messages(gateway: Gateway, raw: list[bytes], _: int) -> None:
     """Parse the requests, and make a response for each."""
-    made = (await gateway.check("demo", check(0))).SerializeToString()
+    made = await gateway.check("demo", check(0))
     for one in raw:
         pb.CheckRequest.FromString(one)
         pb.CheckResponse.FromString(made).SerializeToString()

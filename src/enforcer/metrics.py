@@ -15,6 +15,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from enum import IntEnum
 
 __all__ = ["Metrics"]
 
@@ -173,7 +174,8 @@ class Metrics:
             multiprocess_mode="livemin",
         )
         self._finished: dict[tuple[str, str], _Tally] = {}
-        self._decided: dict[tuple[str, str], int] = {}
+        self._decided: dict[int, int] = {}
+        self._named: dict[int, tuple[str, str]] = {}
         self._batches, self._scripts = _Tally(_SIZES), _Tally(_SECONDS)
 
     def call(self, method: str, code: str, seconds: float) -> None:
@@ -183,10 +185,15 @@ class Metrics:
             tally = self._finished[method, code] = _Tally(_SECONDS)
         tally.observe(seconds)
 
-    def decision(self, mode: str, reason: str) -> None:
+    def decision(self, mode: IntEnum, reason: IntEnum) -> None:
         """One decision."""
-        key = mode, reason
-        self._decided[key] = self._decided.get(key, 0) + 1
+        # One number, as the hash of an enum is a call.
+        key = mode << 8 | reason
+        try:
+            self._decided[key] += 1
+        except KeyError:
+            self._decided[key] = 1
+            self._named[key] = mode.name, reason.name
 
     def descriptor(self, outcome: str) -> None:
         """One descriptor of an Envoy."""
@@ -222,7 +229,7 @@ class Metrics:
             if count := tally.settle(self._seconds.labels(method)):
                 self._calls.labels(method, code).inc(count)
         for key, count in self._decided.items():
-            self._decisions.labels(*key).inc(count)
+            self._decisions.labels(*self._named[key]).inc(count)
         self._decided.clear()
         self._batches.settle(self.batch)
         self._scripts.settle(self.script)

@@ -185,7 +185,7 @@ def plain(answer: Any) -> Any:
         return [plain(one) for one in answer]
     if isinstance(answer, Decision):
         said = replace(answer, generation=0, sequence=min(answer.sequence, 0))
-        return replace(said, entries=(), shadow=False) if said.replayed else said
+        return replace(said, values=(), shadow=False) if said.replayed else said
     if isinstance(answer, Settled):
         return replace(answer, generation=0, sequence=0)
     if isinstance(answer, tuple) and answer and isinstance(answer[0], int):

@@ -48,11 +48,8 @@ class Breaker:
         self._calls: deque[list[int]] = deque()
         self._probed = 0
         self.state = BreakerState.CLOSED
-
-    @property
-    def closed(self) -> bool:
+        self.closed = True
         """Whether calls pass."""
-        return self.state is BreakerState.CLOSED
 
     def succeeded(self, now: float, calls: int = 1) -> None:
         """So many calls were answered in time."""
@@ -85,6 +82,7 @@ class Breaker:
     def _turn(self, state: BreakerState) -> None:
         if state is not self.state:
             self.state = state
+            self.closed = state is BreakerState.CLOSED
             self._observe(state)
 
     def _current(self, now: float) -> list[int]:

@@ -11,10 +11,11 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from enforcer.core.program import Reason  # noqa: TC001 - part of the dataclasses' public types
+from enforcer.core.rules import Entry
 
 if TYPE_CHECKING:
     from enforcer.core.program import Program
-    from enforcer.core.rules import Entry, Mode
+    from enforcer.core.rules import Mode
 
 __all__ = [
     "NO_KEY",
@@ -35,21 +36,28 @@ __all__ = [
     "Settled",
     "SliceStale",
     "TooMuch",
+    "fingerprint",
     "idempotency",
 ]
 
 NO_KEY = b""
+_WIDTH = len(Entry._fields)
 
 
 def idempotency(account_id: int, feature_id: int, key: str, *parameters: object) -> bytes:
-    """24 bytes that name an idempotency key in its scope, and behind them the parameters it came with.
+    """24 bytes that name an idempotency key in its scope, and behind them the parameters it came with."""
+    name = blake2b(b"%d:%d:%b" % (account_id, feature_id, key.encode()), digest_size=16)
+    return name.digest() + fingerprint(*parameters)
+
+
+def fingerprint(*parameters: object) -> bytes:
+    """8 bytes that differ when a parameter does.
 
     Length-safe: every part is preceded by its length, so ("a-b", "c") and ("a", "b-c") differ.
     """
-    name = blake2b(b"%d:%d:%b" % (account_id, feature_id, key.encode()), digest_size=16)
     parts = [str(parameter).encode() for parameter in parameters]
-    finger = blake2b(b"".join([b"%d:%b" % (len(part), part) for part in parts]), digest_size=8)
-    return name.digest() + finger.digest()
+    joined = b"".join([b"%d:%b" % (len(part), part) for part in parts])
+    return blake2b(joined, digest_size=8).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +121,7 @@ class Ask:
 class Decision:
     """The answer to an `Ask`. `sequence` is -1 when no record was left. `now` is the store's time in ms.
 
+    `values`: the fields of all `entries`, one behind the other, as most who read them take them.
     `id` and `expires`: the reservation or lease and its end, when one was made (a replayed answer names the original).
     `degraded`: decided without the store, by the feature's failure policy.
     """
@@ -125,11 +134,19 @@ class Decision:
     bucket: int
     generation: int
     sequence: int
-    entries: tuple[Entry, ...]
+    values: tuple[int, ...] = ()
     id: str = ""
     expires: int = 0
     replayed: bool = False
     degraded: bool = False
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Every limit that was looked at, in the order of the program's views."""
+        values = self.values
+        return tuple(
+            [Entry._make(values[at : at + _WIDTH]) for at in range(0, len(values), _WIDTH)]
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,7 @@ from enforcer.core.rules import (
     RING,
     RING_HELD,
     USED,
+    Entry,
     Hold,
     Mode,
     Overflow,
@@ -404,7 +405,7 @@ class MemoryCounters:
             bucket=step.number,
             generation=step.bucket.generation,
             sequence=-1,
-            entries=shown,
+            values=_flat(shown),
         )
 
     def _record(
@@ -444,7 +445,7 @@ class MemoryCounters:
             seats = step.seats(ask.program, ask.seat.holder)
             levels = [step.bucket.states[level.suffix].slots for level in ask.program.levels]
             shown = entries(ask.program, verdict, levels, seats, step.now, drawn=True)
-            answer = replace(answer, entries=shown)
+            answer = replace(answer, values=_flat(shown))
         answer = replace(answer, sequence=sequence, id=name, expires=expires)
         step.remember(ask.idempotency, answer)
         return answer
@@ -663,6 +664,10 @@ class MemoryCounters:
         )
 
 
+def _flat(shown: Sequence[Entry]) -> tuple[int, ...]:
+    return tuple([value for entry in shown for value in entry])
+
+
 def _repaired(family: Family, slot: list[float], change: Counter) -> bool:
     """Change a slot, if it counts that: a ring is used by number and held as a whole, period 0."""
     if family is Family.COUNT and slot[PERIOD] == change.period:
@@ -733,7 +738,7 @@ def _denied(
         elif isinstance(answer, Decision) and answer.replayed:
             done.append(answer)
         else:
-            done.append(replace(denied, reason=Reason.BATCH_DENIED, shadow=False, entries=()))
+            done.append(replace(denied, reason=Reason.BATCH_DENIED, shadow=False, values=()))
     return done
 
 

@@ -231,6 +231,11 @@ class Program:
     countable: bool = True
     lease_ttl_ms: int = 0
     packed: bytes = field(default=b"", compare=False)
+    heads: dict[tuple[int, int, int], bytes] = field(init=False, compare=False, repr=False)
+    """For replies: how their limits begin, by code, limit and what was drawn."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "heads", {})
 
     @property
     def views(self) -> tuple[View, ...]:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from enforcer.core.commands import HoldGone, KeyReused, Settled, TooMuch
 from enforcer.core.rules import Mode
 from enforcer.errors import InvalidRequestError, NotPossibleError
-from enforcer.gateway.asked import Asked
-from enforcer.gateway.programs import Name
+from enforcer.gateway.asked import Asked, Name
 from enforcer.gateway.replies import check_response, record_id, set_ms
 from enforcer.gateway.requests import dimensions_of, key_of, named, quantity_of, ttl_of
 from enforcer.v1 import enforcer_pb2 as pb

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from enforcer.core.commands import NO_KEY, Ask, idempotency
 from enforcer.core.program import Reason
@@ -12,11 +12,19 @@ from meter.core.records import Body, encode_body
 if TYPE_CHECKING:
     from enforcer.core.commands import SeatAsk
     from enforcer.core.program import Program
-    from enforcer.gateway.programs import Name
 
-__all__ = ["Asked", "misfit_of"]
+__all__ = ["Asked", "Name", "misfit_of"]
 
 _NONE: dict[str, str] = {}
+
+
+class Name(NamedTuple):
+    """Who asks for what: tenant, customer, feature, and the product version if one was named."""
+
+    tenant: str
+    customer: str
+    feature: str
+    version: str = ""
 
 
 class Asked:

@@ -11,8 +11,8 @@ from google.protobuf.json_format import MessageToJson, Parse
 
 from enforcer.core.program import Reason
 from enforcer.errors import InternalError, InvalidRequestError, MetergateError, NotFoundError
+from enforcer.gateway.asked import Name
 from enforcer.gateway.corrections import check_reason, ended, fingerprint, page_of, required_key
-from enforcer.gateway.programs import Name
 from enforcer.gateway.replies import set_ms
 from enforcer.gateway.requests import NANOS, dimensions_of, named, quantity_of
 from enforcer.ports.corrections import Intent, KeyTaken, ReviewItem, SealRule

@@ -23,7 +23,7 @@ from enforcer.errors import (
     NotFoundError,
     NotPossibleError,
 )
-from enforcer.gateway.programs import Name
+from enforcer.gateway.asked import Name
 from enforcer.ports.corrections import Place, Settlement, State
 from meter.core.records import Body, RecordType, decode_body, decode_effects, encode_body
 from meter.v1 import ledger_pb2

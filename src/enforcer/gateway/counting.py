@@ -30,7 +30,7 @@ from enforcer.errors import (
     NotFoundError,
     StoreUnavailableError,
 )
-from enforcer.gateway.programs import Name
+from enforcer.gateway.asked import Name
 from meter.core.records import decode_body, encode_body
 
 if TYPE_CHECKING:

@@ -173,6 +173,5 @@ class Emergency:
             bucket=program.bucket,
             generation=0,
             sequence=-1,
-            entries=(),
             degraded=True,
         )

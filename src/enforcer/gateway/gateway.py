@@ -20,7 +20,7 @@ from enforcer.core.commands import (
     TooMuch,
 )
 from enforcer.core.compile import SEAT_MODES
-from enforcer.core.model import SeatMode
+from enforcer.core.model import MAX_QUANTITY, SeatMode
 from enforcer.core.program import Reason, Shape
 from enforcer.core.rules import Mode
 from enforcer.core.tokens import Token, read_token, sign_token
@@ -33,10 +33,12 @@ from enforcer.errors import (
     StoreUnavailableError,
 )
 from enforcer.gateway.allowances import Allowances
-from enforcer.gateway.asked import Asked, misfit_of
+from enforcer.gateway.asked import Asked, Name, misfit_of
 from enforcer.gateway.emergency import AWAY
-from enforcer.gateway.programs import Name, Programs, Rounds
+from enforcer.gateway.programs import Programs, Rounds
 from enforcer.gateway.replies import (
+    answered,
+    check_bytes,
     check_response,
     fault_of,
     has_seats,
@@ -45,6 +47,7 @@ from enforcer.gateway.replies import (
     set_ms,
 )
 from enforcer.gateway.requests import (
+    MODES,
     dimensions_of,
     key_of,
     mode_of,
@@ -53,6 +56,7 @@ from enforcer.gateway.requests import (
     time_of,
     ttl_of,
 )
+from enforcer.gateway.wire import embedded
 from enforcer.v1 import enforcer_pb2 as pb
 from meter.core.records import decode_body
 from meter.v1 import usage_pb2
@@ -79,6 +83,9 @@ MOST_LISTED = 1_000
 LATEST_EVENT = 5 * 60_000
 OLDEST_EVENT = DAY
 _CONSUMING = (Mode.ENFORCE, Mode.BEST_EFFORT, Mode.RECORD_ONLY)
+SURELY_SHORT = 64
+"""Characters of a key that are not too many bytes, whatever they are."""
+_UNDECIDED = InternalError("not decided")
 _ATOMIC_MODES = (Mode.ENFORCE, Mode.CHECK_ONLY, Mode.RECORD_ONLY)
 
 
@@ -94,24 +101,51 @@ class Gateway:
         counters: CounterStore,
         programs: Programs,
         secret: bytes,
-        observe: Callable[[str, str], None] = lambda _mode, _reason: None,
+        observe: Callable[[Mode, Reason], None] = lambda _mode, _reason: None,
         emergency: Emergency | None = None,
     ) -> None:
         self._counters, self._programs, self._secret = counters, programs, secret
+        self._stencil = programs.stencil
         self._emergency = emergency
         self._observe = observe
         self.allowances = Allowances(counters, self._decide_one, self._token, self._read)
 
     # -- checks
 
-    async def check(self, tenant: str, request: pb.CheckRequest) -> pb.CheckResponse:
-        """`EnforcerService.Check`."""
+    async def check(self, tenant: str, request: pb.CheckRequest) -> bytes:
+        """`EnforcerService.Check`: a `CheckResponse` as it travels."""
+        ask = self._common(tenant, request)
+        if ask is not None:
+            try:
+                (answer,) = await self._counters.decide((ask,))
+            except AWAY as error:
+                asked = self._asked(tenant, request)
+                return check_bytes(*(await self._without_store(asked, error)), asked.quantity)
+            if isinstance(answer, Decision):
+                self._observe(ask.mode, answer.reason)
+                return check_bytes(ask.program, answer, ask.quantity)
+            await self._mend(self._asked(tenant, request), answer)
         asked = self._asked(tenant, request)
         try:
             program, decision = await self._decide_one(asked)
         except AWAY as error:
             program, decision = await self._without_store(asked, error)
-        return check_response(program, decision, asked.quantity)
+        return check_bytes(program, decision, asked.quantity)
+
+    def _common(self, tenant: str, request: pb.CheckRequest) -> Ask | None:
+        """The ask of a check like most, without a detour; None for one that `_asked` has to look at."""
+        if request.product_version or request.dimensions:
+            return None
+        stencil = self._stencil((tenant, request.customer, request.feature, ""))
+        mode, key = MODES.get(request.mode), request.idempotency_key
+        if stencil is None or mode is None or len(key) > SURELY_SHORT:
+            return None
+        quantity = request.quantity
+        if not 0 < quantity <= MAX_QUANTITY:
+            if quantity or request.HasField("quantity"):
+                return None
+            quantity = 1
+        return stencil.ask(quantity, mode, key)
 
     async def _without_store(self, asked: Asked, error: MetergateError) -> tuple[Program, Decision]:
         """What the feature's failure policy says to a check that the store could not decide; or raise `error`."""
@@ -122,65 +156,57 @@ class Gateway:
             raise error
         ask, version = asked.ask(program), asked.name.version
         decision = await self._emergency.decide(program, ask, version, error)
-        self._observe(asked.mode.name, decision.reason.name)
+        self._observe(asked.mode, decision.reason)
         return program, decision
 
-    async def check_batch(
-        self, tenant: str, request: pb.CheckBatchRequest
-    ) -> pb.CheckBatchResponse:
-        """`EnforcerService.CheckBatch`."""
+    async def check_batch(self, tenant: str, request: pb.CheckBatchRequest) -> bytes:
+        """`EnforcerService.CheckBatch`: a `CheckBatchResponse` as it travels."""
         if not 0 < len(request.items) <= MOST_ITEMS:
             raise InvalidRequestError(
                 "BAD_BATCH", f"a batch has 1 to {MOST_ITEMS} items, not {len(request.items)}"
             )
         if request.atomic:
-            return await self._atomic(tenant, request)
-        response = pb.CheckBatchResponse()
-        for outcome in await self.check_each(tenant, request.items):
-            if isinstance(outcome, pb.CheckFault):
-                response.items.append(pb.CheckBatchItem(fault=outcome))
-            else:
-                response.items.append(pb.CheckBatchItem(response=outcome))
-        return response
+            decided = await self.decide_together(tenant, request.items)
+            outcomes: Sequence[bytes | pb.CheckFault] = [check_bytes(*one) for one in decided]
+        else:
+            outcomes = await self.check_each(tenant, request.items)
+        # `items` is field 1; there `response` is field 1, `fault` field 2
+        return b"".join([embedded(b"\x0a", answered(b"\x0a", b"\x12", one)) for one in outcomes])
 
     async def check_each(
-        self, tenant: str, requests: Iterable[pb.CheckRequest]
-    ) -> list[pb.CheckResponse | pb.CheckFault]:
+        self, tenant: str, requests: Sequence[pb.CheckRequest]
+    ) -> list[bytes | pb.CheckFault]:
         """Independent checks, decided in their order: what a unary call would answer to each, or fail with."""
-        asked: list[Asked | MetergateError] = []
+        asked: list[Asked | Ask | MetergateError] = []
         for request in requests:
             try:
-                asked.append(self._asked(tenant, request))
+                asked.append(self._common(tenant, request) or self._asked(tenant, request))
             except MetergateError as error:
                 asked.append(error)
-        outcomes = await self._decide_each(asked)
+
+        def again(place: int) -> Asked:
+            return self._asked(tenant, requests[place])
+
+        outcomes = await self._decide_each(asked, again)
+        away = [place for place, outcome in enumerate(outcomes) if isinstance(outcome, AWAY)]
         # Side by side: what is journaled at the same time is synced once.
-        outcomes = await asyncio.gather(
-            *(self._opened(one, outcome) for one, outcome in zip(asked, outcomes, strict=True))
-        )
+        opened = await asyncio.gather(*(self._opened(again(at), outcomes[at]) for at in away))
+        for place, outcome in zip(away, opened, strict=True):
+            outcomes[place] = outcome
         return [
-            fault_of(outcome) if isinstance(outcome, MetergateError) else check_response(*outcome)
+            fault_of(outcome) if isinstance(outcome, MetergateError) else check_bytes(*outcome)
             for outcome in outcomes
         ]
 
     async def _opened(
-        self,
-        asked: Asked | MetergateError,
-        outcome: tuple[Program, Decision, int] | MetergateError,
+        self, asked: Asked, outcome: tuple[Program, Decision, int] | MetergateError
     ) -> tuple[Program, Decision, int] | MetergateError:
-        """An item of an independent batch, with what its failure policy says if the store said nothing."""
-        if isinstance(asked, MetergateError) or not isinstance(outcome, AWAY):
-            return outcome
+        """What an item's failure policy says, when the store said nothing."""
+        assert isinstance(outcome, AWAY)
         try:
             return *(await self._without_store(asked, outcome)), asked.quantity
         except MetergateError as error:
             return error
-
-    async def _atomic(self, tenant: str, request: pb.CheckBatchRequest) -> pb.CheckBatchResponse:
-        response = pb.CheckBatchResponse()
-        for decided in await self.decide_together(tenant, request.items):
-            response.items.append(pb.CheckBatchItem(response=check_response(*decided)))
-        return response
 
     async def decide_together(
         self, tenant: str, items: Iterable[pb.CheckRequest]
@@ -240,7 +266,7 @@ class Gateway:
             program = await self._program_of(asked)
             (answer,) = await self._counters.decide((asked.ask(program),))
             if isinstance(answer, Decision):
-                self._observe(asked.mode.name, answer.reason.name)
+                self._observe(asked.mode, answer.reason)
                 return program, answer
             rounds = rounds or Rounds(asked.name.customer, 5)
             rounds.another(await self._mend(asked, answer))
@@ -275,41 +301,52 @@ class Gateway:
             if place is None:
                 decisions = [answer for answer in answers if isinstance(answer, Decision)]
                 for asked, decision in zip(group, decisions, strict=True):
-                    self._observe(asked.mode.name, decision.reason.name)
+                    self._observe(asked.mode, decision.reason)
                 return programs, decisions
             rounds.another(await self._mend(group[place], answers[place]))
 
     async def _decide_each(
-        self, asked: list[Asked | MetergateError]
+        self, asked: Sequence[Asked | Ask | MetergateError], again: Callable[[int], Asked]
     ) -> list[tuple[Program, Decision, int] | MetergateError]:
-        """Decide independent checks, in their order; those that are stale are asked again by themselves."""
+        """Decide independent checks, in their order; those that are stale are asked `again` by themselves."""
         outcomes: list[tuple[Program, Decision, int] | MetergateError] = []
-        ready: list[tuple[int, Asked, Program, Ask]] = []
+        places: list[int] = []
+        asks: list[Ask] = []
         for place, one in enumerate(asked):
             if isinstance(one, MetergateError):
                 outcomes.append(one)
                 continue
-            outcomes.append(InternalError("not decided"))
-            try:
-                program = await self._program_of(one)
-            except MetergateError as error:
-                outcomes[place] = error
-            else:
-                ready.append((place, one, program, one.ask(program)))
-        replies = await self._counters.decide_all([[ask] for *_, ask in ready])
-        for (place, one, program, _), reply in zip(ready, replies, strict=True):
-            if isinstance(reply, MetergateError):
-                outcomes[place] = reply
-            elif isinstance(reply[0], Decision):
-                self._observe(one.mode.name, reply[0].reason.name)
-                outcomes[place] = program, reply[0], one.quantity
-            else:
+            outcomes.append(_UNDECIDED)
+            if isinstance(one, Asked):
                 try:
-                    await self._mend(one, reply[0])
-                    outcomes[place] = *(await self._decide_one(one)), one.quantity
+                    ask = one.ask(await self._program_of(one))
                 except MetergateError as error:
                     outcomes[place] = error
+                    continue
+            else:
+                ask = one
+            places.append(place)
+            asks.append(ask)
+        replies = await self._counters.decide_all([(ask,) for ask in asks])
+        for place, ask, reply in zip(places, asks, replies, strict=True):
+            if isinstance(reply, MetergateError):
+                outcomes[place] = reply
+            elif isinstance(answer := reply[0], Decision):
+                self._observe(ask.mode, answer.reason)
+                outcomes[place] = ask.program, answer, ask.quantity
+            else:
+                outcomes[place] = await self._once_more(again(place), answer)
         return outcomes
+
+    async def _once_more(
+        self, asked: Asked, answer: Answer
+    ) -> tuple[Program, Decision, int] | MetergateError:
+        """Decide by itself what could not be decided among others."""
+        try:
+            await self._mend(asked, answer)
+            return *(await self._decide_one(asked)), asked.quantity
+        except MetergateError as error:
+            return error
 
     @staticmethod
     def _not_decided(answers: Sequence[Answer]) -> int | None:
@@ -558,7 +595,7 @@ class Gateway:
         return pb.GetBalanceResponse(
             allowed=decision.granted > 0,
             reason=decision.reason.value,  # type: ignore[arg-type]  # the numbers of the enum
-            limits=limits_of(program, decision.entries),
+            limits=limits_of(program, decision),
             config_value=program.config,
             grace=program.grace,
         )
@@ -577,8 +614,12 @@ class Gateway:
                 asked.append(self._reported(tenant, event))
             except MetergateError as error:
                 asked.append(error)
+
+        def again(place: int) -> Asked:
+            return self._reported(tenant, request.events[place])
+
         response = usage_pb2.ReportResponse()
-        for outcome in await self._decide_each(asked):
+        for outcome in await self._decide_each(asked, again):
             response.outcomes.append(_event_outcome(outcome))
         return response
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from enforcer.core.commands import EpochStale, SliceStale
 from enforcer.core.compile import compile_program
@@ -14,6 +14,8 @@ from enforcer.errors import (
     NotFoundError,
     TermsChangingError,
 )
+from enforcer.gateway.asked import Name
+from enforcer.gateway.stencils import Stencil
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,15 +29,6 @@ __all__ = ["Name", "Programs", "Rounds"]
 
 CHANGING_SECONDS = 2.0
 """How long a call follows terms that change again and again."""
-
-
-class Name(NamedTuple):
-    """Who asks for what: tenant, customer, feature, and the product version if one was named."""
-
-    tenant: str
-    customer: str
-    feature: str
-    version: str = ""
 
 
 class Programs:
@@ -54,15 +47,21 @@ class Programs:
     ) -> None:
         self._definitions, self._counters = definitions, counters
         self._size, self.now_ms = size, now_ms
-        self._programs: dict[Name, Program] = {}
+        self._programs: dict[tuple[str, str, str, str], Stencil] = {}
         self._customers: dict[tuple[str, str], Customer] = {}
         self._features: dict[tuple[str, str], tuple[int, Feature]] = {}
         self._loading: dict[tuple[str, str], asyncio.Task[Customer]] = {}
-        self.known = self._programs.get
+        self.stencil = self._programs.get
+        """What is known under a `Name`, or what is equal to one."""
+
+    def known(self, name: Name) -> Program | None:
+        """The program, if it is there."""
+        stencil = self._programs.get(name)
+        return None if stencil is None else stencil.program
 
     async def get(self, name: Name) -> Program:
         """The program, from the cache or made now. Raise what is wrong with the name."""
-        return self._programs.get(name) or await self._make(name, self.now_ms())
+        return self.known(name) or await self._make(name, self.now_ms())
 
     async def current(self, name: Name) -> Program:
         """The program of this moment by the local clock, for operations that the store does not hold against a slice."""
@@ -74,7 +73,7 @@ class Programs:
     async def reread(self, name: Name) -> Program:
         """The program by the definitions as they are, for a `no` that the store was not asked about."""
         customer = await self._load(name.tenant, name.customer)
-        program = self._programs.get(name)
+        program = self.known(name)
         if program is not None and (program.account_id, program.epoch) == (
             customer.account_id,
             customer.epoch,
@@ -84,7 +83,7 @@ class Programs:
 
     async def any_version(self, name: Name, *, reread: bool = False) -> Program:
         """A program for what does not depend on the product version that asks."""
-        program, now = self._programs.get(name), self.now_ms()
+        program, now = self.known(name), self.now_ms()
         if program is not None and not reread and program.start <= now < (program.end or now + 1):
             return program
         customer = None if reread else self._customers.get(name[:2])
@@ -114,7 +113,7 @@ class Programs:
 
     async def refresh(self, name: Name, stale: EpochStale | SliceStale) -> None:
         """Mend what the store refused."""
-        program = self._programs.get(name)
+        program = self.known(name)
         if isinstance(stale, SliceStale):
             await self._make(name, stale.now)
         elif program is None or stale.stored > program.epoch:
@@ -166,13 +165,13 @@ class Programs:
         if len(self._programs) >= self._size:
             for old in list(self._programs)[: self._size // 4]:
                 del self._programs[old]
-        known = self._programs.get(name)
+        known = self.known(name)
         if (
             known is None
             or known.account_id != program.account_id
             or known.epoch <= program.epoch  # one that was compiled meanwhile may be newer
         ):
-            self._programs[name] = program
+            self._programs[name] = Stencil(name, program)
 
     async def _feature(self, name: Name, customer: Customer) -> Feature:
         """One that was read at an older revision than the customer is read again."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from enforcer.core.model import MAX_QUANTITY
 from enforcer.core.program import DENIED, SHADOW, Kind, Label, Reason, Shape
+from enforcer.gateway.wire import SHORT, VARINTS, embedded, varint
 from enforcer.v1 import enforcer_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -19,10 +21,20 @@ if TYPE_CHECKING:
     from enforcer.core.rules import Entry
     from enforcer.errors import MetergateError
 
-__all__ = ["check_response", "fault_of", "limits_of", "record_id", "set_ms"]
+__all__ = [
+    "answered",
+    "check_bytes",
+    "check_response",
+    "fault_of",
+    "limits_of",
+    "record_id",
+    "set_ms",
+]
 
 
 _TIER = int(Kind.TIER)
+_KIND, _TIERED = 0xF0, _TIER << 4
+MOST_HEADS = 256
 
 
 def set_ms(stamp: Timestamp, moment: int) -> None:
@@ -43,71 +55,111 @@ def _label(program: Program, code: int) -> Label:
     return program.labels.get(code & ~0xF) or Label(id=f"#{code >> 16}", customer="")
 
 
-def limits_of(program: Program, entries: Iterable[Entry]) -> list[pb.Limit]:
-    """One message for each entry."""
-    response = pb.CheckResponse()
-    _add_limits(response, program, entries)
-    return list(response.limits)
+def limits_of(program: Program, decision: Decision) -> Sequence[pb.Limit]:
+    """One message for each limit that was looked at."""
+    return check_response(program, decision, 1).limits
 
 
-def _add_limits(response: pb.CheckResponse, program: Program, entries: Iterable[Entry]) -> None:
-    """One message for each entry. What is 0 or false is not set: every field of a message costs as much as the next."""
-    add, labels = response.limits.add, program.labels
-    for code, limit, used, held, remaining, drawn, reset in entries:
-        label = labels.get(code & ~0xF) or _label(program, code)
-        message = add(
-            kind=code >> 4 & 0xF,
-            id=label.id,
-            customer=label.customer,
-            limit=limit,
-            used=used,
-            remaining=remaining,
-            drawn=drawn,
-        )
-        if held:
-            message.held = held
-        if code & DENIED:
-            message.denied = True
-        if code & SHADOW:
-            message.shadow = True
-        if limit == MAX_QUANTITY:
-            message.unlimited = True
-        if reset:
-            set_ms(message.resets_at, reset)
-
-
-def check_response(program: Program, decision: Decision, quantity: int) -> pb.CheckResponse:
-    """The whole answer to a check of `quantity`."""
-    granted = decision.granted
-    response = pb.CheckResponse(
-        allowed=granted > 0,
-        granted=granted,
-        reason=int(decision.reason),  # type: ignore[arg-type]  # the numbers of the enum
+def _head(program: Program, code: int, limit: int, drawn: int) -> bytes:
+    """How a `Limit` begins: with what is the same in many replies, up to the tag of `used`."""
+    label = _label(program, code)
+    message = pb.Limit(
+        kind=code >> 4 & 0xF,  # type: ignore[arg-type]  # the numbers of the enum
+        id=label.id,
+        customer=label.customer,
+        limit=limit,
+        denied=bool(code & DENIED),
+        shadow=bool(code & SHADOW),
+        drawn=drawn,
+        unlimited=limit == MAX_QUANTITY,
     )
-    _add_limits(response, program, decision.entries)
-    if decision.overage:
-        response.overage = decision.overage
-    if decision.shadow:
-        response.shadow = True
-    if decision.degraded:
-        response.degraded = True
-    if program.grace:
-        response.grace = True
+    if len(program.heads) >= MOST_HEADS:
+        program.heads.clear()
+    head = program.heads[code, limit, drawn] = message.SerializeToString() + b"\x28"
+    return head
+
+
+@lru_cache(64)
+def _second(moment: int) -> bytes:
+    """The field `seconds` of a timestamp."""
+    return b"\x08" + varint(moment)
+
+
+_NANOS = [b"\x10" + varint(ms * 1_000_000) if ms else b"" for ms in range(1000)]
+"""The field `nanos` of a timestamp, by milliseconds."""
+
+
+@lru_cache(1024)
+def _place(bucket: int, generation: int) -> bytes:
+    """The head of a `RecordId`, up to the number of `sequence`."""
+    return b"\x08" + varint(bucket) + b"\x10" + varint(generation) + b"\x18"
+
+
+def check_bytes(program: Program, decision: Decision, quantity: int) -> bytes:
+    """The whole answer to a check of `quantity`: a `CheckResponse` as it travels."""
+    granted, heads = decision.granted, program.heads
+    parts = [b"\x08\x01\x10" + varint(granted) + b"\x18" if granted else b"\x18"]
+    parts.append(VARINTS[decision.reason])
+    tiered = False
+    each = iter(decision.values)
+    for code, limit, used, held, remaining, drawn, reset in zip(
+        each, each, each, each, each, each, each, strict=True
+    ):
+        # Fields may come in any order, and those that are 0 may be left out.
+        message = (
+            (heads.get((code, limit, drawn)) or _head(program, code, limit, drawn))
+            + (VARINTS[used] if 0 <= used < SHORT else varint(used))
+            + b"\x38"
+            + (VARINTS[remaining] if 0 <= remaining < SHORT else varint(remaining))
+        )
+        if reset:
+            seconds, ms = divmod(reset, 1000)
+            stamp = _second(seconds) + _NANOS[ms]
+            message += b"\x42" + VARINTS[len(stamp)] + stamp
+        if held:
+            message += b"\x30" + varint(held)
+        parts += (b"\x22", VARINTS[len(message)], message)
+        if code & _KIND == _TIERED:
+            tiered = True
+    sequence = decision.sequence
+    if sequence >= 0:
+        place = _place(decision.bucket, decision.generation) + varint(sequence)
+        parts += (b"\x52", VARINTS[len(place)], place)
     if decision.replayed:
-        response.replayed = True
-    if program.config:
-        response.config_value = program.config
-    if decision.sequence >= 0:
-        record = response.record
-        record.bucket, record.generation = decision.bucket, decision.generation
-        record.sequence = decision.sequence
-        record.SetInParent()  # the first record of all is bucket 0, sequence 0
+        parts.append(b"\x60\x01")
+    if program.grace:
+        parts.append(b"\x58\x01")
+    if (
+        not granted
+        or tiered
+        or decision.overage
+        or decision.shadow
+        or decision.degraded
+        or program.config
+    ):
+        parts.append(_rare(program, decision, quantity))
+    return b"".join(parts)
+
+
+def _rare(program: Program, decision: Decision, quantity: int) -> bytes:
+    """What few answers have."""
+    response = pb.CheckResponse(
+        overage=decision.overage,
+        shadow=decision.shadow,
+        degraded=decision.degraded,
+        config_value=program.config,
+    )
     _tell_tier(program, decision, response)
-    if granted == 0:
+    if not decision.granted:
         wait = _wait(program, decision, quantity)
         if wait is not None:
             response.retry_after.FromMilliseconds(wait)
-    return response
+    return response.SerializeToString()
+
+
+def check_response(program: Program, decision: Decision, quantity: int) -> pb.CheckResponse:
+    """The same as a message, for what is larger than a check."""
+    return pb.CheckResponse.FromString(check_bytes(program, decision, quantity))
 
 
 def _tell_tier(program: Program, decision: Decision, response: pb.CheckResponse) -> None:
@@ -167,6 +219,13 @@ def _one_wait(program: Program, entry: Entry, quantity: int, now: int) -> int | 
 def has_seats(program: Program) -> bool:
     """Whether leases are what this feature is used by."""
     return program.lease_ttl_ms > 0 or any(view.shape is Shape.SEATS for view in program.views)
+
+
+def answered(response: bytes, fault: bytes, outcome: bytes | pb.CheckFault) -> bytes:
+    """An outcome as the field whose tag is `response`, or `fault`."""
+    if isinstance(outcome, bytes):
+        return embedded(response, outcome)
+    return embedded(fault, outcome.SerializeToString())
 
 
 def fault_of(error: MetergateError) -> pb.CheckFault:

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from google.protobuf.duration_pb2 import Duration
     from google.protobuf.timestamp_pb2 import Timestamp
 
-__all__ = ["dimensions_of", "key_of", "mode_of", "named", "quantity_of", "time_of", "ttl_of"]
+__all__ = [
+    "MODES",
+    "dimensions_of",
+    "key_of",
+    "mode_of",
+    "named",
+    "quantity_of",
+    "time_of",
+    "ttl_of",
+]
 
 MOST_DIMENSIONS = 16
 LONGEST_NAME = 64
@@ -23,7 +32,7 @@ LONGEST_VALUE = 256
 LONGEST_KEY = 256
 LONGEST_CUSTOMER = 128
 NANOS = 1_000_000_000
-_MODES = {
+MODES = {
     0: Mode.ENFORCE,
     1: Mode.ENFORCE,
     2: Mode.CHECK_ONLY,
@@ -59,7 +68,7 @@ def quantity_of(quantity: int | None, least: int = 1) -> int:
 
 def mode_of(mode: int) -> Mode:
     """Absent means ENFORCE."""
-    known = _MODES.get(mode)
+    known = MODES.get(mode)
     if known is None:
         raise InvalidRequestError(
             "UNKNOWN_MODE",

@@ -122,7 +122,10 @@ class Dispatch:
                 needs(caller, method.role)
             if caller is not None:
                 call.caller = caller
-            response: bytes = (await method.answer(call, _parsed(method, data))).SerializeToString()
+            response = await method.answer(call, _parsed(method, data))
+            packed: bytes = (
+                response if isinstance(response, bytes) else response.SerializeToString()
+            )
         except MetergateError as error:
             code = error.code.name
             raise FailedError(status_of(error)) from error
@@ -132,7 +135,7 @@ class Dispatch:
             raise _internal() from error
         else:
             code = "OK"
-            return response
+            return packed
         finally:
             self._running -= 1
             self._finished(method.label, code, time.monotonic() - start)
@@ -154,7 +157,7 @@ class Dispatch:
             call.ending = self.health.ended
             requests = (_parsed(method, data) async for data in messages)
             async for response in method.answer(call, requests):
-                yield response.SerializeToString()
+                yield response if isinstance(response, bytes) else response.SerializeToString()
         except MetergateError as error:
             code = error.code.name
             raise FailedError(status_of(error)) from error

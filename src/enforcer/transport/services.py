@@ -41,7 +41,7 @@ _ACTIONS = {
 class Method:
     """One method, whatever carries it. `answer` gets the `Call` and what was asked; it raises `MetergateError`.
 
-    A unary one gets the request, and answers once. A stream gets the requests as they come, and yields responses: with
+    An answer is a message, or its bytes. A unary one gets the request, and answers once. A stream gets the requests as they come, and yields responses: with
     one request or one response in practice, where the proto says so, as both look alike on the wire. `role` names who
     may call; "" = everybody, without an API key.
     """
@@ -68,7 +68,7 @@ def by_caller(answer: Callable[[Caller, Any], Awaitable[Message]]) -> Callable[.
     return lambda call, request: answer(call.caller, request)
 
 
-def by_tenant(answer: Callable[[str, Any], Awaitable[Message]]) -> Callable[..., Any]:
+def by_tenant(answer: Callable[[str, Any], Awaitable[Message | bytes]]) -> Callable[..., Any]:
     """For what needs to know of a call only whose it is."""
     return lambda call, request: answer(call.caller.tenant, request)
 

@@ -8,7 +8,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from enforcer.errors import InvalidRequestError, MetergateError, UnavailableError
-from enforcer.gateway.replies import fault_of
+from enforcer.gateway.replies import answered, fault_of
+from enforcer.gateway.wire import varint
 from enforcer.transport.services import Method
 from enforcer.v1 import enforcer_pb2 as pb
 
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
     from enforcer.ports.definitions import Caller
     from enforcer.transport.dispatch import Call
 
-    CheckEach = Callable[
-        [str, Sequence[pb.CheckRequest]], Awaitable[list[pb.CheckResponse | pb.CheckFault]]
-    ]
+    CheckEach = Callable[[str, Sequence[pb.CheckRequest]], Awaitable[list[bytes | pb.CheckFault]]]
     Sender = Callable[[str | None], Awaitable[Caller]]
 
 __all__ = ["MOST_UNANSWERED", "stream_methods"]
@@ -39,7 +38,7 @@ def stream_methods(check_each: CheckEach, sender: Sender) -> list[Method]:
 
     async def answer(
         call: Call, requests: AsyncIterator[pb.CheckStreamRequest]
-    ) -> AsyncIterator[pb.CheckStreamResponse]:
+    ) -> AsyncIterator[bytes]:
         stream = _Stream(call, check_each, sender)
         try:
             async for response in stream.run(requests):
@@ -66,7 +65,7 @@ class _Stream:
     def __init__(self, call: Call, check_each: CheckEach, sender: Sender) -> None:
         self._call, self._check_each, self._sender = call, check_each, sender
         self._waiting: deque[pb.CheckStreamRequest] = deque()
-        self._answers: deque[pb.CheckStreamResponse] = deque()
+        self._answers: deque[bytes] = deque()
         self._unanswered = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._deciding = 0
@@ -76,10 +75,8 @@ class _Stream:
         self._news = asyncio.Event()
         self._room = asyncio.Event()
 
-    async def run(
-        self, requests: AsyncIterator[pb.CheckStreamRequest]
-    ) -> AsyncIterator[pb.CheckStreamResponse]:
-        """Answers, until the client has asked its last question, or the process ends. Raise what ends it early."""
+    async def run(self, requests: AsyncIterator[pb.CheckStreamRequest]) -> AsyncIterator[bytes]:
+        """Answers, as they travel, until the client has asked its last question, or the process ends. Raise what ends it early."""
         reading = self._start(self._read(requests))
         self._start(self._stop_when_ending(reading))
         while True:
@@ -126,7 +123,7 @@ class _Stream:
                     self._plan()
                 else:
                     missing = InvalidRequestError("BAD_MESSAGE", "a question has a `check`")
-                    self._tell(pb.CheckStreamResponse(id=request.id, fault=fault_of(missing)))
+                    self._tell(request.id, fault_of(missing))
                 while self._unanswered >= MOST_UNANSWERED:
                     self._room.clear()
                     await self._room.wait()
@@ -159,14 +156,12 @@ class _Stream:
         except MetergateError as error:
             outcomes = [fault_of(error)] * len(asked)
         for one, outcome in zip(asked, outcomes, strict=True):
-            if isinstance(outcome, pb.CheckFault):
-                self._tell(pb.CheckStreamResponse(id=one.id, fault=outcome))
-            else:
-                self._tell(pb.CheckStreamResponse(id=one.id, response=outcome))
+            self._tell(one.id, outcome)
         self._deciding -= 1
         if self._waiting:
             self._plan()
 
-    def _tell(self, answer: pb.CheckStreamResponse) -> None:
-        self._answers.append(answer)
+    def _tell(self, of: int, outcome: bytes | pb.CheckFault) -> None:
+        # `id` is field 1 of the answer, `response` field 2, `fault` field 3
+        self._answers.append(b"\x08" + varint(of) + answered(b"\x12", b"\x1a", outcome))
         self._news.set()

@@ -99,7 +99,8 @@ async def _use(desk: Desk, dice: random.Random) -> Event:
             dimensions={"region": region},
             mode=pb.MODE_RECORD_ONLY,
         )
-        record = place((await desk.gateway.check(TENANT, request)).record)
+        response = pb.CheckResponse.FromString(await desk.gateway.check(TENANT, request))
+        record = place(response.record)
         return Event(record, desk.now, quantity, region)
     age = dice.choice([DAY + 60_000, DAY + 120_000, 3 * DAY, 40 * DAY])
     event = desk.event("calls", quantity, age)

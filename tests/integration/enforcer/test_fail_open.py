@@ -202,7 +202,8 @@ async def test_items_of_an_independent_batch_follow_their_own_policies(
     server.kill()
     features = ["open", "closed", "nobody", "flag", "open"]
     items = [pb.CheckRequest(customer="acme", feature=feature) for feature in features]
-    response = await post.gateway.check_batch("demo", pb.CheckBatchRequest(items=items))
+    answer = await post.gateway.check_batch("demo", pb.CheckBatchRequest(items=items))
+    response = pb.CheckBatchResponse.FromString(answer)
     told = [
         item.fault.reason if item.HasField("fault") else item.response.degraded
         for item in response.items

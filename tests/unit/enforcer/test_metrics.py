@@ -7,6 +7,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+from enforcer.core.program import Reason
+from enforcer.core.rules import Mode
 from enforcer.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def test_calls_decisions_and_batches_are_counted_once_however_often_they_are_rea
         metrics.call("a.B/Check", "OK", seconds)
     metrics.call("a.B/Check", "UNAVAILABLE", 0.004)
     for _ in range(3):
-        metrics.decision("ENFORCE", "NONE")
+        metrics.decision(Mode.ENFORCE, Reason.ALLOWED)
     metrics.batched(64, 0.002)
     metrics.batched(65, 0.002)
     for _ in range(2):
@@ -49,7 +51,7 @@ def test_calls_decisions_and_batches_are_counted_once_however_often_they_are_rea
         assert found['enforcer_rpc_seconds_sum{method="a.B/Check"}'] == sum(
             (0.0001, 0.0005, 0.004, 99.0, 0.004)
         )
-        assert found['enforcer_decisions_total{mode="ENFORCE",reason="NONE"}'] == 3
+        assert found['enforcer_decisions_total{mode="ENFORCE",reason="ALLOWED"}'] == 3
         assert found['enforcer_batch_checks_bucket{le="64.0"}'] == 1
         assert found['enforcer_batch_checks_bucket{le="128.0"}'] == 2
         assert found["enforcer_script_seconds_count"] == 2

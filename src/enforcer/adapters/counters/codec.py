@@ -32,7 +32,6 @@ from enforcer.core.corrections import (
 )
 from enforcer.core.memory import counted
 from enforcer.core.program import FIELDS, Family, Reason
-from enforcer.core.rules import Entry
 from meter.core.keys import bucket_tag
 
 if TYPE_CHECKING:
@@ -56,11 +55,16 @@ __all__ = [
 
 _HEAD = struct.Struct("<HBBBdd8s").pack
 _STATUS = struct.Struct("<d").unpack_from
-_DECISION = struct.Struct("<9d").unpack_from
-_ENTRIES = [struct.Struct(f"<{7 * count}d").unpack_from for count in range(512)]
+_COUNT = struct.Struct("<d").unpack_from
+_DECISIONS = [struct.Struct(f"<{9 + 7 * count}d") for count in range(512)]
+"""The doubles of a decision, by its number of entries."""
+_BARE = {8 + decision.size: decision.unpack_from for decision in _DECISIONS}
+"""By the length of a reply that no id follows."""
 _CHECK, _RESERVE, _SEAT, _JOURNALED = 0, 1, 2, 3
+_NEVER = struct.pack("<d", 0)
+"""When what holds nothing expires."""
 _EPOCH, _SLICE, _REUSED, _FAILED, _FENCED, _LOST, _TURN = 1, 2, 3, 4, 5, 6, 8
-_REASONS = {reason.value: reason for reason in Reason}
+_REASONS = [Reason(max(number, 1)) for number in range(max(Reason) + 1)]
 
 
 class FencedError(Exception):
@@ -82,6 +86,22 @@ class Section:
         self.count = 0
         self.keep = 0
         """Where the script is to keep what it granted; 0: nowhere."""
+
+    def add_one(self, ask: Ask) -> None:
+        """Append a check that is a group by itself."""
+        if ask.seat is not None or ask.reservation or ask.journaled is not None:
+            self.add((ask,))
+            return
+        program, named_by = ask.program, ask.idempotency
+        known = self._programs.get(id(program))
+        if known is None:
+            known = self._add_program(program)
+        self._checks += (
+            _HEAD(known, ask.mode, _CHECK, 0, ask.quantity, 0, named_by[16:]),
+            named_by[:16],
+            ask.body,
+        )
+        self.count += 1
 
     def add(self, group: Sequence[Ask]) -> None:
         """Append a group's checks."""
@@ -138,23 +158,29 @@ def answer(bucket: int, reply: bytes | list[bytes]) -> Answer:
 
 
 def _decided(bucket: int, reply: bytes, *, replayed: bool) -> Decision:
-    reason, granted, overage, shadow, now, generation, sequence, expires, count = _DECISION(
-        reply, 8
+    unpack = _BARE.get(len(reply))
+    # What has an id behind its entries may be as long as what has more entries.
+    if unpack is None or reply[64:72] != _NEVER:
+        count = int(_COUNT(reply, 72)[0])
+        unpack = _DECISIONS[count].unpack_from
+        name = reply[8 + _DECISIONS[count].size :].decode()
+    else:
+        name = ""
+    reason, granted, overage, shadow, now, generation, sequence, expires, _, *values = map(
+        int, unpack(reply, 8)
     )
-    values = _ENTRIES[int(count)](reply, 80)
-    whole = list(map(int, values))
     return Decision(
-        _REASONS[int(reason)],
-        int(granted),
-        int(overage),
+        _REASONS[reason],
+        granted,
+        overage,
         shadow == 1,
-        int(now),
+        now,
         bucket,
-        int(generation),
-        int(sequence),
-        tuple([Entry._make(whole[at : at + 7]) for at in range(0, len(whole), 7)]),
-        reply[80 + 8 * len(values) :].decode(),
-        int(expires),
+        generation,
+        sequence,
+        tuple(values),
+        name,
+        expires,
         replayed,
     )
 

@@ -116,6 +116,7 @@ class RedisCounters:
         self._greeting: Connection | None = None
         self._ledger, self._marks, self._steps = ledger, marks, steps
         self._enforcer = secrets.token_hex(8)
+        self._loop: asyncio.AbstractEventLoop
         self._link: Connection | None = None
         self._hands: Handshake | None = None
         self._connections = self._batches = 0
@@ -138,6 +139,7 @@ class RedisCounters:
 
     def start(self) -> None:
         """Connect in the background, again and again."""
+        self._loop = asyncio.get_running_loop()
         self._tasks = [
             asyncio.create_task(self._stay_connected(), name="redis connection"),
             asyncio.create_task(self._watch(), name="redis watchdog"),
@@ -434,20 +436,21 @@ class RedisCounters:
     # -- checks
 
     async def decide(self, group: Sequence[Ask]) -> list[Answer]:
-        self._pass()
-        future = asyncio.get_running_loop().create_future()
-        waiting = Waiting(group, future, time.monotonic())
-        self._queue.append(waiting)
-        self._schedule()
-        return await waiting.future
+        if not self.breaker.closed:
+            raise self._held_back()
+        future: asyncio.Future[list[Answer]] = self._loop.create_future()
+        self._queue.append(Waiting(group, future, time.monotonic()))
+        if not self._scheduled:
+            self._schedule()
+        return await future
 
     async def decide_all(
         self, groups: Sequence[Sequence[Ask]]
     ) -> list[list[Answer] | MetergateError]:
         if not self.breaker.closed:
             return [self._held_back() for _ in groups]
-        loop, now = asyncio.get_running_loop(), time.monotonic()
-        waiting = [Waiting(group, loop.create_future(), now) for group in groups]
+        now, future = time.monotonic(), self._loop.create_future
+        waiting = [Waiting(group, future(), now) for group in groups]
         self._queue += waiting
         self._schedule()
         found: list[list[Answer] | MetergateError] = []
@@ -466,7 +469,7 @@ class RedisCounters:
             and self.ready.is_set()
         ):
             self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._scheduled = False
@@ -484,7 +487,9 @@ class RedisCounters:
             taken.append(waiting)
             if waiting.future.done():
                 continue
-            bucket = waiting.group[0].program.bucket
+            group = waiting.group
+            program = group[0].program
+            bucket = program.bucket
             if bucket in hands.closed:
                 self._park(waiting)
                 continue
@@ -492,12 +497,15 @@ class RedisCounters:
             if section is None:
                 section = sections[bucket] = codec.Section(bucket)
                 order[bucket] = []
-            section.add(waiting.group)
-            if waiting.hasty:
+            if len(group) == 1:
+                section.add_one(group[0])
+            else:
+                section.add(group)
+            if program.emergency and waiting.hasty:
                 waiting.sent = Sent(self._enforcer, self._connections, slot, number, section.count)
                 section.keep |= slot * waiting.traced
             order[bucket].append(len(taken) - 1)
-            checks += len(waiting.group)
+            checks += len(group)
         del self._queue[: len(taken)]
         if not sections:
             self._schedule()
@@ -548,11 +556,14 @@ class RedisCounters:
                 if batch.slot and link is self._link:
                     self._slots.append(batch.slot)
             at = 0
+            furthest: dict[int, Decision] = {}
             for place in batch.order:
                 waiting = batch.waiting[place]
                 count = len(waiting.group)
-                self._deliver(waiting, reply[at : at + count])
+                self._deliver(waiting, reply[at : at + count], furthest)
                 at += count
+            for bucket, last in furthest.items():
+                self._note(bucket, last.generation, last.sequence)
             self._schedule()
             return
         open_ = [batch.waiting[place] for place in batch.order]
@@ -574,8 +585,8 @@ class RedisCounters:
             self._drop(link)
         self._schedule()
 
-    def _deliver(self, waiting: Waiting, replies: list[Any]) -> None:
-        bucket = waiting.bucket
+    def _deliver(self, waiting: Waiting, replies: list[Any], furthest: dict[int, Decision]) -> None:
+        bucket = waiting.group[0].program.bucket
         try:
             answers = [codec.answer(bucket, reply) for reply in replies]
         except codec.LostError:
@@ -591,7 +602,10 @@ class RedisCounters:
             return
         for answer in answers:
             if isinstance(answer, Decision):
-                self._note(bucket, answer.generation, answer.sequence)
+                if answer.sequence >= 0 and not answer.replayed:
+                    furthest[bucket] = answer
+                else:
+                    self._note(bucket, answer.generation, answer.sequence)
         if not waiting.future.done():
             waiting.future.set_result(answers)
 

@@ -82,7 +82,7 @@ async def test_a_check_follows_terms_that_change_each_time_they_are_read() -> No
             stand.change()
 
     stand.definitions.after_reading = changes
-    assert (await stand.gateway.check("demo", CHECK)).allowed
+    assert pb.CheckResponse.FromString(await stand.gateway.check("demo", CHECK)).allowed
     assert stand.definitions.readings == 20
 
 
@@ -97,7 +97,7 @@ async def test_a_check_is_given_up_when_they_change_for_too_long(
     assert caught.value.retryable
     assert caught.value.metadata["customer"] == "acme"
     stand.definitions.after_reading = lambda: None
-    (limit,) = (await stand.gateway.check("demo", CHECK)).limits
+    (limit,) = pb.CheckResponse.FromString(await stand.gateway.check("demo", CHECK)).limits
     assert limit.used == 1
 
 

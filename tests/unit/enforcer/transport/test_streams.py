@@ -48,11 +48,11 @@ class Gateway:
 
     async def check_each(
         self, tenant: str, requests: Sequence[pb.CheckRequest]
-    ) -> list[pb.CheckResponse | pb.CheckFault]:
+    ) -> list[bytes | pb.CheckFault]:
         assert tenant == CALLER.tenant
         self.batches.append(len(requests))
         await self.open.wait()
-        return [pb.CheckResponse(allowed=True, granted=1) for _ in requests]
+        return [pb.CheckResponse(allowed=True, granted=1).SerializeToString() for _ in requests]
 
     async def sender(self, authorization: str | None) -> Caller:
         assert authorization == "Bearer key"
@@ -68,11 +68,13 @@ def called() -> Call:
     return call
 
 
-def answers(gateway: Gateway, call: Call, requests: Any) -> AsyncIterator[pb.CheckStreamResponse]:
+async def answers(
+    gateway: Gateway, call: Call, requests: Any
+) -> AsyncIterator[pb.CheckStreamResponse]:
     (method,) = stream_methods(gateway.check_each, gateway.sender)
     assert (method.path, method.role) == ("/enforcer.v1.EnforcerService/CheckStream", "check")
-    found: AsyncIterator[pb.CheckStreamResponse] = method.answer(call, requests)
-    return found
+    async for packed in method.answer(call, requests):
+        yield pb.CheckStreamResponse.FromString(packed)
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -164,7 +166,7 @@ async def test_a_fault_of_the_gateway_ends_the_stream_and_leaves_no_task() -> No
     class Broken(Gateway):
         async def check_each(
             self, tenant: str, requests: Sequence[pb.CheckRequest]
-        ) -> list[pb.CheckResponse | pb.CheckFault]:
+        ) -> list[bytes | pb.CheckFault]:
             raise ZeroDivisionError
 
     before = asyncio.all_tasks()

@@ -1,0 +1,210 @@
+"""The short ways of the common check give what the long ones would: asks by a stencil, replies as bytes."""
+
+from __future__ import annotations
+
+import random
+import struct
+from dataclasses import replace
+
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enforcer.adapters.counters import codec
+from enforcer.core.commands import Ask, Decision
+from enforcer.core.compile import compile_program
+from enforcer.core.memory import MemoryCounters
+from enforcer.core.model import MAX_QUANTITY, Feature
+from enforcer.core.program import DENIED, SHADOW, Program, Reason
+from enforcer.core.rules import Mode
+from enforcer.gateway.asked import Asked, Name, misfit_of
+from enforcer.gateway.replies import check_bytes
+from enforcer.gateway.stencils import Stencil
+from enforcer.gateway.wire import varint
+from enforcer.v1 import enforcer_pb2 as pb
+from meter.core.records import decode_body
+from tests.property.accounts import FEATURES, SEATS, Maker
+
+NOW = 1_700_000_000_000
+SEEDS = st.integers(0, 2**32 - 1)
+MODES = st.sampled_from([Mode.ENFORCE, Mode.CHECK_ONLY, Mode.BEST_EFFORT, Mode.RECORD_ONLY])
+QUANTITIES = st.one_of(st.integers(1, 40), st.integers(1, MAX_QUANTITY))
+WHOLE = st.integers(0, MAX_QUANTITY)
+
+
+def some_program(dice: random.Random, feature: Feature | None = None) -> Program:
+    customer = Maker(dice, NOW).account()
+    return compile_program(customer, feature or dice.choice([*FEATURES, SEATS]), NOW, 0)[0]
+
+
+@given(SEEDS, QUANTITIES, MODES, st.text(max_size=64), st.text(min_size=1, max_size=9))
+def test_a_stencil_asks_what_is_asked(
+    seed: int, quantity: int, mode: Mode, key: str, customer: str
+) -> None:
+    program = some_program(random.Random(seed))
+    name = Name("demo", customer, "100 %d 🙂")
+    stencil = Stencil(name, program)
+    asked = Asked(name, quantity, mode, key)
+    expected = None if misfit_of(asked, program) else asked.ask(program)
+    for _ in range(2):
+        assert stencil.ask(quantity, mode, key) == expected
+    if expected is not None:
+        assert decode_body(expected.body).q == quantity
+
+
+def test_a_stencil_keeps_a_bounded_number_of_quantities() -> None:
+    program = some_program(random.Random(1), FEATURES[0])
+    stencil = Stencil(Name("demo", "c", "f"), program)
+    for quantity in range(1, 5_000):
+        stencil.ask(quantity, Mode.ENFORCE, "k")
+    assert len(stencil._kinds) <= 256
+
+
+def expected_response(program: Program, decision: Decision) -> pb.CheckResponse:
+    """Field by field, as the proto tells them; without tier, notify and the time to wait."""
+    response = pb.CheckResponse(
+        allowed=decision.granted > 0,
+        granted=decision.granted,
+        reason=decision.reason.value,  # type: ignore[arg-type]
+        overage=decision.overage,
+        shadow=decision.shadow,
+        degraded=decision.degraded,
+        grace=program.grace,
+        replayed=decision.replayed,
+        config_value=program.config,
+    )
+    for entry in decision.entries:
+        label = program.labels[entry.code & ~0xF]
+        response.limits.add(
+            kind=entry.code >> 4 & 0xF,
+            id=label.id,
+            customer=label.customer,
+            limit=entry.limit,
+            used=entry.used,
+            held=entry.held,
+            remaining=entry.remaining,
+            drawn=entry.drawn,
+            denied=bool(entry.code & DENIED),
+            shadow=bool(entry.code & SHADOW),
+            unlimited=entry.limit == MAX_QUANTITY,
+            resets_at=Timestamp(seconds=entry.reset // 1000, nanos=entry.reset % 1000 * 1_000_000)
+            if entry.reset
+            else None,
+        )
+    if decision.sequence >= 0:
+        response.record.CopyFrom(
+            pb.RecordId(
+                bucket=decision.bucket,
+                generation=decision.generation,
+                sequence=decision.sequence,
+            )
+        )
+    return response
+
+
+def compared(program: Program, decision: Decision, quantity: int) -> None:
+    found = pb.CheckResponse.FromString(check_bytes(program, decision, quantity))
+    for field in ("tier", "notify", "retry_after"):
+        found.ClearField(field)
+    assert found == expected_response(program, decision)
+
+
+@given(SEEDS)
+def test_replies_as_bytes_are_the_messages_of_the_proto(seed: int) -> None:
+    dice = random.Random(seed)
+    program = some_program(dice, dice.choice(FEATURES))
+    counters = MemoryCounters(lambda: NOW)
+    counters.open(0, 1)
+    counters.project(0, 1, 1)
+    for _ in range(6):
+        quantity = dice.choice([1, 2, 7, 30, 20_000, 2**40])
+        mode = dice.choice([Mode.ENFORCE, Mode.CHECK_ONLY, Mode.BEST_EFFORT, Mode.RECORD_ONLY])
+        (answer,) = counters.decide([Ask(program, quantity, mode, b"{}")])
+        if isinstance(answer, Decision):
+            compared(program, answer, quantity)
+
+
+@given(
+    SEEDS,
+    st.sampled_from(Reason),
+    st.tuples(WHOLE, WHOLE, WHOLE, st.integers(-1, MAX_QUANTITY)),
+    st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    st.lists(st.tuples(WHOLE, st.integers(-(2**53), 2**53), WHOLE, WHOLE, WHOLE, WHOLE)),
+)
+def test_replies_of_any_numbers_are_the_messages_of_the_proto(
+    seed: int,
+    reason: Reason,
+    numbers: tuple[int, int, int, int],
+    flags: tuple[bool, bool, bool],
+    limits: list[tuple[int, ...]],
+) -> None:
+    dice = random.Random(seed)
+    program = some_program(dice, dice.choice(FEATURES))
+    granted, overage, generation, sequence = numbers
+    codes = list(program.labels)
+    values: list[int] = []
+    for limit in limits if codes else ():
+        values += (dice.choice(codes) | dice.choice([0, DENIED, SHADOW]), *limit)
+    decision = Decision(
+        reason,
+        granted,
+        overage,
+        flags[0],
+        NOW,
+        5,
+        generation,
+        sequence,
+        tuple(values),
+        replayed=flags[1],
+        degraded=flags[2],
+    )
+    # Who is denied may be told a time to wait, which is made from what the program has.
+    compared(program, decision if granted else replace(decision, reason=Reason.EXPIRED), 1)
+
+
+@given(st.integers(-(2**63), 2**63 - 1))
+def test_a_varint_is_that_of_protobuf(number: int) -> None:
+    assert varint(number) == pb.CheckResponse(granted=number).SerializeToString()[1:] or not number
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(-(2**53), 2**53)] * 7), max_size=20),
+    st.text(max_size=120),
+    st.tuples(WHOLE, WHOLE, WHOLE, WHOLE),
+)
+def test_a_reply_of_the_store_is_read_whole(
+    entries: list[tuple[int, ...]], name: str, numbers: tuple[int, int, int, int]
+) -> None:
+    granted, overage, generation, sequence = numbers
+    expires = NOW if name else 0
+    head = (1, granted, overage, 1, NOW, generation, sequence, expires, len(entries))
+    flat = [value for entry in entries for value in entry]
+    reply = bytes(8) + struct.pack(f"<{9 + len(flat)}d", *head, *flat) + name.encode()
+    for replayed, raw in ((False, reply), (True, [reply, 1])):
+        assert codec.answer(3, raw) == Decision(  # type: ignore[arg-type]
+            Reason.ALLOWED,
+            granted,
+            overage,
+            True,
+            NOW,
+            3,
+            generation,
+            sequence,
+            tuple(flat),
+            name,
+            expires,
+            replayed,
+        )
+
+
+def test_a_limit_that_is_long_is_written_whole() -> None:
+    program = some_program(random.Random(3), FEATURES[0])
+    code = 1 << 16 | 1 << 4
+    long = replace(
+        program, labels={code: replace(next(iter(program.labels.values())), id="i" * 9_000)}
+    )
+    decision = Decision(Reason.ALLOWED, 1, 0, False, NOW, 0, 1, 1, (code, 1, 1, 0, 0, 1, NOW))
+    compared(long, decision, 1)
+    with pytest.raises(StopIteration):
+        next(iter(program.heads))
