@@ -353,3 +353,86 @@ async def test_who_sends_garbage_or_never_reads_disturbs_nobody(
 async def _flood(call: Any) -> None:
     while True:
         await call.write(BytesValue(value=bytes(100_000)))
+
+
+CLIENTS = 1_000
+"""More than the 1,024 open files that a process often begins with."""
+DATA, HEADERS, SETTINGS, PING = 0, 1, 4, 6
+END_STREAM, END_HEADERS, ACK = 1, 4, 1
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
+    """Of HTTP/2."""
+    head = len(payload).to_bytes(3, "big") + bytes((kind, flags))
+    return head + stream.to_bytes(4, "big") + payload
+
+
+def watching() -> bytes:
+    """What a client that watches health sends, in plain HTTP/2: a channel of gRPC's for each would take a minute."""
+    headers = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": "/grpc.health.v1.Health/Watch",
+        ":authority": "here",
+        "content-type": "application/grpc",
+        "te": "trailers",
+    }
+    block = b"".join(
+        bytes((0, len(name))) + name.encode() + bytes((len(value),)) + value.encode()
+        for name, value in headers.items()
+    )
+    return (
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+        + frame(SETTINGS, 0, 0)
+        + frame(HEADERS, END_HEADERS, 1, block)
+        + frame(DATA, END_STREAM, 1, bytes(5))
+    )
+
+
+class Watcher:
+    """One of many clients that hold a connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    async def connect(cls, port: int) -> Watcher:
+        made = cls(*await asyncio.open_connection("127.0.0.1", port))
+        made._writer.write(watching())
+        return made
+
+    async def hears(self, wanted: int, flags: int = 0) -> bytes:
+        """Wait for a frame; return what is in it."""
+        while True:
+            head = await self._reader.readexactly(9)
+            payload = await self._reader.readexactly(int.from_bytes(head[:3], "big"))
+            if head[3] == SETTINGS and not head[4] & ACK:
+                self._writer.write(frame(SETTINGS, ACK, 0))
+            if head[3] == wanted and head[4] & flags == flags and payload:
+                return payload
+
+    async def lives(self) -> bool:
+        self._writer.write(frame(PING, 0, 0, b"still on"))
+        return await self.hears(PING, ACK) == b"still on"
+
+    def close(self) -> None:
+        self._writer.transport.abort()
+
+
+async def test_a_thousand_connections_are_held_and_others_are_served(
+    process: Process, channel: Channel
+) -> None:
+    watchers = await asyncio.gather(*(Watcher.connect(process.port) for _ in range(CLIENTS)))
+    try:
+        async with asyncio.timeout(100):
+            told = await asyncio.gather(*(one.hears(DATA) for one in watchers))
+            serving = health_pb2.HealthCheckResponse(status="SERVING").SerializeToString()
+            assert set(told) == {bytes(4) + bytes((len(serving),)) + serving}
+            for number in range(50):
+                sent = BytesValue(value=str(number).encode())
+                assert await method(channel, "Echo")(sent, metadata=KEY, timeout=20) == sent
+            assert all(await asyncio.gather(*(one.lives() for one in watchers)))
+    finally:
+        for one in watchers:
+            one.close()
+    assert process.process.poll() is None

@@ -146,7 +146,8 @@ class Dispatch:
         """Answer one call with one message after the other. Raise `FailedError` with its status."""
         start = call.started
         self._refuse(method, call)
-        self._running += 1
+        counted = bool(method.role)  # who watches health, or asks for protos, waits for nothing
+        self._running += counted
         code = "CANCELLED"
         try:
             caller = self._known(call.authorization, start) or await self._identified(method, call)
@@ -170,7 +171,7 @@ class Dispatch:
         else:
             code = "OK"
         finally:
-            self._running -= 1
+            self._running -= counted
             self._finished(method.label, code, time.monotonic() - start)
 
     def _refuse(self, method: Method, call: Call) -> None:
