@@ -32,7 +32,7 @@ __all__ = ["MEASURED", "Child", "spawn"]
 IMPORTED: Final = (
     *("enforcer.app", "enforcer.launch", "meter.app", "enforcer.cli.app"),
     *("aiosqlite", "asyncpg", "uvloop", "sqlalchemy.dialects.sqlite.aiosqlite"),
-    "sqlalchemy.dialects.postgresql.asyncpg",
+    *("sqlalchemy.dialects.postgresql.asyncpg", "alembic.command"),
 )
 """ClickHouse's engine is not among them: it starts threads, and those do not survive a fork."""
 MEASURED: Final = "METERGATE_KEEP_MATRIX"

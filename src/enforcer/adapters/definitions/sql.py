@@ -10,11 +10,9 @@ import time
 from collections import defaultdict
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import event, insert, select, text, update
+from sqlalchemy import event, insert, inspect, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
@@ -97,9 +95,22 @@ def _write_ahead(cursor: Any) -> None:
     raise DefinitionsUnavailableError("the definitions' database stays locked by another process")
 
 
+_VERSION: Final = "alembic_version"
+"""Table with the number of the last migration that was applied."""
+
+
 def _upgrade(connection: Connection) -> None:
+    folder = Path(__file__).parent / "migrations"
+    if inspect(connection).has_table(_VERSION):
+        version = connection.scalar(text(f"SELECT version_num FROM {_VERSION}"))  # noqa: S608
+        if version == max(file.name[:4] for file in (folder / "versions").glob("[0-9]*.py")):
+            return
+    # Takes longer to import than all else here, and is seldom needed.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(folder))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
 

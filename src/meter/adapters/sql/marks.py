@@ -7,11 +7,9 @@ import json
 import uuid
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import delete, event, func, insert, select, text, update
+from sqlalchemy import delete, event, func, insert, inspect, select, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -63,9 +61,22 @@ def _engine(url: str) -> AsyncEngine:
     return engine
 
 
+_VERSION: Final = "meter_alembic_version"
+"""Table with the number of the last migration that was applied."""
+
+
 def _upgrade(connection: Connection) -> None:
+    folder = Path(__file__).parent / "migrations"
+    if inspect(connection).has_table(_VERSION):
+        version = connection.scalar(text(f"SELECT version_num FROM {_VERSION}"))  # noqa: S608
+        if version == max(file.name[:4] for file in (folder / "versions").glob("[0-9]*.py")):
+            return
+    # Takes longer to import than all else here, and is seldom needed.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(folder))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
 
