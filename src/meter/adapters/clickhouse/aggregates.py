@@ -22,6 +22,7 @@ from meter.adapters.clickhouse.slices import (
     ONE_BLOCK,
     add_once,
     buckets_of,
+    clause,
     covers,
     upto,
     window_marker,
@@ -55,7 +56,7 @@ _COLUMNS = (
 )
 _LATEST = "Tuple(Int64, UInt32, UInt64, UInt64, Int64)"
 
-_REPEATABLE = ONE_BLOCK | {"insert_deduplicate": 0, "deduplicate_insert_select": "disable"}
+_REPEATABLE = clause(ONE_BLOCK | {"insert_deduplicate": 0, "deduplicate_insert_select": "disable"})
 """Rows that may be there twice: no token is needed."""
 
 
@@ -139,14 +140,14 @@ class Aggregates(Retention):
             else:
                 rows = _folded(manifest.number, grain)
             await self._writer.command(
-                f"INSERT INTO aggregates ({_COLUMNS}) {rows}", _REPEATABLE, _bound(windows)
+                f"INSERT INTO aggregates ({_COLUMNS}) {_REPEATABLE} {rows}",
+                parameters=_bound(windows),
             )
         await self._writer.command(
-            "INSERT INTO revisions (tenant, grain, account, meter, window, revision)"  # noqa: S608
+            f"INSERT INTO revisions (tenant, grain, account, meter, window, revision) {_REPEATABLE}"  # noqa: S608
             f" SELECT tenant, step.1, account, meter, step.2, toUInt64({manifest.number:d})"
             f" FROM ({_ASKED}) {EACH_GRAIN}",
-            _REPEATABLE,
-            _bound(windows),
+            parameters=_bound(windows),
         )
 
     async def drop_replaced(self) -> None:

@@ -33,7 +33,16 @@ if TYPE_CHECKING:
     from meter.core.sequence import Position, Range
     from meter.ports.marks import Manifest
 
-__all__ = ["ONE_BLOCK", "USAGE_TYPES", "add_once", "buckets_of", "covers", "upto", "window_marker"]
+__all__ = [
+    "ONE_BLOCK",
+    "USAGE_TYPES",
+    "add_once",
+    "buckets_of",
+    "clause",
+    "covers",
+    "upto",
+    "window_marker",
+]
 
 USAGE_TYPES = ", ".join(
     f"{kind:d}"
@@ -61,6 +70,11 @@ ONE_BLOCK: dict[str, str | int] = {
     "deduplicate_insert_select": "force_enable",
 }
 """However many rows a slice has, its insert is one block, hence one part."""
+
+
+def clause(settings: Mapping[str, str | int]) -> str:
+    """Settings of one statement. Their words are ours."""
+    return "SETTINGS " + ", ".join(f"{name} = {value!r}" for name, value in settings.items())
 
 
 def covers(ranges: Iterable[Range]) -> str:
@@ -105,14 +119,15 @@ async def add_once(  # what one insert is made of
 ) -> None:
     """Add `rows`, a query, to the table, unless its `marker`, a condition, is there. See the module for why once."""
     seek = f"SELECT max(manifest) FROM {table} WHERE {marker}"  # noqa: S608 - no user's words
-    insert = (
-        f"INSERT INTO {table} ({columns}) SELECT * FROM ({rows})"  # noqa: S608
-        f" WHERE ({seek}) < {manifest.number:d} ORDER BY ALL"
-    )
     for attempt in range(1, MOST_ATTEMPTS + 1):
         token = manifest.token if attempt == 1 else f"{manifest.token}/{attempt}"
-        settings = {"insert_deduplication_token": token, "query_id": f"{token}-{table}"}
-        await writer.command(insert, ONE_BLOCK | settings)
+        # In the statement: beside it, the driver of the engine asks for each setting and sets it back.
+        settings = clause(ONE_BLOCK | {"insert_deduplication_token": token})
+        insert = (
+            f"INSERT INTO {table} ({columns}) {settings} SELECT * FROM ({rows})"  # noqa: S608
+            f" WHERE ({seek}) < {manifest.number:d} ORDER BY ALL"
+        )
+        await writer.command(insert, {"query_id": f"{token}-{table}"})
         if await _there(writer, seek, manifest):
             return
         await _until_ended(writer, manifest)
