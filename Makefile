@@ -70,7 +70,7 @@ kafka: ## Fetch Apache Kafka for the tests (needs Maven, and Java 17 to run it)
 
 # The second run's summary closes the output. Exit status 5 there: no such tests (yet).
 test: $(STAMP) ## Run every test
-	$(BIN)/pytest -n $(WORKERS) tests/unit tests/property $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal tests/property tests/unit $(ARGS)
 	$(BIN)/pytest -n $(SERVERS) --dist loadfile --ignore=tests/unit --ignore=tests/property tests $(ARGS) || [ $$? -eq 5 ]
 
 # Half an hour. Needs Kafka's jars (make kafka) and PostgreSQL, as the tests do.
