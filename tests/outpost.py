@@ -90,13 +90,13 @@ class Outpost:
                 outcome = pb.Reason.Name(answer.reason)
         return time.perf_counter() - begun, outcome
 
-    async def serving(self, within: float = 20) -> None:
+    async def serving(self, within: float = 60) -> None:
         """Wait until checks are decided by the store again."""
         async with asyncio.timeout(within):
             while not self.counters.serving:  # noqa: ASYNC110 - polled, as the process does
                 await asyncio.sleep(0.01)
 
-    async def held_back(self, feature: str = "open", within: float = 20) -> None:
+    async def held_back(self, feature: str = "open", within: float = 60) -> None:
         """Ask until the breaker opens."""
         async with asyncio.timeout(within):
             while self.counters.breaker.closed:

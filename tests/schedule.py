@@ -31,7 +31,9 @@ ORDER: Final[Sequence[Sequence[str]]] = (
     (  # a gateway that is left as it was found
         "e2e/test_main_job.py",
         "e2e/test_up.py",
+        "e2e/test_allowances.py",
         "e2e/test_client.py",
+        "e2e/test_client_allowances.py",
         "e2e/test_client_docs.py",
         "e2e/test_corrections.py",
         "e2e/test_events.py",

@@ -143,7 +143,7 @@ async def test_usage_that_could_not_be_counted_is_told(fake: FakeGateway) -> Non
             raise RefusalError(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
 
     fake.before = away
-    async with fake.client(timeout=0.3) as client:
+    async with fake.client(timeout=1.5) as client:
         with pytest.raises(UnavailableError, match="refused"):
             async with client.reserve("acme", "tokens", 100):
                 pass

@@ -558,7 +558,7 @@ async def test_out_of_memory_consumes_nothing_and_says_so(server: ValkeyProcess)
 
 async def test_a_batch_that_was_given_up_cannot_run_later(server: ValkeyProcess) -> None:
     """A paused server executes what is in its buffers when it wakes: it must count once, or not at all."""
-    async with store(server, Generations(), reply_timeout=0.3, patience=0.5) as counters:
+    async with store(server, Generations(), reply_timeout=1, patience=1.5) as counters:
         await decided(counters, ask(1, key="before"))
         server.signal(signal.SIGSTOP)
         keyed = asyncio.create_task(decided(counters, ask(10, key="k")))
