@@ -180,16 +180,22 @@ async def serve(
         ]
         if counting is not None:
             background.append(asyncio.create_task(_count(counting, counters, metrics)))
-        # What was made so far stays for the life of the process: no need to look at it again and again. Nor often at what
-        # calls make, which is in no cycles: by default, a few hundred calls at once are looked through every 700 objects.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 50)
+        _calm_collector()
         await stop.wait()
         _log.info("stopping")
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
+
+
+def _calm_collector() -> None:
+    """What was made so far stays for the life of the process: no need to look at it again and again.
+
+    Nor often at what calls make, which is in no cycles: by default it is looked through every 700 objects.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def _domains(settings: Settings) -> Mapping[tuple[str, str], Domain] | None:

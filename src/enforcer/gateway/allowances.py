@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from enforcer.core.commands import Decision
     from enforcer.core.program import Program
-    from enforcer.core.tokens import Token
+    from enforcer.gateway.tokens import Tokens
     from enforcer.ports.counters import CounterStore
 
 __all__ = ["Allowances"]
@@ -28,16 +28,15 @@ TTL, SHORTEST, LONGEST = 60_000, 1_000, 3_600_000
 
 
 class Allowances:
-    """The two operations. `decide`, `sign` and `read` are the gateway's own, for checks and for tokens."""
+    """The two operations. `decide` is the gateway's own, for checks."""
 
     def __init__(
         self,
         counters: CounterStore,
         decide: Callable[[Asked], Awaitable[tuple[Program, Decision]]],
-        sign: Callable[[str, str, Name, Program], str],
-        read: Callable[[str, str, str], Token],
+        tokens: Tokens,
     ) -> None:
-        self._counters, self._decide, self._sign, self._read = counters, decide, sign, read
+        self._counters, self._decide, self._tokens = counters, decide, tokens
 
     async def take(self, tenant: str, request: pb.TakeAllowanceRequest) -> pb.TakeAllowanceResponse:
         """`EnforcerService.TakeAllowance`."""
@@ -54,7 +53,7 @@ class Allowances:
         program, decision = await self._decide(asked)
         response = pb.TakeAllowanceResponse(check=check_response(program, decision, wanted))
         if decision.granted:
-            response.allowance = self._sign(KIND, decision.id, name, program)
+            response.allowance = self._tokens.sign(KIND, decision.id, name, program)
             response.lifetime.FromMilliseconds(decision.expires - decision.now)
             set_ms(response.expires_at, decision.expires)
         return response
@@ -63,7 +62,7 @@ class Allowances:
         self, tenant: str, request: pb.ReturnAllowanceRequest
     ) -> pb.ReturnAllowanceResponse:
         """`EnforcerService.ReturnAllowance`."""
-        token = self._read(tenant, request.allowance, KIND)
+        token = self._tokens.read(tenant, request.allowance, KIND)
         used = quantity_of(request.used, least=0)
         settled = _settled(await self._counters.give_back(token.bucket, token.id, used), used)
         return pb.ReturnAllowanceResponse(

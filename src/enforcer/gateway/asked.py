@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from enforcer.core.commands import NO_KEY, Ask, idempotency
 from enforcer.core.program import Reason
 from enforcer.core.rules import Mode
+from enforcer.gateway.requests import dimensions_of
 from meter.core.records import Body, encode_body
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from enforcer.core.commands import SeatAsk
     from enforcer.core.program import Program
 
@@ -51,6 +54,23 @@ class Asked:
         self.dimensions, self.at, self.id, self.holder = _NONE, 0, "", ""
         self.op, self.parameters = "check", ()
         self.reservation, self.ttl_ms, self.seat = "", 0, None
+
+    @classmethod
+    def of(
+        cls,
+        name: Name,
+        quantity: int,
+        mode: Mode,
+        key: str,
+        dimensions: Mapping[str, str],
+        at: int = 0,
+    ) -> Asked:
+        """With the parameters that a retry has to have as well. Raise what is wrong with the dimensions."""
+        asked = cls(name, quantity, mode, key)
+        if dimensions or name.version or at:
+            asked.dimensions, asked.at = dimensions_of(dimensions), at
+            asked.parameters = asked.dimensions, name.version, at
+        return asked
 
     dimensions: dict[str, str]
     op: str

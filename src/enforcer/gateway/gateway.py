@@ -1,10 +1,8 @@
-"""What products ask for: checks, reservations, leases, balances, and reports of usage from elsewhere."""
+"""What products ask for: checks, balances, reports of usage from elsewhere, and beside them what is held."""
 
 from __future__ import annotations
 
 import asyncio
-import secrets
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import TYPE_CHECKING
 
 from enforcer.core.commands import (
@@ -12,60 +10,48 @@ from enforcer.core.commands import (
     Decision,
     EpochStale,
     Failed,
-    HoldGone,
     KeyReused,
-    SeatAsk,
-    Settled,
     SliceStale,
-    TooMuch,
 )
-from enforcer.core.compile import SEAT_MODES
-from enforcer.core.model import MAX_QUANTITY, SeatMode
-from enforcer.core.program import Reason, Shape
+from enforcer.core.model import MAX_QUANTITY
 from enforcer.core.rules import Mode
-from enforcer.core.tokens import Token, read_token, sign_token
 from enforcer.errors import (
     InternalError,
     InvalidRequestError,
     MetergateError,
-    NotFoundError,
-    NotPossibleError,
     StoreUnavailableError,
 )
 from enforcer.gateway.allowances import Allowances
 from enforcer.gateway.asked import Asked, Name, misfit_of
 from enforcer.gateway.emergency import AWAY
+from enforcer.gateway.leases import Leases
 from enforcer.gateway.programs import Programs, Rounds
 from enforcer.gateway.replies import (
     answered,
     check_bytes,
-    check_response,
     fault_of,
     has_seats,
     limits_of,
-    record_id,
-    set_ms,
 )
 from enforcer.gateway.requests import (
     MODES,
-    dimensions_of,
     key_of,
     mode_of,
     named,
     quantity_of,
     time_of,
-    ttl_of,
 )
+from enforcer.gateway.reservations import Reservations
+from enforcer.gateway.tokens import Tokens
 from enforcer.gateway.wire import embedded
 from enforcer.v1 import enforcer_pb2 as pb
-from meter.core.records import decode_body
 from meter.v1 import usage_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from enforcer.core.commands import Answer, LeaseInfo
-    from enforcer.core.program import Program
+    from enforcer.core.commands import Answer
+    from enforcer.core.program import Program, Reason
     from enforcer.gateway.emergency import Emergency
     from enforcer.ports.counters import CounterStore
 
@@ -73,16 +59,8 @@ __all__ = ["Gateway"]
 
 MOST_ITEMS = 256
 MOST_EVENTS = 1_000
-LONGEST_HOLDER = 256
-SECOND = 1_000
-DAY = 86_400_000
-RESERVATION_TTL = 60_000
-LONGEST_LEASE = DAY
-SHORTEST_LEASE = 10_000
-MOST_LISTED = 1_000
 LATEST_EVENT = 5 * 60_000
-OLDEST_EVENT = DAY
-_CONSUMING = (Mode.ENFORCE, Mode.BEST_EFFORT, Mode.RECORD_ONLY)
+OLDEST_EVENT = 86_400_000
 SURELY_SHORT = 64
 """Characters of a key that are not too many bytes, whatever they are."""
 _UNDECIDED = InternalError("not decided")
@@ -93,7 +71,8 @@ class Gateway:
     """Every operation takes the caller's tenant and a message, and gives a message or raises a `MetergateError`.
 
     `observe(mode, reason)` is told of every decision. `secret` signs the tokens of leases and reservations. `emergency`
-    answers checks while the counters are away; without it every feature fails closed.
+    answers checks while the counters are away; without it every feature fails closed. What is held for a time has its
+    own objects: `reservations`, `allowances`, `leases`.
     """
 
     def __init__(
@@ -104,11 +83,14 @@ class Gateway:
         observe: Callable[[Mode, Reason], None] = lambda _mode, _reason: None,
         emergency: Emergency | None = None,
     ) -> None:
-        self._counters, self._programs, self._secret = counters, programs, secret
+        self._counters, self._programs = counters, programs
         self._stencil = programs.stencil
         self._emergency = emergency
         self._observe = observe
-        self.allowances = Allowances(counters, self._decide_one, self._token, self._read)
+        tokens = Tokens(secret)
+        self.reservations = Reservations(counters, self._decide_one, tokens)
+        self.allowances = Allowances(counters, self._decide_one, tokens)
+        self.leases = Leases(counters, programs, self._decide_one, tokens)
 
     # -- checks
 
@@ -241,23 +223,13 @@ class Gateway:
     def _asked(self, tenant: str, request: pb.CheckRequest) -> Asked:
         named(request.customer, request.feature)
         quantity = quantity_of(request.quantity if request.HasField("quantity") else None)
-        return self._with_body(
+        return Asked.of(
             Name(tenant, request.customer, request.feature, request.product_version),
             quantity,
             mode_of(request.mode),
             key_of(request.idempotency_key),
             request.dimensions,
         )
-
-    @staticmethod
-    def _with_body(
-        name: Name, quantity: int, mode: Mode, key: str, dimensions: Mapping[str, str], at: int = 0
-    ) -> Asked:
-        asked = Asked(name, quantity, mode, key)
-        if dimensions or name.version or at:
-            asked.dimensions, asked.at = dimensions_of(dimensions), at
-            asked.parameters = asked.dimensions, name.version, at
-        return asked
 
     async def _decide_one(self, asked: Asked) -> tuple[Program, Decision]:
         """Decide one check by itself."""
@@ -381,207 +353,6 @@ class Gateway:
             case _:  # pragma: no cover - decisions never come here
                 raise AssertionError
 
-    # -- reservations
-
-    async def reserve(self, tenant: str, request: pb.ReserveRequest) -> pb.ReserveResponse:
-        """`EnforcerService.Reserve`."""
-        named(request.customer, request.feature)
-        mode = mode_of(request.mode)
-        if mode not in (Mode.ENFORCE, Mode.BEST_EFFORT):
-            raise InvalidRequestError(
-                "MODE_NOT_SUPPORTED", "a reservation is made in MODE_ENFORCE or MODE_BEST_EFFORT"
-            )
-        ttl_ms = ttl_of(
-            request.ttl if request.HasField("ttl") else None, RESERVATION_TTL, SECOND, DAY
-        )
-        asked = self._with_body(
-            Name(tenant, request.customer, request.feature, request.product_version),
-            quantity_of(request.quantity if request.HasField("quantity") else None),
-            mode,
-            key_of(request.idempotency_key),
-            request.dimensions,
-        )
-        asked.op, asked.ttl_ms, asked.reservation = "reserve", ttl_ms, secrets.token_hex(12)
-        asked.parameters += (request.ttl.ToMilliseconds(),)
-        asked.id = asked.reservation
-        program, decision = await self._decide_one(asked)
-        response = pb.ReserveResponse(check=check_response(program, decision, asked.quantity))
-        if decision.granted:
-            response.reservation = self._token("reservation", decision.id, asked.name, program)
-            set_ms(response.expires_at, decision.expires)
-        return response
-
-    async def commit(self, tenant: str, request: pb.CommitRequest) -> pb.CommitResponse:
-        """`EnforcerService.Commit`."""
-        token = self._read(tenant, request.reservation, "reservation")
-        quantity = None
-        if request.HasField("quantity"):
-            quantity = quantity_of(request.quantity, least=0)
-        settled = self._settled(await self._counters.commit(token.bucket, token.id, quantity))
-        return pb.CommitResponse(
-            committed=settled.used,
-            released=settled.released,
-            record=record_id(token.bucket, settled.generation, settled.sequence),
-            replayed=settled.replayed,
-        )
-
-    async def release(self, tenant: str, request: pb.ReleaseRequest) -> pb.ReleaseResponse:
-        """`EnforcerService.Release`."""
-        token = self._read(tenant, request.reservation, "reservation")
-        settled = self._settled(await self._counters.release(token.bucket, token.id))
-        return pb.ReleaseResponse(
-            released=settled.released,
-            record=record_id(token.bucket, settled.generation, settled.sequence),
-            replayed=settled.replayed,
-        )
-
-    @staticmethod
-    def _settled(answer: Settled | HoldGone | TooMuch | KeyReused) -> Settled:
-        match answer:
-            case Settled():
-                return answer
-            case HoldGone():
-                raise NotFoundError(
-                    "RESERVATION_NOT_FOUND", "the reservation has expired or never was"
-                )
-            case KeyReused():
-                raise NotPossibleError(
-                    "RESERVATION_SETTLED", "the reservation was settled before, in another way"
-                )
-            case TooMuch(held):
-                raise InvalidRequestError(
-                    "COMMIT_EXCEEDS_RESERVATION",
-                    f"the reservation holds {held}: commit at most that, and record the rest with "
-                    "MODE_RECORD_ONLY",
-                    held=str(held),
-                )
-
-    # -- leases
-
-    async def acquire_lease(
-        self, tenant: str, request: pb.AcquireLeaseRequest
-    ) -> pb.AcquireLeaseResponse:
-        """`EnforcerService.AcquireLease`."""
-        named(request.customer, request.feature)
-        holder = request.holder
-        if len(holder.encode()) > LONGEST_HOLDER:
-            raise InvalidRequestError(
-                "HOLDER_REQUIRED", f"holder must have at most {LONGEST_HOLDER} bytes"
-            )
-        name = Name(tenant, request.customer, request.feature, request.product_version)
-        program = await self._programs.current(name)
-        if _seatless(program, holder):
-            program = await self._programs.reread(name)
-        error = _seatless(program, holder)
-        if error is not None:
-            raise error
-        ttl_ms = ttl_of(
-            request.ttl if request.HasField("ttl") else None,
-            program.lease_ttl_ms or RESERVATION_TTL,
-            SHORTEST_LEASE,
-            LONGEST_LEASE,
-        )
-        asked = self._with_body(
-            name, 1, Mode.ENFORCE, key_of(request.idempotency_key), request.dimensions
-        )
-        lease = secrets.token_hex(12)
-        # The time that the client asked for: the feature's own may change between a call and its retry.
-        asked.op, asked.parameters = (
-            "lease",
-            (*asked.parameters, holder, request.ttl.ToMilliseconds()),
-        )
-        asked.seat = SeatAsk(lease, holder, ttl_ms)
-        asked.id, asked.holder = lease, holder
-        program, decision = await self._decide_one(asked)
-        response = pb.AcquireLeaseResponse(check=check_response(program, decision, 1))
-        if decision.granted:
-            response.lease.CopyFrom(
-                pb.Lease(
-                    token=self._token("lease", decision.id, name, program, ttl_ms),
-                    customer=name.customer,
-                    feature=name.feature,
-                    holder=holder,
-                    id=decision.id,
-                )
-            )
-            set_ms(response.lease.started_at, decision.now)
-            set_ms(response.lease.expires_at, decision.expires)
-        return response
-
-    async def renew_lease(
-        self, tenant: str, request: pb.RenewLeaseRequest
-    ) -> pb.RenewLeaseResponse:
-        """`EnforcerService.RenewLease`."""
-        token = self._read(tenant, request.token, "lease")
-        name = Name(tenant, token.customer, token.feature)
-        stale: EpochStale | None = None
-        rounds = Rounds(token.customer, 4)
-        while True:
-            program = await self._program_of_lease(name, token, reread=stale is not None)
-            ttl_ms = ttl_of(
-                request.ttl if request.HasField("ttl") else None,
-                token.ttl_ms,
-                SHORTEST_LEASE,
-                LONGEST_LEASE,
-            )
-            renewed = await self._counters.renew(
-                token.bucket, token.id, ttl_ms, program.account_id, program.epoch
-            )
-            if renewed is None:
-                raise NotPossibleError("LEASE_EXPIRED", "the lease has ended: acquire a new one")
-            if isinstance(renewed, EpochStale):
-                stale = renewed
-                if stale.stored < program.epoch:
-                    await self._counters.project(token.bucket, program.account_id, program.epoch)
-                rounds.another(stale)
-                continue
-            return pb.RenewLeaseResponse(lease=_lease(renewed, request.token))
-
-    async def _program_of_lease(self, name: Name, token: Token, *, reread: bool) -> Program:
-        """The program that a lease lives by; one that denies ends the lease."""
-        # Which product versions are covered was decided when the seat was taken.
-        program = await self._programs.any_version(name, reread=reread)
-        if program.verdict is not Reason.ALLOWED and not reread:
-            program = await self._programs.any_version(name, reread=True)
-        if program.verdict is not Reason.ALLOWED:
-            await self._counters.release_lease(token.bucket, token.id, unbind=False)
-            raise NotPossibleError(
-                "LEASE_REVOKED",
-                f"{name.customer!r} may not use {name.feature!r} any more: {program.verdict.name}",
-                because=program.verdict.name,
-            )
-        return program
-
-    async def release_lease(
-        self, tenant: str, request: pb.ReleaseLeaseRequest
-    ) -> pb.ReleaseLeaseResponse:
-        """`EnforcerService.ReleaseLease`."""
-        token = self._read(tenant, request.token, "lease")
-        ended = await self._counters.release_lease(token.bucket, token.id, unbind=request.unbind)
-        if ended is None:
-            return pb.ReleaseLeaseResponse(released=False)
-        return pb.ReleaseLeaseResponse(released=True, record=record_id(token.bucket, *ended))
-
-    async def list_leases(
-        self, tenant: str, request: pb.ListLeasesRequest
-    ) -> pb.ListLeasesResponse:
-        """`EnforcerService.ListLeases`."""
-        named(request.customer, request.feature)
-        most = request.page_size or 100
-        if not 0 < most <= MOST_LISTED:
-            raise InvalidRequestError(
-                "BAD_PAGE", f"page_size is {most}, must be from 1 to {MOST_LISTED}"
-            )
-        after = _read_page(request.page_token)
-        program = await self._programs.any_version(Name(tenant, request.customer, request.feature))
-        found = await self._counters.leases(program.bucket, program.suffix, after, most)
-        response = pb.ListLeasesResponse(leases=[_lease(one, "") for one in found])
-        if len(found) == most:
-            last = found[-1]
-            page = urlsafe_b64encode(f"{last.expires}:{last.id}".encode())
-            response.next_page_token = page.decode()
-        return response
-
     # -- balances and reports
 
     async def get_balance(
@@ -590,7 +361,7 @@ class Gateway:
         """`EnforcerService.GetBalance`."""
         named(request.customer, request.feature)
         name = Name(tenant, request.customer, request.feature, request.product_version)
-        asked = self._with_body(name, 1, Mode.PEEK, "", {})
+        asked = Asked.of(name, 1, Mode.PEEK, "", {})
         program, decision = await self._decide_one(asked)
         return pb.GetBalanceResponse(
             allowed=decision.granted > 0,
@@ -632,7 +403,7 @@ class Gateway:
         at = 0
         if event.HasField("occurred_at"):
             at = time_of(event.occurred_at, "occurred_at", OLDEST_EVENT, LATEST_EVENT)
-        return self._with_body(
+        return Asked.of(
             Name(tenant, event.customer, event.feature),
             quantity_of(event.quantity if event.HasField("quantity") else None),
             Mode.RECORD_ONLY,
@@ -640,60 +411,6 @@ class Gateway:
             event.dimensions,
             at,
         )
-
-    # -- tokens
-
-    def _token(self, kind: str, number: str, name: Name, program: Program, ttl_ms: int = 0) -> str:
-        token = Token(
-            kind, name.tenant, program.bucket, number, name.customer, name.feature, ttl_ms
-        )
-        return sign_token(self._secret, token)
-
-    def _read(self, tenant: str, text: str, kind: str) -> Token:
-        token = read_token(self._secret, text, kind)
-        if token is None or token.tenant != tenant:
-            raise InvalidRequestError("BAD_TOKEN", f"this is no {kind} token of this tenant")
-        return token
-
-
-def _seatless(program: Program, holder: str) -> InvalidRequestError | None:
-    """Why nobody can sit here, or not without a name."""
-    if program.verdict is not Reason.ALLOWED:
-        return None  # the decision says why
-    if not has_seats(program):
-        return InvalidRequestError(
-            "MODE_NOT_SUPPORTED", f"{program.feature!r} has no seats: use Check"
-        )
-    mode = _seat_mode(program)
-    if mode == SEAT_MODES[SeatMode.FLOATING] or holder:
-        return None
-    who = "user" if mode == SEAT_MODES[SeatMode.NAMED] else "device fingerprint"
-    return InvalidRequestError("HOLDER_REQUIRED", f"these seats need the {who} in holder")
-
-
-def _seat_mode(program: Program) -> int:
-    for view in program.views:
-        if view.shape is Shape.SEATS:
-            return int(view.extra[0])
-    return SEAT_MODES[SeatMode.FLOATING]
-
-
-def _lease(info: LeaseInfo, token: str) -> pb.Lease:
-    body = decode_body(info.body)
-    lease = pb.Lease(token=token, customer=body.c, feature=body.f, holder=info.holder, id=info.id)
-    set_ms(lease.started_at, info.started)
-    set_ms(lease.expires_at, info.expires)
-    return lease
-
-
-def _read_page(token: str) -> tuple[int, str]:
-    if not token:
-        return 0, ""
-    try:
-        expires, _, name = urlsafe_b64decode(token.encode()).decode().partition(":")
-        return int(expires), name
-    except ValueError as error:
-        raise InvalidRequestError("BAD_PAGE", "this is no page token of this list") from error
 
 
 def _event_outcome(

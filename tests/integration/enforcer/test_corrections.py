@@ -142,10 +142,10 @@ async def test_a_period_that_is_over_is_corrected_in_reports_and_not_in_the_live
 
 
 async def test_what_a_reservation_committed_can_be_corrected(sold: Desk) -> None:
-    reserved = await sold.gateway.reserve(
+    reserved = await sold.gateway.reservations.reserve(
         TENANT, pb.ReserveRequest(customer="acme", feature="words", quantity=7)
     )
-    done = await sold.gateway.commit(
+    done = await sold.gateway.reservations.commit(
         TENANT, pb.CommitRequest(reservation=reserved.reservation, quantity=6)
     )
     assert (await sold.balance("words"))["pool/second"] == 1

@@ -185,9 +185,9 @@ async def test_what_cannot_be_given_back_or_shown_fails_closed(
     gateway = post.gateway
     item = pb.CheckRequest(customer="acme", feature="open")
     calls: list[Coroutine[Any, Any, Any]] = [
-        gateway.reserve("demo", pb.ReserveRequest(customer="acme", feature="open")),
+        gateway.reservations.reserve("demo", pb.ReserveRequest(customer="acme", feature="open")),
         gateway.get_balance("demo", pb.GetBalanceRequest(customer="acme", feature="open")),
-        gateway.acquire_lease("demo", pb.AcquireLeaseRequest(customer="acme", feature="seats")),
+        gateway.leases.acquire("demo", pb.AcquireLeaseRequest(customer="acme", feature="seats")),
         gateway.check_batch("demo", pb.CheckBatchRequest(items=[item, item], atomic=True)),
         post.check("seats", mode=pb.MODE_CHECK_ONLY),
     ]

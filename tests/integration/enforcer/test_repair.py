@@ -76,7 +76,7 @@ async def drifting(desk: Desk, valkey: ValkeyProcess) -> Desk:
     await desk.apply(CATALOG)
     request = pb.AcquireLeaseRequest(customer="acme", feature="seats")
     for _ in range(3):
-        assert (await desk.gateway.acquire_lease(TENANT, request)).check.allowed
+        assert (await desk.gateway.leases.acquire(TENANT, request)).check.allowed
     async with aioredis.Redis.from_url(valkey.url) as client:
         for bucket in range(BUCKETS):
             for name in (await client.hkeys(f"{{b{bucket}}}:l"))[:2]:
