@@ -194,12 +194,10 @@ class Allowance:
 
     async def check(self, quantity: int = 1) -> Verdict:
         """Decide here, at once or after a refill; else by `Client.check`, with what it raises and its policies."""
-        with self.lock:
-            taken = self.take(quantity)
+        taken = self._take_in_turn(quantity) if self._threads else self.take(quantity)
         if not taken and quantity <= self._sizes.most and self._may_refill():
             await self._news.wait()
-            with self.lock:
-                taken = not self._state and self.take(quantity)
+            taken = not self._state and self._take_in_turn(quantity)
         if taken:
             return _ONE if quantity == 1 else Verdict(allowed=True, granted=quantity)
         return await self._ask(quantity)
@@ -226,6 +224,10 @@ class Allowance:
         self.lock, self._threads = threading.Lock(), True
 
     # -- what `take` leaves to others
+
+    def _take_in_turn(self, quantity: int) -> bool:
+        with self.lock:
+            return self.take(quantity)
 
     def _take(self, quantity: int) -> bool:
         try:
