@@ -150,7 +150,7 @@ class Allowance:
         self._asked: tuple[pb.TakeAllowanceRequest, float] | None = None
         """What was not answered, and when it was first sent: it is repeated under its key."""
         self._wanted, self._asking, self._overdue = False, False, False
-        self._short = 0
+        self._short = self._late = 0
         self._not_before, self._pause = -math.inf, PAUSE
         self._wake, self._news = asyncio.Event(), asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -391,8 +391,12 @@ class Allowance:
         self._life = block.until - before
         if self._state or self._clock() >= block.until:
             self._settle(_Used(block, 0, 0))
-            self._short = short  # still: ask again at once
+            self._short, self._late = short, self._late + 1
+            if self._late > 1:  # once it is bad luck, and another is asked for at once
+                self._wanted = False
+                self._rest(None)
             return
+        self._late = 0
         with self.lock:
             old = self._take_out()
             self._block, self._left, self._until = block, block.size, block.until

@@ -263,6 +263,18 @@ async def test_a_block_that_comes_too_late_is_returned_and_another_one_asked_for
     assert (fake.supply, fake.used["acme", "f"], fake.blocks) == (999, 1, {})
 
 
+async def test_blocks_that_live_no_longer_than_their_answers_travel_are_not_asked_for_in_a_loop(
+    fake: FakeGateway,
+) -> None:
+    fake.supply, fake.lifetime = 1000, 0
+    async with fake.client() as client, client.allowance("acme", "f", first=100) as allowance:
+        for _ in range(50):
+            assert await allowance.check()
+        assert fake.names.count("TakeAllowance") <= 3
+    assert fake.used["acme", "f"] == 50
+    assert (fake.supply, fake.blocks) == (1000, {})
+
+
 async def test_a_block_in_use_is_replaced_before_its_end_and_an_idle_one_is_given_up(
     fake: FakeGateway,
 ) -> None:
