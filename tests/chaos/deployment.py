@@ -283,7 +283,7 @@ class Deployment:
         # Journals are counted, and changes that were cut off are finished, some seconds later.
         verdict = await self._verdict(clients)
         while not verdict.exact and time.monotonic() < give_up:
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.5)
             verdict = await self._verdict(clients)
         clients.go_on()
         return verdict
@@ -320,7 +320,7 @@ class Deployment:
                 if found.fresh_until.ToMilliseconds() > now_ms:
                     break
                 assert time.monotonic() < give_up, self.meter.log[-3000:]
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.1)
             events = sum(row.events for row in found.rows)
             quantity = sum(row.quantity for row in found.rows)
             unaccounted = sum(row.unaccounted_quantity for row in found.rows)

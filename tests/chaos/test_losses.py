@@ -58,7 +58,7 @@ def client(stack: Stack) -> redis.Redis:
 
 def balance(stack: Stack) -> int:
     """What the hard limit shows as used."""
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + 120
     while True:
         done = stack.run("balance", "capped", "llm.input_tokens", "--json")
         if done.returncode == 0:
@@ -206,7 +206,7 @@ def test_what_redis_loses_in_a_replay_is_answered_rightly_and_named_to_the_recor
 
     running = threading.Thread(target=replay)
     running.start()
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + 120
     while not used(stack):
         assert time.monotonic() < give_up, "the replay does not begin"
     if lose is old_copy:
@@ -260,7 +260,8 @@ def lasts(part: Path) -> float:
 
 
 def used(stack: Stack) -> int:
-    """Requests so far."""
+    """Requests so far. Whoever asks again and again leaves the processor to the replay."""
+    time.sleep(0.1)
     done = stack.run("balance", "capped", "llm.requests", "--json")
     return int(json.loads(done.stdout)["limits"][0]["used"]) if done.returncode == 0 else 0
 
@@ -337,7 +338,7 @@ def test_a_counter_that_differs_from_its_records_is_found_and_brought_in_line(
     (drift,) = dry["drift"]
     assert (drift["counter_used"], drift["ledger_used"]) == (33, 40)
     assert balance(stack) == 33
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + 120
     while "enforcer_audit_drift_counters" not in drifting_metrics(stack):
         assert time.monotonic() < give_up, "the continuous audit says nothing"
         time.sleep(0.2)
