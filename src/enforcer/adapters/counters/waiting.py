@@ -6,14 +6,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from enforcer.core.rules import Mode
+from enforcer.errors import OutcomeUnknownError
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from enforcer.core.commands import Answer, Ask, Sent
 
-__all__ = ["Batch", "Waiting"]
+__all__ = ["Batch", "Waiting", "settled"]
 
 READS = (Mode.CHECK_ONLY, Mode.PEEK)
 
@@ -72,3 +73,25 @@ class Batch:
     order: list[int] = field(default_factory=list)
     slot: int = 0
     withdrawn: bool = False
+
+
+def settled(doubt: Sequence[Batch], ran: Mapping[int, float]) -> tuple[list[Batch], list[Waiting]]:
+    """Settle batches of which nobody knows whether they ran; return those still in doubt, and what is asked again.
+
+    `ran`: the number of the last batch that ran on each bucket that could be asked.
+    """
+    again: list[Waiting] = []
+    for batch in doubt:
+        for waiting in batch.waiting:
+            last = ran.get(waiting.bucket)
+            if last is None:
+                continue
+            if last < batch.number:
+                waiting.sent = None
+                again.append(waiting)
+            elif waiting.repeatable:
+                again.append(waiting)
+            else:
+                waiting.fail(OutcomeUnknownError(waiting.sent))
+        batch.waiting = [one for one in batch.waiting if one.bucket not in ran]
+    return [batch for batch in doubt if batch.waiting], again

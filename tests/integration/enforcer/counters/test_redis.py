@@ -674,7 +674,7 @@ async def test_a_connection_that_somebody_fenced_off_is_replaced(server: ValkeyP
         await decided(counters, ask(1))
         client = redis.asyncio.Redis.from_url(server.url)
         fence = struct.pack("<ddd", 2, -1, 0)
-        await client.hset(f"{bucket_tag(0)}f", counters._enforcer, fence)
+        await client.hset(f"{bucket_tag(0)}f", counters._line.enforcer, fence)
         await client.aclose()
         async with asyncio.timeout(20):
             assert (await decided(counters, ask(2, key="k"))).granted == 2
