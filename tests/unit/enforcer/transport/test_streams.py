@@ -160,6 +160,7 @@ async def test_when_the_process_ends_what_was_read_is_answered_first() -> None:
     got, error = await ended
     assert sorted(got) == list(range(500))
     assert isinstance(error, UnavailableError)
+    assert "under the same keys" in error.message
 
 
 async def test_a_fault_of_the_gateway_ends_the_stream_and_leaves_no_task() -> None:
