@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     Receive = Callable[[], Awaitable[dict[str, Any]]]
     Send = Callable[[dict[str, Any]], Awaitable[None]]
     Headers = list[tuple[bytes, bytes]]
+    _Waiting = asyncio.Queue[list[bytes] | WireError | None]
 
 __all__ = ["AsgiServer"]
 
@@ -61,8 +62,8 @@ NEVER = float("inf")
 DRAIN_SECONDS = 10.0
 IN_THREAD = 256 * 1024
 """Bytes of a response from which it is compressed beside the event loop."""
-MOST_WAITING = 16
-"""Messages of a stream that its service has not taken yet."""
+MOST_WAITING = 4
+"""Parts of a stream, with the messages that they made whole, that its service has not begun to take."""
 
 _KINDS = frozenset((b"application/grpc", b"application/grpc+proto"))
 _HEADERS: Headers = [
@@ -217,16 +218,17 @@ class AsgiServer:
         await send(_trailers(call) if call.trailing else _OK)
 
     async def _stream(self, method: Method, call: _Call, receive: Receive, send: Send) -> None:
-        waiting: asyncio.Queue[bytes | WireError | None] = asyncio.Queue(MOST_WAITING)
+        waiting: _Waiting = asyncio.Queue(MOST_WAITING)
         pump = asyncio.create_task(_pump(call, receive, waiting))
         began, status = False, None
         answers = self._dispatch.stream(method, call, _messages(waiting))
         try:
-            async for response in answers:
+            async for responses in answers:
                 if not began:
                     began = True
                     await send(_START)
-                body = framed(response)
+                # What is there at once travels at once.
+                body = b"".join(map(framed, responses))
                 await send({"type": "http.response.body", "body": body, "more_body": True})
         except FailedError as error:
             status = error.status
@@ -325,9 +327,7 @@ async def _only(call: _Call, event: dict[str, Any], receive: Receive) -> bytes:
     return found[0]
 
 
-async def _pump(
-    call: _Call, receive: Receive, waiting: asyncio.Queue[bytes | WireError | None]
-) -> None:
+async def _pump(call: _Call, receive: Receive, waiting: _Waiting) -> None:
     """Bring the messages of a stream; then wait for its client to go."""
     frames = Frames(call.coding, LONGEST_REQUEST)
     try:
@@ -337,8 +337,8 @@ async def _pump(
             if event["type"] != "http.request":
                 call.abandon(_Fate.GONE)
                 return
-            for message in frames.feed(event.get("body", b"")):
-                await waiting.put(message)
+            if messages := frames.feed(event.get("body", b"")):
+                await waiting.put(messages)
             more = event.get("more_body", False)
         frames.end()
     except WireError as error:
@@ -348,13 +348,12 @@ async def _pump(
     await _watch(call, receive)
 
 
-async def _messages(
-    waiting: asyncio.Queue[bytes | WireError | None],
-) -> AsyncGenerator[bytes, None]:
-    while (message := await waiting.get()) is not None:
-        if isinstance(message, WireError):
-            raise message
-        yield message
+async def _messages(waiting: _Waiting) -> AsyncGenerator[bytes, None]:
+    while (found := await waiting.get()) is not None:
+        if isinstance(found, WireError):
+            raise found
+        for message in found:
+            yield message
 
 
 async def _watch(call: _Call, receive: Receive) -> None:

@@ -142,8 +142,8 @@ class Dispatch:
 
     async def stream(
         self, method: Method, call: Call, messages: AsyncIterator[bytes]
-    ) -> AsyncGenerator[bytes, None]:
-        """Answer one call with one message after the other. Raise `FailedError` with its status."""
+    ) -> AsyncGenerator[Sequence[bytes], None]:
+        """Answer one call with messages, those together that are there at once. Raise `FailedError` with its status."""
         start = call.started
         self._refuse(method, call)
         counted = bool(method.role)  # who watches health, or asks for protos, waits for nothing
@@ -158,7 +158,7 @@ class Dispatch:
             call.ending = self.health.ended
             requests = (_parsed(method, data) async for data in messages)
             async for response in method.answer(call, requests):
-                yield response if isinstance(response, bytes) else response.SerializeToString()
+                yield response if isinstance(response, list) else [response.SerializeToString()]
         except MetergateError as error:
             code = error.code.name
             raise FailedError(status_of(error)) from error

@@ -126,8 +126,9 @@ class GrpcServer:
             call = _Call(context)
             try:
                 async with asyncio.timeout(call.time_left()):
-                    async for response in answer(method, call, _whole(messages)):
-                        yield response
+                    async for responses in answer(method, call, _whole(messages)):
+                        for response in responses:
+                            yield response
             except FailedError as error:
                 await _abort(context, error)
             except TimeoutError:

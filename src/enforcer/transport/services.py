@@ -41,7 +41,7 @@ _ACTIONS = {
 class Method:
     """One method, whatever carries it. `answer` gets the `Call` and what was asked; it raises `MetergateError`.
 
-    An answer is a message, or its bytes. A unary one gets the request, and answers once. A stream gets the requests as they come, and yields responses: with
+    An answer is a message, or its bytes; of a stream a message, or a list of several's bytes. A unary one gets the request, and answers once. A stream gets the requests as they come, and yields responses: with
     one request or one response in practice, where the proto says so, as both look alike on the wire. `role` names who
     may call; "" = everybody, without an API key.
     """

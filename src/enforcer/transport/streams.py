@@ -38,7 +38,7 @@ def stream_methods(check_each: CheckEach, sender: Sender) -> list[Method]:
 
     async def answer(
         call: Call, requests: AsyncIterator[pb.CheckStreamRequest]
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncIterator[list[bytes]]:
         stream = _Stream(call, check_each, sender)
         try:
             async for response in stream.run(requests):
@@ -65,7 +65,7 @@ class _Stream:
     def __init__(self, call: Call, check_each: CheckEach, sender: Sender) -> None:
         self._call, self._check_each, self._sender = call, check_each, sender
         self._waiting: deque[pb.CheckStreamRequest] = deque()
-        self._answers: deque[bytes] = deque()
+        self._answers: list[bytes] = []
         self._unanswered = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._deciding = 0
@@ -75,15 +75,19 @@ class _Stream:
         self._news = asyncio.Event()
         self._room = asyncio.Event()
 
-    async def run(self, requests: AsyncIterator[pb.CheckStreamRequest]) -> AsyncIterator[bytes]:
+    async def run(
+        self, requests: AsyncIterator[pb.CheckStreamRequest]
+    ) -> AsyncIterator[list[bytes]]:
         """Answers, as they travel, until the client has asked its last question, or the process ends. Raise what ends it early."""
         reading = self._start(self._read(requests))
         self._start(self._stop_when_ending(reading))
         while True:
-            while self._answers:
-                self._unanswered -= 1
+            if self._answers:
+                answers, self._answers = self._answers, []
+                self._unanswered -= len(answers)
                 self._room.set()
-                yield self._answers.popleft()
+                yield answers
+                continue
             if self._failure is not None:
                 raise self._failure
             if not self._reading and not self._unanswered:

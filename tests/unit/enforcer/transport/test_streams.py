@@ -73,8 +73,9 @@ async def answers(
 ) -> AsyncIterator[pb.CheckStreamResponse]:
     (method,) = stream_methods(gateway.check_each, gateway.sender)
     assert (method.path, method.role) == ("/enforcer.v1.EnforcerService/CheckStream", "check")
-    async for packed in method.answer(call, requests):
-        yield pb.CheckStreamResponse.FromString(packed)
+    async for some in method.answer(call, requests):
+        for packed in some:
+            yield pb.CheckStreamResponse.FromString(packed)
 
 
 async def until(true: Callable[[], bool]) -> None:
