@@ -52,7 +52,7 @@ LEASES = frozenset({RecordType.LEASE_START, RecordType.LEASE_END, RecordType.LEA
 LONGEST_PAUSE = 5.0
 BACKLOG_EVERY = 2.0
 GAP_PATIENCE = 2.0
-LONGEST_REST = 1.0
+LONGEST_REST = 0.3
 EXPIRE_EVERY = 3600.0
 TELL_EVERY = 0.5
 
@@ -477,7 +477,7 @@ class Rollup:
             task.cancel()
 
     async def _rest(self, took: float) -> None:
-        """Between flushes of what is all there is: at least as long as the last one worked, unless somebody waits.
+        """Between flushes of all there is: as long as the last one worked, up to a bound, unless somebody waits.
 
         A flush costs the same for one record as for a thousand: else a trickle would take a whole processor.
         """
