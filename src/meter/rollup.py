@@ -480,9 +480,11 @@ class Rollup:
         """Between flushes of all there is: as long as the last one worked, up to a bound, unless somebody waits.
 
         A flush costs the same for one record as for a thousand: else a trickle would take a whole processor.
+        Not where there are several processes: who waits in another one cannot say so here.
         """
         least = self._options.flush_interval - took
-        longest = max(least, min(self._worked, LONGEST_REST))
+        rest = 0.0 if self._options.shared else min(self._worked, LONGEST_REST)
+        longest = max(least, rest)
         if longest > 0:
             await self._pause(longest, max(least, 0.0))
 
