@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 CLOCK_KEY = "test:clock"
 TEST_CLOCK = f"local CLOCK = tonumber(redis.call('GET', '{CLOCK_KEY}'))"
+
+FINGER = 8
+"""Bytes that are kept of a denied key: the fingerprint of its parameters."""
 
 
 class _Generations:
@@ -183,6 +187,26 @@ class RedisTwin:
             name.decode(): int(msgspec.msgpack.decode(lease, strict=False)[4])
             for name, lease in raw.items()
         }
+
+    def last_now(self, bucket: int) -> int:
+        """The latest time that the bucket has seen; 0 where there is none."""
+        raw: Any = self._redis.get(f"{bucket_tag(bucket)}m")
+        return 0 if raw is None else int(struct.unpack_from("<d", raw, 16)[0])
+
+    def denied(self, bucket: int) -> list[tuple[int, bytes, bytes]]:
+        """Keys that are remembered of denials: window, name, fingerprint."""
+        found: list[tuple[int, bytes, bytes]] = []
+        start = f"{bucket_tag(bucket)}r:".encode()
+        keys: Any = self._redis.keys()
+        for key in keys:
+            if key.startswith(start):
+                answers: Any = self._redis.hgetall(key)
+                found += [
+                    (int(key[len(start) :]), name, finger)
+                    for name, finger in answers.items()
+                    if len(finger) == FINGER
+                ]
+        return found
 
     def records(self, bucket: int) -> list[Record]:
         found = []

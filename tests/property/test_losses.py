@@ -97,6 +97,9 @@ class Losses(Commands):
         self.kept: dict[bytes, bytes] | None = None
 
     def say(self, operation: str, *arguments: Any, **named: Any) -> Any:
+        for number, bucket in self.memory._buckets.items():
+            # An enforcer that tells what it knows of losses brings the time along.
+            bucket.last_now = max(bucket.last_now, self.redis.last_now(number))
         ours = perform(self.memory, operation, *arguments, **named)
         theirs = getattr(self.redis, operation)(*arguments, **named)
         if operation == "leases" and len(theirs) < arguments[-1]:
@@ -167,9 +170,12 @@ class Losses(Commands):
                     if name in bucket.holders[suffix][lease.holder]:
                         bucket.holders[suffix][lease.holder][name] = lease.expires
             bucket.denials.clear()
+            # Denials have no records of their keys: known are those that the copy has.
             for answers in bucket.answers.values():
                 for key in [one for one, (_, answer) in answers.items() if answer is None]:
                     del answers[key]
+            for window, key, finger in self.redis.denied(number):
+                bucket.answers[window].setdefault(key, (finger, None))
 
     def teardown(self) -> None:
         try:

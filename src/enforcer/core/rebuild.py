@@ -35,6 +35,7 @@ __all__ = [
     "Reservation",
     "Sums",
     "apply_entry",
+    "apply_rest",
     "hold_of",
     "lease_of",
     "place_by_limit",
@@ -173,6 +174,12 @@ def apply_entry(slots: Slots, place: Place, entry: Effect) -> None:
         at = 4 if entry.limit > SIDE else 2
         slot[at] += entry.used
         slot[at + 1] += entry.held
+
+
+def apply_rest(slots: Slots, place: Place, entry: Effect) -> None:
+    """The same for a counter that no terms have any more: it begins no period, and ends what it had begun."""
+    if place.family is Family.RING24 or slots[place.slot][0] == entry.period:
+        apply_entry(slots, place, entry)
 
 
 def place_by_limit(path: Iterable[Node], feature: str) -> dict[int, tuple[Node, Place]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING
 
+from enforcer.core.compile import Place
 from enforcer.core.program import FIELDS, VERSION, Family
 from meter.core.keys import bucket_tag
 
@@ -29,10 +30,23 @@ class Image:
     async def of(self, suffix: str) -> Slots:
         """The slots of a state, to be changed."""
         self._touched.add(suffix)
+        return await self._read(suffix)
+
+    async def _read(self, suffix: str) -> Slots:
         if suffix not in self._states:
             raw = await self._connection.call("GET", f"{self._tag}s:{suffix}")
             self._states[suffix] = dict(_slots(raw or b""))
         return self._states[suffix]
+
+    async def left_over(self, suffix: str, limit: int) -> tuple[Slots, Place] | None:
+        """The slots of a state that still has a counter of this limit, whether or not anybody's terms have it; and its place."""
+        slots = await self._read(suffix)
+        for code in slots:
+            family = Family(code & 7)
+            if code >> 3 == limit and family in (Family.COUNT, Family.RING24):
+                self._touched.add(suffix)
+                return slots, Place(limit, family)
+        return None
 
     def changed(self) -> Iterator[Command]:
         """What to write of what was asked for since the last call."""

@@ -437,6 +437,11 @@ class Mender:
                     rebuild.apply_entry(slots, place, entry)
                     if place.throttled and uses:
                         slots[place.slot][4:6] = [0, now]
+                continue
+            for node in customer.path:
+                found = await image.left_over(f"{node.id}:{feature}", limit)
+                if found is not None:
+                    rebuild.apply_rest(*found, entry)
         for node, place in known.values():
             if place.rate is not None and uses:
                 slots = await image.of(f"{node.id}:{feature}")
