@@ -164,7 +164,10 @@ class Twins(Commands):
         known = self.memory.counters(bucket).counters
         if not known:
             return
-        one = replace(dice.choice(known), used=dice.randint(0, 3), held=0)
+        one = dice.choice(known)
+        # No sum of records is larger than a counter can be.
+        more = min(dice.randint(0, 3), MAX_QUANTITY - one.used - one.held)
+        one = replace(one, used=more, held=0)
         for change in (one, replace(one, limit=10**6)):
             done = self.say("repair", bucket, b'{"w":"repair"}', [change])
             Twins.all_seen["repaired"] += len(done)
