@@ -8,6 +8,7 @@ import signal
 import struct
 import time
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import hiredis
@@ -18,7 +19,7 @@ from enforcer.adapters.counters import mend
 from enforcer.adapters.counters.connection import connect
 from enforcer.adapters.counters.redis import RedisCounters, RedisOptions
 from enforcer.adapters.counters.scripts import library
-from enforcer.core.commands import NO_KEY, Ask, Decision, EpochStale, SeatAsk, idempotency
+from enforcer.core.commands import NO_KEY, Ask, Decision, EpochStale, SeatAsk, Settled, idempotency
 from enforcer.core.compile import compile_program
 from enforcer.core.model import (
     ConcurrentTerms,
@@ -489,6 +490,28 @@ async def test_a_server_on_an_old_copy_catches_up_and_what_nobody_has_is_named(
     found = await records_of(server)
     assert [one.type for one in found[-2:]] == [RecordType.USAGE, RecordType.GENERATION]
     assert (found[-1].extra, found[-1].quantity) == (1, 4)
+
+
+async def test_a_copy_catches_up_in_limits_that_nobody_has_any_more(
+    server: ValkeyProcess, tmp_path: Path
+) -> None:
+    """What was held under a limit that has gone meanwhile was given back in its counter: also in the copy's."""
+    records, generations = Records(server.url), Generations()
+    async with store(server, generations, records, patience=20) as counters:
+        held = replace(ask(10, key="held"), reservation="r1", ttl_ms=600_000)
+        await decided(counters, held)
+        shutil.copytree(server.folder, tmp_path / "copy")
+        generations.node = replace(generations.node, entitlements=())
+        settled = await counters.commit(0, "r1", 4)
+        assert isinstance(settled, Settled)
+        records.read()
+        server.kill()
+        shutil.rmtree(server.folder)
+        (tmp_path / "copy").rename(server.folder)
+        server.start()
+        assert await counters.project(0, 1, 1) == 1
+        (counter,) = (await counters.counters(0)).counters
+    assert (counter.used, counter.held) == (4, 0)
 
 
 async def test_nothing_is_answered_while_the_meter_is_away(server: ValkeyProcess) -> None:
