@@ -45,7 +45,7 @@ from enforcer.transport.callers import Callers
 from enforcer.transport.corrections import correction_methods
 from enforcer.transport.dispatch import Dispatch
 from enforcer.transport.events import EventsEndpoint
-from enforcer.transport.grpcio import GrpcServer
+from enforcer.transport.grpcio import GrpcServer, end_for_sure
 from enforcer.transport.http import HttpServer
 from enforcer.transport.ratelimit import ratelimit_methods
 from enforcer.transport.services import methods
@@ -369,6 +369,7 @@ async def _run(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await serve(settings, stop)
+    end_for_sure()
 
 
 def run(settings: Settings) -> None:

@@ -17,7 +17,7 @@ from enforcer.ports.definitions import Caller
 from enforcer.transport.callers import Callers
 from enforcer.transport.dispatch import Dispatch
 from enforcer.transport.envoy import run_envoy
-from enforcer.transport.grpcio import GrpcServer
+from enforcer.transport.grpcio import GrpcServer, end_for_sure
 from enforcer.transport.lifespan import Application
 from enforcer.transport.services import Method
 
@@ -153,6 +153,7 @@ async def _grpcio(listen: str) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await _serve(stop, partial(GrpcServer, age=AGE_SECONDS), listen)
+    end_for_sure()
 
 
 if __name__ == "__main__":
