@@ -166,13 +166,13 @@ class Gateway:
             except MetergateError as error:
                 asked.append(error)
 
-        def again(place: int) -> Asked:
+        def whole(place: int) -> Asked:
             return self._asked(tenant, requests[place])
 
-        outcomes = await self._decide_each(asked, again)
+        outcomes = await self._decide_each(asked, whole)
         away = [place for place, outcome in enumerate(outcomes) if isinstance(outcome, AWAY)]
         # Side by side: what is journaled at the same time is synced once.
-        opened = await asyncio.gather(*(self._opened(again(at), outcomes[at]) for at in away))
+        opened = await asyncio.gather(*(self._opened(whole(at), outcomes[at]) for at in away))
         for place, outcome in zip(away, opened, strict=True):
             outcomes[place] = outcome
         return [
@@ -278,9 +278,14 @@ class Gateway:
             rounds.another(await self._mend(group[place], answers[place]))
 
     async def _decide_each(
-        self, asked: Sequence[Asked | Ask | MetergateError], again: Callable[[int], Asked]
+        self,
+        asked: Sequence[Asked | Ask | MetergateError],
+        whole: Callable[[int], Asked] | None = None,
     ) -> list[tuple[Program, Decision, int] | MetergateError]:
-        """Decide independent checks, in their order; those that are stale are asked `again` by themselves."""
+        """Decide independent checks, in their order; those that are stale are asked again by themselves.
+
+        `whole` makes what was asked at a place where there is only its `Ask`.
+        """
         outcomes: list[tuple[Program, Decision, int] | MetergateError] = []
         places: list[int] = []
         asks: list[Ask] = []
@@ -307,7 +312,11 @@ class Gateway:
                 self._observe(ask.mode, answer.reason)
                 outcomes[place] = ask.program, answer, ask.quantity
             else:
-                outcomes[place] = await self._once_more(again(place), answer)
+                one = asked[place]
+                if not isinstance(one, Asked):
+                    assert whole is not None
+                    one = whole(place)
+                outcomes[place] = await self._once_more(one, answer)
         return outcomes
 
     async def _once_more(
@@ -385,12 +394,8 @@ class Gateway:
                 asked.append(self._reported(tenant, event))
             except MetergateError as error:
                 asked.append(error)
-
-        def again(place: int) -> Asked:
-            return self._reported(tenant, request.events[place])
-
         response = usage_pb2.ReportResponse()
-        for outcome in await self._decide_each(asked, again):
+        for outcome in await self._decide_each(asked):
             response.outcomes.append(_event_outcome(outcome))
         return response
 

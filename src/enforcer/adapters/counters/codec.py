@@ -54,8 +54,7 @@ __all__ = [
 ]
 
 _HEAD = struct.Struct("<HBBBdd8s").pack
-_STATUS = struct.Struct("<d").unpack_from
-_COUNT = struct.Struct("<d").unpack_from
+_DOUBLE = struct.Struct("<d").unpack_from
 _DECISIONS = [struct.Struct(f"<{9 + 7 * count}d") for count in range(512)]
 """The doubles of a decision, by its number of entries."""
 _BARE = {8 + decision.size: decision.unpack_from for decision in _DECISIONS}
@@ -161,7 +160,7 @@ def _decided(bucket: int, reply: bytes, *, replayed: bool) -> Decision:
     unpack = _BARE.get(len(reply))
     # What has an id behind its entries may be as long as what has more entries.
     if unpack is None or reply[64:72] != _NEVER:
-        count = int(_COUNT(reply, 72)[0])
+        count = int(_DOUBLE(reply, 72)[0])
         unpack = _DECISIONS[count].unpack_from
         name = reply[8 + _DECISIONS[count].size :].decode()
     else:
@@ -186,13 +185,13 @@ def _decided(bucket: int, reply: bytes, *, replayed: bool) -> Decision:
 
 
 def _undecided(reply: bytes) -> Answer:
-    status = int(_STATUS(reply)[0])
+    status = int(_DOUBLE(reply)[0])
     if status == _EPOCH:
-        return EpochStale(int(_STATUS(reply, 8)[0]))
+        return EpochStale(int(_DOUBLE(reply, 8)[0]))
     if status == _SLICE:
-        return SliceStale(int(_STATUS(reply, 8)[0]))
+        return SliceStale(int(_DOUBLE(reply, 8)[0]))
     if status == _TURN:
-        return OutOfTurn(int(_STATUS(reply, 8)[0]))
+        return OutOfTurn(int(_DOUBLE(reply, 8)[0]))
     if status == _REUSED:
         return KeyReused()
     if status == _FENCED:
