@@ -84,7 +84,7 @@ async def unary(gateway: Gateway, raw: list[bytes], at_once: int) -> None:
 
     async def client() -> None:
         for one in waiting:
-            response = await gateway.check("demo", pb.CheckRequest.FromString(one))
+            response = await gateway.check("demo", one)
             if not response.startswith(ALLOWED):
                 raise AssertionError(pb.CheckResponse.FromString(response))
 
@@ -97,8 +97,7 @@ async def batches(gateway: Gateway, raw: list[bytes], at_once: int) -> None:
 
     async def client() -> None:
         for one in waiting:
-            request = pb.CheckBatchRequest.FromString(one)
-            response = await gateway.check_batch("demo", request)
+            response = await gateway.check_batch("demo", one)
             if response.count(ALLOWED) < BATCH:
                 raise AssertionError(pb.CheckBatchResponse.FromString(response))
 
@@ -107,7 +106,7 @@ async def batches(gateway: Gateway, raw: list[bytes], at_once: int) -> None:
 
 async def messages(gateway: Gateway, raw: list[bytes], _: int) -> None:
     """Parse the requests, and make a response for each."""
-    made = await gateway.check("demo", check(0))
+    made = await gateway.check("demo", check(0).SerializeToString())
     for one in raw:
         pb.CheckRequest.FromString(one)
         pb.CheckResponse.FromString(made).SerializeToString()

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from enforcer.core.program import Reason  # noqa: TC001 - part of the dataclasses' public types
+from enforcer.core.program import Reason
 from enforcer.core.rules import Entry
 
 if TYPE_CHECKING:
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from enforcer.core.rules import Mode
 
 __all__ = [
+    "ENTRIES_AT",
     "NO_KEY",
+    "REASONS",
+    "SEQUENCE",
     "Answer",
     "Ask",
     "BucketState",
@@ -36,12 +39,21 @@ __all__ = [
     "Settled",
     "SliceStale",
     "TooMuch",
+    "decided",
     "fingerprint",
     "idempotency",
 ]
 
 NO_KEY = b""
+SEQUENCE, ENTRIES_AT = 6, 9
+"""Where in a decision's numbers the record's sequence stands, and from where on those of its entries."""
+REASONS = [Reason(max(number, 1)) for number in range(max(Reason) + 1)]
+"""By their numbers."""
 _WIDTH = len(Entry._fields)
+_PARTS = (
+    *("reason", "granted", "bucket", "now", "generation", "sequence", "overage", "shadow"),
+    *("values", "id", "expires", "replayed", "degraded"),
+)
 
 
 def idempotency(account_id: int, feature_id: int, key: str, *parameters: object) -> bytes:
@@ -119,26 +131,64 @@ class Ask:
 
 @dataclass(slots=True)  # not frozen: as `Ask`
 class Decision:
-    """The answer to an `Ask`. `sequence` is -1 when no record was left. `now` is the store's time in ms.
+    """The answer to an `Ask`, as the store gives it: `decided` makes one of its parts.
 
-    `values`: the fields of all `entries`, one behind the other, as most who read them take them.
-    `id` and `expires`: the reservation or lease and its end, when one was made (a replayed answer names the original).
+    `numbers`, all of them whole: reason, granted, overage, 1 in shadow mode, the store's time in ms, generation,
+    sequence (-1: no record was left), expiry, number of entries; then the fields of all entries, one behind the other.
+    `id` names the reservation or lease that was made, until that expiry (a replayed answer names the original).
     `degraded`: decided without the store, by the feature's failure policy.
     """
 
-    reason: Reason
-    granted: int
-    overage: int
-    shadow: bool
-    now: int
     bucket: int
-    generation: int
-    sequence: int
-    values: tuple[int, ...] = ()
+    numbers: tuple[float, ...]
     id: str = ""
-    expires: int = 0
     replayed: bool = False
     degraded: bool = False
+
+    @property
+    def reason(self) -> Reason:
+        """Why it was decided so."""
+        return REASONS[int(self.numbers[0])]
+
+    @property
+    def granted(self) -> int:
+        """What was consumed; 0 when denied."""
+        return int(self.numbers[1])
+
+    @property
+    def overage(self) -> int:
+        """What of it went past an included amount."""
+        return int(self.numbers[2])
+
+    @property
+    def shadow(self) -> bool:
+        """Whether a limit in shadow mode would have denied."""
+        return self.numbers[3] == 1
+
+    @property
+    def now(self) -> int:
+        """The store's time in ms."""
+        return int(self.numbers[4])
+
+    @property
+    def generation(self) -> int:
+        """Of the bucket's sequence."""
+        return int(self.numbers[5])
+
+    @property
+    def sequence(self) -> int:
+        """Of the record; -1 when none was left."""
+        return int(self.numbers[6])
+
+    @property
+    def expires(self) -> int:
+        """When what was made ends, in ms; 0 if nothing was."""
+        return int(self.numbers[7])
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """The fields of all `entries`, one behind the other."""
+        return tuple(map(int, self.numbers[ENTRIES_AT:]))
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -147,6 +197,33 @@ class Decision:
         return tuple(
             [Entry._make(values[at : at + _WIDTH]) for at in range(0, len(values), _WIDTH)]
         )
+
+    def but(self, **parts: Any) -> Decision:
+        """The same with other parts, named as for `decided`."""
+        own: dict[str, Any] = {name: getattr(self, name) for name in _PARTS}
+        return decided(**own | parts)
+
+
+def decided(  # noqa: PLR0913 - it has so many parts
+    reason: Reason,
+    granted: int,
+    bucket: int,
+    *,
+    now: int,
+    generation: int = 0,
+    sequence: int = -1,
+    overage: int = 0,
+    shadow: bool = False,
+    values: tuple[int, ...] = (),
+    id: str = "",  # noqa: A002 - the field's name
+    expires: int = 0,
+    replayed: bool = False,
+    degraded: bool = False,
+) -> Decision:
+    """A decision of its parts."""
+    count = len(values) // _WIDTH
+    head = int(reason), granted, overage, int(shadow), now, generation, sequence, expires, count
+    return Decision(bucket, head + values, id, replayed, degraded)
 
 
 @dataclass(frozen=True, slots=True)

@@ -231,8 +231,10 @@ class Program:
     countable: bool = True
     lease_ttl_ms: int = 0
     packed: bytes = field(default=b"", compare=False)
-    heads: dict[tuple[int, int, int], bytes] = field(init=False, compare=False, repr=False)
-    """For replies: how their limits begin, by code, limit and what was drawn."""
+    heads: dict[tuple[float, float, float], tuple[bytes, bool]] = field(
+        init=False, compare=False, repr=False
+    )
+    """For replies: how their limits begin and whether they are tiers, by code, limit and what was drawn."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", {})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from enforcer.core.commands import Decision
+from enforcer.core.commands import Decision, decided
 from enforcer.core.emergency import Use
 from enforcer.core.program import Reason
 from enforcer.core.rules import Mode
@@ -164,14 +164,4 @@ class Emergency:
         return self._decision(program, reason, 0)
 
     def _decision(self, program: Program, reason: Reason, granted: int) -> Decision:
-        return Decision(
-            reason=reason,
-            granted=granted,
-            overage=0,
-            shadow=False,
-            now=self._now_ms(),
-            bucket=program.bucket,
-            generation=0,
-            sequence=-1,
-            degraded=True,
-        )
+        return decided(reason, granted, program.bucket, now=self._now_ms(), degraded=True)

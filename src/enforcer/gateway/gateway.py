@@ -13,7 +13,6 @@ from enforcer.core.commands import (
     KeyReused,
     SliceStale,
 )
-from enforcer.core.model import MAX_QUANTITY
 from enforcer.core.rules import Mode
 from enforcer.errors import (
     InternalError,
@@ -34,16 +33,16 @@ from enforcer.gateway.replies import (
     limits_of,
 )
 from enforcer.gateway.requests import (
-    MODES,
     key_of,
     mode_of,
     named,
+    parsed,
     quantity_of,
     time_of,
 )
 from enforcer.gateway.reservations import Reservations
 from enforcer.gateway.tokens import Tokens
-from enforcer.gateway.wire import embedded
+from enforcer.gateway.wire import embedded, items_of
 from enforcer.v1 import enforcer_pb2 as pb
 from meter.v1 import usage_pb2
 
@@ -61,8 +60,6 @@ MOST_ITEMS = 256
 MOST_EVENTS = 1_000
 LATEST_EVENT = 5 * 60_000
 OLDEST_EVENT = 86_400_000
-SURELY_SHORT = 64
-"""Characters of a key that are not too many bytes, whatever they are."""
 _UNDECIDED = InternalError("not decided")
 _ATOMIC_MODES = (Mode.ENFORCE, Mode.CHECK_ONLY, Mode.RECORD_ONLY)
 
@@ -84,7 +81,8 @@ class Gateway:
         emergency: Emergency | None = None,
     ) -> None:
         self._counters, self._programs = counters, programs
-        self._stencil = programs.stencil
+        self._common = programs.skeletons.ask
+        """The ask of a check like most, without a detour; None for one that `_asked` has to look at."""
         self._emergency = emergency
         self._observe = observe
         tokens = Tokens(secret)
@@ -94,40 +92,25 @@ class Gateway:
 
     # -- checks
 
-    async def check(self, tenant: str, request: pb.CheckRequest) -> bytes:
-        """`EnforcerService.Check`: a `CheckResponse` as it travels."""
-        ask = self._common(tenant, request)
+    async def check(self, tenant: str, message: bytes) -> bytes:
+        """`EnforcerService.Check`: a `CheckRequest` and a `CheckResponse` as they travel."""
+        ask = self._common(tenant, message)
         if ask is not None:
             try:
                 (answer,) = await self._counters.decide((ask,))
             except AWAY as error:
-                asked = self._asked(tenant, request)
+                asked = self._asked(tenant, parsed(pb.CheckRequest, message))
                 return check_bytes(*(await self._without_store(asked, error)), asked.quantity)
             if isinstance(answer, Decision):
                 self._observe(ask.mode, answer.reason)
                 return check_bytes(ask.program, answer, ask.quantity)
-            await self._mend(self._asked(tenant, request), answer)
-        asked = self._asked(tenant, request)
+            await self._mend(self._asked(tenant, parsed(pb.CheckRequest, message)), answer)
+        asked = self._asked(tenant, parsed(pb.CheckRequest, message))
         try:
             program, decision = await self._decide_one(asked)
         except AWAY as error:
             program, decision = await self._without_store(asked, error)
         return check_bytes(program, decision, asked.quantity)
-
-    def _common(self, tenant: str, request: pb.CheckRequest) -> Ask | None:
-        """The ask of a check like most, without a detour; None for one that `_asked` has to look at."""
-        if request.product_version or request.dimensions:
-            return None
-        stencil = self._stencil((tenant, request.customer, request.feature, ""))
-        mode, key = MODES.get(request.mode), request.idempotency_key
-        if stencil is None or mode is None or len(key) > SURELY_SHORT:
-            return None
-        quantity = request.quantity
-        if not 0 < quantity <= MAX_QUANTITY:
-            if quantity or request.HasField("quantity"):
-                return None
-            quantity = 1
-        return stencil.ask(quantity, mode, key)
 
     async def _without_store(self, asked: Asked, error: MetergateError) -> tuple[Program, Decision]:
         """What the feature's failure policy says to a check that the store could not decide; or raise `error`."""
@@ -141,34 +124,40 @@ class Gateway:
         self._observe(asked.mode, decision.reason)
         return program, decision
 
-    async def check_batch(self, tenant: str, request: pb.CheckBatchRequest) -> bytes:
-        """`EnforcerService.CheckBatch`: a `CheckBatchResponse` as it travels."""
-        if not 0 < len(request.items) <= MOST_ITEMS:
+    async def check_batch(self, tenant: str, message: bytes) -> bytes:
+        """`EnforcerService.CheckBatch`: a `CheckBatchRequest` and a `CheckBatchResponse` as they travel."""
+        items = items_of(message)
+        request = None
+        if items is None:
+            request = parsed(pb.CheckBatchRequest, message)
+            items = [item.SerializeToString() for item in request.items]
+        if not 0 < len(items) <= MOST_ITEMS:
             raise InvalidRequestError(
-                "BAD_BATCH", f"a batch has 1 to {MOST_ITEMS} items, not {len(request.items)}"
+                "BAD_BATCH", f"a batch has 1 to {MOST_ITEMS} items, not {len(items)}"
             )
-        if request.atomic:
+        if request is not None and request.atomic:
             decided = await self.decide_together(tenant, request.items)
             outcomes: Sequence[bytes | pb.CheckFault] = [check_bytes(*one) for one in decided]
         else:
-            outcomes = await self.check_each(tenant, request.items)
+            outcomes = await self.check_each(tenant, items)
         # `items` is field 1; there `response` is field 1, `fault` field 2
         return b"".join([embedded(b"\x0a", answered(b"\x0a", b"\x12", one)) for one in outcomes])
 
     async def check_each(
-        self, tenant: str, requests: Sequence[pb.CheckRequest]
+        self, tenant: str, messages: Sequence[bytes]
     ) -> list[bytes | pb.CheckFault]:
-        """Independent checks, decided in their order: what a unary call would answer to each, or fail with."""
-        asked: list[Asked | Ask | MetergateError] = []
-        for request in requests:
-            try:
-                asked.append(self._common(tenant, request) or self._asked(tenant, request))
-            except MetergateError as error:
-                asked.append(error)
+        """Independent `CheckRequest`s, decided in their order: what a unary call would answer to each, or fail with."""
 
         def whole(place: int) -> Asked:
-            return self._asked(tenant, requests[place])
+            return self._asked(tenant, parsed(pb.CheckRequest, messages[place]))
 
+        common = self._common
+        asked: list[Asked | Ask | MetergateError] = []
+        for place, message in enumerate(messages):
+            try:
+                asked.append(common(tenant, message) or whole(place))
+            except MetergateError as error:
+                asked.append(error)
         outcomes = await self._decide_each(asked, whole)
         away = [place for place, outcome in enumerate(outcomes) if isinstance(outcome, AWAY)]
         # Side by side: what is journaled at the same time is synced once.

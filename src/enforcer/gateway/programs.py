@@ -15,7 +15,7 @@ from enforcer.errors import (
     TermsChangingError,
 )
 from enforcer.gateway.asked import Name
-from enforcer.gateway.stencils import Stencil
+from enforcer.gateway.stencils import Skeletons, Stencil
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,8 +51,8 @@ class Programs:
         self._customers: dict[tuple[str, str], Customer] = {}
         self._features: dict[tuple[str, str], tuple[int, Feature]] = {}
         self._loading: dict[tuple[str, str], asyncio.Task[Customer]] = {}
-        self.stencil = self._programs.get
-        """What is known under a `Name`, or what is equal to one."""
+        self.skeletons = Skeletons(self._programs.get)
+        """What is known, by the messages of common checks."""
 
     def known(self, name: Name) -> Program | None:
         """The program, if it is there."""
@@ -164,13 +164,15 @@ class Programs:
     def _keep(self, name: Name, program: Program) -> None:
         if len(self._programs) >= self._size:
             for old in list(self._programs)[: self._size // 4]:
-                del self._programs[old]
+                self.skeletons.forget(self._programs.pop(old))
         known = self.known(name)
         if (
             known is None
             or known.account_id != program.account_id
             or known.epoch <= program.epoch  # one that was compiled meanwhile may be newer
         ):
+            if before := self._programs.get(name):
+                self.skeletons.forget(before)
             self._programs[name] = Stencil(name, program)
 
     async def _feature(self, name: Name, customer: Customer) -> Feature:

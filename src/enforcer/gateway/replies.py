@@ -33,7 +33,6 @@ __all__ = [
 
 
 _TIER = int(Kind.TIER)
-_KIND, _TIERED = 0xF0, _TIER << 4
 MOST_HEADS = 256
 
 
@@ -60,83 +59,81 @@ def limits_of(program: Program, decision: Decision) -> Sequence[pb.Limit]:
     return check_response(program, decision, 1).limits
 
 
-def _head(program: Program, code: int, limit: int, drawn: int) -> bytes:
-    """How a `Limit` begins: with what is the same in many replies, up to the tag of `used`."""
-    label = _label(program, code)
+def _head(program: Program, code: float, limit: float, drawn: float) -> tuple[bytes, bool]:
+    """How a `Limit` begins: with what is the same in many replies, up to the tag of `used`; and whether it is a tier."""
+    flags = int(code)
+    label = _label(program, flags)
     message = pb.Limit(
-        kind=code >> 4 & 0xF,  # type: ignore[arg-type]  # the numbers of the enum
+        kind=flags >> 4 & 0xF,  # type: ignore[arg-type]  # the numbers of the enum
         id=label.id,
         customer=label.customer,
-        limit=limit,
-        denied=bool(code & DENIED),
-        shadow=bool(code & SHADOW),
-        drawn=drawn,
+        limit=int(limit),
+        denied=bool(flags & DENIED),
+        shadow=bool(flags & SHADOW),
+        drawn=int(drawn),
         unlimited=limit == MAX_QUANTITY,
     )
     if len(program.heads) >= MOST_HEADS:
         program.heads.clear()
-    head = program.heads[code, limit, drawn] = message.SerializeToString() + b"\x28"
+    head = message.SerializeToString() + b"\x28", flags >> 4 & 0xF == _TIER
+    program.heads[code, limit, drawn] = head
     return head
 
 
-@lru_cache(64)
-def _second(moment: int) -> bytes:
-    """The field `seconds` of a timestamp."""
-    return b"\x08" + varint(moment)
+# What follows is the same in many replies, too. Floats find what whole numbers have left.
 
 
-_NANOS = [b"\x10" + varint(ms * 1_000_000) if ms else b"" for ms in range(1000)]
-"""The field `nanos` of a timestamp, by milliseconds."""
+@lru_cache(4096)
+def _begin(granted: float, reason: float) -> bytes:
+    """The fields `allowed`, `granted` and `reason`."""
+    allowed = b"\x08\x01\x10" + varint(int(granted)) if granted else b""
+    return allowed + b"\x18" + VARINTS[int(reason)]
+
+
+@lru_cache(4096)
+def _resets(moment: float) -> bytes:
+    """The field `resets_at`, of ms since 1970."""
+    seconds, ms = divmod(int(moment), 1000)
+    stamp = b"\x08" + varint(seconds) + (b"\x10" + varint(ms * 1_000_000) if ms else b"")
+    return b"\x42" + VARINTS[len(stamp)] + stamp
 
 
 @lru_cache(1024)
-def _place(bucket: int, generation: int) -> bytes:
+def _place(bucket: int, generation: float) -> bytes:
     """The head of a `RecordId`, up to the number of `sequence`."""
-    return b"\x08" + varint(bucket) + b"\x10" + varint(generation) + b"\x18"
+    return b"\x08" + varint(bucket) + b"\x10" + varint(int(generation)) + b"\x18"
 
 
 def check_bytes(program: Program, decision: Decision, quantity: int) -> bytes:
     """The whole answer to a check of `quantity`: a `CheckResponse` as it travels."""
-    granted, heads = decision.granted, program.heads
-    parts = [b"\x08\x01\x10" + varint(granted) + b"\x18" if granted else b"\x18"]
-    parts.append(VARINTS[decision.reason])
-    tiered = False
-    each = iter(decision.values)
+    # Straight from the store's numbers: only what has no ready bytes is made a whole number.
+    reason, granted, overage, shadow, _, generation, sequence, _, _, *values = decision.numbers
+    heads, tiered = program.heads, False
+    parts = [_begin(granted, reason)]
+    each = iter(values)
     for code, limit, used, held, remaining, drawn, reset in zip(
         each, each, each, each, each, each, each, strict=True
     ):
+        head, tier = heads.get((code, limit, drawn)) or _head(program, code, limit, drawn)
+        whole, left = int(used), int(remaining)
         # Fields may come in any order, and those that are 0 may be left out.
-        message = (
-            (heads.get((code, limit, drawn)) or _head(program, code, limit, drawn))
-            + (VARINTS[used] if 0 <= used < SHORT else varint(used))
-            + b"\x38"
-            + (VARINTS[remaining] if 0 <= remaining < SHORT else varint(remaining))
-        )
-        if reset:
-            seconds, ms = divmod(reset, 1000)
-            stamp = _second(seconds) + _NANOS[ms]
-            message += b"\x42" + VARINTS[len(stamp)] + stamp
+        first = VARINTS[whole] if 0 <= whole < SHORT else varint(whole)
+        second = VARINTS[left] if 0 <= left < SHORT else varint(left)
+        rest = _resets(reset) if reset else b""
         if held:
-            message += b"\x30" + varint(held)
-        parts += (b"\x22", VARINTS[len(message)], message)
-        if code & _KIND == _TIERED:
+            rest += b"\x30" + varint(int(held))
+        if tier:
             tiered = True
-    sequence = decision.sequence
+        size = len(head) + len(first) + 1 + len(second) + len(rest)
+        parts += (b"\x22", VARINTS[size], head, first, b"\x38", second, rest)
     if sequence >= 0:
-        place = _place(decision.bucket, decision.generation) + varint(sequence)
+        place = _place(decision.bucket, generation) + varint(int(sequence))
         parts += (b"\x52", VARINTS[len(place)], place)
     if decision.replayed:
         parts.append(b"\x60\x01")
     if program.grace:
         parts.append(b"\x58\x01")
-    if (
-        not granted
-        or tiered
-        or decision.overage
-        or decision.shadow
-        or decision.degraded
-        or program.config
-    ):
+    if not granted or tiered or overage or shadow or decision.degraded or program.config:
         parts.append(_rare(program, decision, quantity))
     return b"".join(parts)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+from google.protobuf.message import DecodeError, Message
 
 from enforcer.core.model import MAX_QUANTITY
 from enforcer.core.rules import Mode
@@ -21,6 +23,7 @@ __all__ = [
     "key_of",
     "mode_of",
     "named",
+    "parsed",
     "quantity_of",
     "time_of",
     "ttl_of",
@@ -39,6 +42,19 @@ MODES = {
     3: Mode.BEST_EFFORT,
     4: Mode.RECORD_ONLY,
 }
+
+
+AnyMessage = TypeVar("AnyMessage", bound=Message)
+
+
+def parsed(kind: type[AnyMessage], data: bytes) -> AnyMessage:
+    """The message that these bytes are."""
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise InvalidRequestError(
+            "BAD_MESSAGE", f"the request is no {kind.DESCRIPTOR.full_name}"
+        ) from error
 
 
 def named(customer: str, feature: str) -> None:

@@ -3,6 +3,8 @@
 The common check (no dimensions, no product version, nothing held) differs from its neighbours in quantity, mode and
 idempotency key alone. Everything else of its record and of its key's name stands ready here. `Asked.ask` is the rule:
 a stencil gives the same bytes.
+
+Such a check is not even parsed: its message without quantity and key, a skeleton, is looked up as bytes.
 """
 
 from __future__ import annotations
@@ -11,31 +13,48 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import msgspec
+from google.protobuf.message import DecodeError
 
 from enforcer.core.commands import NO_KEY, Ask, fingerprint
+from enforcer.core.model import MAX_QUANTITY
 from enforcer.gateway.asked import Asked, misfit_of
+from enforcer.gateway.requests import MODES
+from enforcer.v1 import enforcer_pb2 as pb
 from meter.core.records import Body, encode_body
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from enforcer.core.program import Program
     from enforcer.core.rules import Mode
     from enforcer.gateway.asked import Name
 
-__all__ = ["Stencil"]
+__all__ = ["Skeletons", "Stencil"]
 
 MOST_KINDS = 256
 """Quantities and modes of which the ready parts are kept."""
+MOST_SKELETONS = 16
+"""Of one stencil: one for each mode, and for the two ways of leaving it out."""
+LONGEST_KEY = 64
+"""Characters of a key that are not too many bytes, whatever they are."""
 
+_FEATURE, _QUANTITY, _KEY = 2 << 3 | 2, 3 << 3, 4 << 3 | 2
+"""Tags of the fields of `CheckRequest`; a skeleton that does not begin with field 1 is never learnt."""
+_ONE = 0x7F
+"""The largest length or number of one byte."""
+_SHIFTS = 56
+"""Bits behind which a number is too large, whatever follows."""
 _text = msgspec.json.Encoder().encode
 
 
 class Stencil:
     """Makes asks for `program`, which `name` stands for at the moment."""
 
-    __slots__ = ("_body", "_kinds", "_named_by", "name", "program")
+    __slots__ = ("_body", "_kinds", "_named_by", "name", "program", "skeletons")
 
     def __init__(self, name: Name, program: Program) -> None:
         self.name, self.program = name, program
+        self.skeletons: list[bytes] = []
         body = Body(name.tenant, program.account_key, name.customer, name.feature, program.meter)
         self._body = encode_body(body)[:-1] + b',"q":'
         self._named_by = blake2b(
@@ -43,8 +62,11 @@ class Stencil:
         )
         self._kinds: dict[int, tuple[bytes, bytes, bytes]] = {}
 
-    def ask(self, quantity: int, mode: Mode, key: str) -> Ask | None:
-        """What to ask the store; None where the mode has no meaning for the feature, by this program."""
+    def ask(self, quantity: int, mode: Mode, key: bytes) -> Ask | None:
+        """What to ask the store; None where the mode has no meaning for the feature, by this program.
+
+        Raise `UnicodeDecodeError` for a key that is no text.
+        """
         # One number, as the hash of an enum is a call.
         kind = self._kinds.get(quantity << 3 | mode) or self._kind(quantity, mode)
         if kind is None:
@@ -53,8 +75,8 @@ class Stencil:
         if not key:
             return Ask(self.program, quantity, mode, start + b"}", NO_KEY)
         named_by = self._named_by.copy()
-        named_by.update(key.encode())
-        body = start + b',"k":' + _text(key) + end
+        named_by.update(key)
+        body = start + b',"k":' + _text(key.decode()) + end
         return Ask(self.program, quantity, mode, body, named_by.digest() + finger)
 
     def _kind(self, quantity: int, mode: Mode) -> tuple[bytes, bytes, bytes] | None:
@@ -70,3 +92,88 @@ class Stencil:
             b',"p":"%b"}' % finger.hex().encode(),
         )
         return kind
+
+
+class Skeletons:
+    """Stencils by the messages that they answer. `stencil` finds those of a `Name`, or of what is equal to one."""
+
+    def __init__(self, stencil: Callable[[tuple[str, str, str, str]], Stencil | None]) -> None:
+        self._stencil = stencil
+        self._known: dict[str, dict[bytes, tuple[Stencil, Mode]]] = {}
+
+    def ask(  # noqa: C901, PLR0911 - a function more is time for every check
+        self, tenant: str, message: bytes
+    ) -> Ask | None:
+        """The ask of a `CheckRequest` like most; None for one that has to be looked at, in whichever way it is wrong.
+
+        By hand, as parsing takes longer than all the rest: customer, feature, then perhaps quantity and key, in the order
+        in which every protobuf library writes them.
+        """
+        try:
+            feature = message[1] + 2
+            at = end = feature + message[feature + 1] + 2
+            if message[feature] != _FEATURE or message[1] > _ONE or message[feature + 1] > _ONE:
+                return None
+            size, quantity, key = len(message), 1, NO_KEY
+            if at < size and message[at] == _QUANTITY:
+                quantity, at = message[at + 1], at + 2
+                if quantity > _ONE:
+                    quantity, shift = quantity & _ONE, 7
+                    while (part := message[at]) > _ONE and shift < _SHIFTS:
+                        quantity |= (part & _ONE) << shift
+                        at, shift = at + 1, shift + 7
+                    quantity, at = quantity | part << shift, at + 1
+                if not 0 < quantity <= MAX_QUANTITY:
+                    return None
+            if at < size and message[at] == _KEY:
+                length, at = message[at + 1], at + 2
+                key, at = message[at : at + length], at + length
+                if length > LONGEST_KEY or at > size:
+                    return None
+            skeleton = message[:end] + message[at:] if at < size else message[:end]
+            known = self._known[tenant].get(skeleton)
+        except (IndexError, KeyError):
+            if not message or tenant in self._known:
+                return None
+            self._known[tenant] = {}
+            return self.ask(tenant, message)
+        if known is None:
+            known = self._learn(tenant, skeleton)
+            if known is None:
+                return None
+        stencil, mode = known
+        try:
+            return stencil.ask(quantity, mode, key)
+        except UnicodeDecodeError:
+            return None
+
+    def _learn(self, tenant: str, skeleton: bytes) -> tuple[Stencil, Mode] | None:
+        """Whose message it is without quantity and key; None if it has more than a common check."""
+        try:
+            request = pb.CheckRequest.FromString(skeleton)
+        except DecodeError:
+            return None
+        mode = MODES.get(request.mode)
+        if mode is None or skeleton != pb.CheckRequest(
+            customer=request.customer, feature=request.feature, mode=request.mode
+        ).SerializeToString(deterministic=True):
+            return None
+        stencil = self._stencil((tenant, request.customer, request.feature, ""))
+        if stencil is None:
+            return None
+        if len(stencil.skeletons) >= MOST_SKELETONS:
+            self.forget(stencil)
+        stencil.skeletons.append(skeleton)
+        known = self._known[tenant][skeleton] = stencil, mode
+        return known
+
+    def forget(self, stencil: Stencil) -> None:
+        """Another takes its place, or none."""
+        of_tenant = self._known.get(stencil.name.tenant)
+        if of_tenant is None:
+            return
+        for skeleton in stencil.skeletons:
+            of_tenant.pop(skeleton, None)
+        stencil.skeletons.clear()
+        if not of_tenant:
+            del self._known[stencil.name.tenant]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["SHORT", "VARINTS", "embedded", "varint"]
+__all__ = ["SHORT", "VARINTS", "embedded", "items_of", "question_of", "varint"]
 
 SHORT: Final = 1 << 14
 """Numbers below have their varint in `VARINTS`."""
@@ -38,3 +38,41 @@ def varint(number: int) -> bytes:
 def embedded(tag: bytes, message: bytes) -> bytes:
     """A message, text or bytes as a field of another message. `tag`: field number x 8 + 2, as a varint."""
     return tag + varint(len(message)) + message
+
+
+def items_of(message: bytes) -> list[bytes] | None:
+    """The items of a message that has nothing but a `repeated` field 1 of messages; None for any other."""
+    found: list[bytes] = []
+    at, size = 0, len(message)
+    try:
+        while at < size:
+            length, begin = message[at + 1], at + 2
+            if message[at] != 0x0A:  # noqa: PLR2004 - the tag of field 1
+                return None
+            if length > 0x7F:  # noqa: PLR2004 - a varint goes on
+                length, begin = length & 0x7F | message[at + 2] << 7, at + 3
+                if length >= SHORT:
+                    return None
+            at = begin + length
+            found.append(message[begin:at])
+    except IndexError:
+        return None
+    return found if at == size else None
+
+
+def question_of(message: bytes) -> tuple[int, bytes] | None:
+    """A number in field 1 and a message in field 2, the latter of less than 128 bytes; None for any other message."""
+    at, number, shift = 1, 0, 0
+    try:
+        while (part := message[at]) > 0x7F and shift < 63:  # noqa: PLR2004 - of a varint's bytes
+            number |= (part & 0x7F) << shift
+            at, shift = at + 1, shift + 7
+        number |= part << shift
+        begin = at + 3
+        if message[0] != 0x08 or message[at + 1] != 0x12:  # noqa: PLR2004 - tags
+            return None
+        if message[at + 2] != len(message) - begin or len(message) - begin > 0x7F:  # noqa: PLR2004
+            return None
+    except IndexError:
+        return None
+    return None if number > _ALL else (number, message[begin:])

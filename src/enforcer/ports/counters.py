@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Sequence
 
     from enforcer.core.commands import (
         Answer,
@@ -33,7 +33,7 @@ class CounterStore(Protocol):
     idempotency key may or may not have run.
     """
 
-    async def decide(self, group: Sequence[Ask]) -> list[Answer]:
+    def decide(self, group: Sequence[Ask]) -> Awaitable[list[Answer]]:
         """Decide checks of one account: several are all granted or none of them.
 
         Answers come in the order of the asks. When one is denied in a group of several, the others answer
@@ -42,9 +42,9 @@ class CounterStore(Protocol):
         """
         ...
 
-    async def decide_all(
+    def decide_all(
         self, groups: Sequence[Sequence[Ask]]
-    ) -> list[list[Answer] | MetergateError]:
+    ) -> Awaitable[list[list[Answer] | MetergateError]]:
         """Decide groups that do not depend on each other, in their order; an error concerns its group alone."""
         ...
 

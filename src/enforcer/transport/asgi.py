@@ -66,12 +66,12 @@ MOST_WAITING = 4
 """Parts of a stream, with the messages that they made whole, that its service has not begun to take."""
 
 _KINDS = frozenset((b"application/grpc", b"application/grpc+proto"))
-_HEADERS: Headers = [
-    (b"content-type", b"application/grpc"),
-    (b"grpc-accept-encoding", CODINGS),
-]
+_PLAIN: Headers = [(b"content-type", b"application/grpc")]
+"""Of the answers of nearly all calls: each header costs them a microsecond or two in Envoy."""
+_HEADERS: Headers = [*_PLAIN, (b"grpc-accept-encoding", CODINGS)]
 _GZIP: Headers = [*_HEADERS, (b"grpc-encoding", b"gzip")]
-_START = {"type": "http.response.start", "status": 200, "headers": _HEADERS, "trailers": True}
+_QUICK = {"type": "http.response.start", "status": 200, "headers": _PLAIN, "trailers": True}
+_START = _QUICK | {"headers": _HEADERS}
 _OK_HEADERS: Headers = [(b"grpc-status", b"0")]
 _OK = {"type": "http.response.trailers", "headers": _OK_HEADERS, "more_trailers": False}
 
@@ -184,7 +184,7 @@ class AsgiServer:
             if len(response) >= COMPRESSED_FROM:
                 await self._large(call, response, send)
                 return
-            await send(_START)
+            await send(_QUICK)
             body = framed(response)
             await send({"type": "http.response.body", "body": body, "more_body": False})
             await send(_trailers(call) if call.trailing else _OK)

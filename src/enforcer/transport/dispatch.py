@@ -7,10 +7,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from google.protobuf.message import DecodeError
 from google.rpc import status_pb2  # type: ignore[import-untyped]
 
-from enforcer.errors import InternalError, InvalidRequestError, MetergateError, OverloadedError
+from enforcer.errors import InternalError, MetergateError, OverloadedError
+from enforcer.gateway.requests import parsed
 from enforcer.ports.definitions import Caller
 from enforcer.transport.callers import needs
 from enforcer.transport.errors import status_of
@@ -20,8 +20,6 @@ from enforcer.transport.reflection import reflection_methods
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-
-    from google.protobuf.message import Message
 
     from enforcer.metrics import Metrics
     from enforcer.transport.callers import Callers
@@ -122,7 +120,8 @@ class Dispatch:
                 needs(caller, method.role)
             if caller is not None:
                 call.caller = caller
-            response = await method.answer(call, _parsed(method, data))
+            request = data if method.as_bytes else parsed(method.request, data)
+            response = await method.answer(call, request)
             packed: bytes = (
                 response if isinstance(response, bytes) else response.SerializeToString()
             )
@@ -156,7 +155,9 @@ class Dispatch:
                 if method.role not in ("check", ""):
                     needs(caller, method.role)
             call.ending = self.health.ended
-            requests = (_parsed(method, data) async for data in messages)
+            requests: AsyncIterator[Any] = messages
+            if not method.as_bytes:
+                requests = (parsed(method.request, data) async for data in messages)
             async for response in method.answer(call, requests):
                 yield response if isinstance(response, list) else [response.SerializeToString()]
         except MetergateError as error:
@@ -193,17 +194,6 @@ class Dispatch:
         if method.role != "check":
             needs(caller, method.role)
         return caller
-
-
-def _parsed(method: Method, data: bytes) -> Any:
-    request: Message
-    try:
-        request = method.request.FromString(data)
-    except DecodeError as error:
-        raise InvalidRequestError(
-            "BAD_MESSAGE", f"the request is no {method.request.DESCRIPTOR.full_name}"
-        ) from error
-    return request
 
 
 def _internal() -> FailedError:

@@ -41,9 +41,10 @@ _ACTIONS = {
 class Method:
     """One method, whatever carries it. `answer` gets the `Call` and what was asked; it raises `MetergateError`.
 
-    An answer is a message, or its bytes; of a stream a message, or a list of several's bytes. A unary one gets the request, and answers once. A stream gets the requests as they come, and yields responses: with
-    one request or one response in practice, where the proto says so, as both look alike on the wire. `role` names who
-    may call; "" = everybody, without an API key.
+    An answer is a message, or its bytes; of a stream a message, or a list of several's bytes. A unary one gets the
+    request, and answers once. A stream gets the requests as they come, and yields responses: with one request or one
+    response in practice, where the proto says so, as both look alike on the wire. `as_bytes`: it reads requests itself.
+    `role` names who may call; "" = everybody, without an API key.
     """
 
     service: str
@@ -53,6 +54,7 @@ class Method:
     role: str
     answer: Callable[[Any, Any], Any]
     stream: bool = False
+    as_bytes: bool = False
     path: str = field(init=False)
     """As it stands in a request."""
     label: str = field(init=False)
@@ -244,6 +246,7 @@ def methods(
     repairs = _Repairs(definitions, usage, audits)
 
     enforcer, found = enforcer_pb2, []
+    service = "enforcer.v1.EnforcerService"
     for name, request, response, answer in (
         ("Check", enforcer.CheckRequest, enforcer.CheckResponse, gateway.check),
         (
@@ -308,8 +311,17 @@ def methods(
             gateway.get_balance,
         ),
     ):
-        service = "enforcer.v1.EnforcerService"
-        found.append(Method(service, name, request, response, "check", by_tenant(answer)))
+        found.append(
+            Method(
+                service,
+                name,
+                request,
+                response,
+                "check",
+                by_tenant(answer),
+                as_bytes=name in {"Check", "CheckBatch"},
+            )
+        )
     found += [
         Method(
             "enforcer.v1.CatalogService",

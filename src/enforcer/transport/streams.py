@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from enforcer.errors import InvalidRequestError, MetergateError, UnavailableError
 from enforcer.gateway.replies import answered, fault_of
-from enforcer.gateway.wire import varint
+from enforcer.gateway.requests import parsed
+from enforcer.gateway.wire import question_of, varint
 from enforcer.transport.services import Method
 from enforcer.v1 import enforcer_pb2 as pb
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from enforcer.ports.definitions import Caller
     from enforcer.transport.dispatch import Call
 
-    CheckEach = Callable[[str, Sequence[pb.CheckRequest]], Awaitable[list[bytes | pb.CheckFault]]]
+    CheckEach = Callable[[str, Sequence[bytes]], Awaitable[list[bytes | pb.CheckFault]]]
     Sender = Callable[[str | None], Awaitable[Caller]]
 
 __all__ = ["MOST_UNANSWERED", "stream_methods"]
@@ -36,9 +37,7 @@ READ_SECONDS: Final = 0.2
 def stream_methods(check_each: CheckEach, sender: Sender) -> list[Method]:
     """`sender` says who calls, again for every batch: a key may be revoked while its stream lasts."""
 
-    async def answer(
-        call: Call, requests: AsyncIterator[pb.CheckStreamRequest]
-    ) -> AsyncIterator[list[bytes]]:
+    async def answer(call: Call, requests: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
         stream = _Stream(call, check_each, sender)
         try:
             async for response in stream.run(requests):
@@ -55,8 +54,15 @@ def stream_methods(check_each: CheckEach, sender: Sender) -> list[Method]:
             "check",
             answer,
             stream=True,
+            as_bytes=True,
         )
     ]
+
+
+def _looked_at(message: bytes) -> tuple[int, bytes | None]:
+    """A question that is written in another way than most."""
+    request = parsed(pb.CheckStreamRequest, message)
+    return request.id, request.check.SerializeToString() if request.HasField("check") else None
 
 
 class _Stream:
@@ -64,7 +70,7 @@ class _Stream:
 
     def __init__(self, call: Call, check_each: CheckEach, sender: Sender) -> None:
         self._call, self._check_each, self._sender = call, check_each, sender
-        self._waiting: deque[pb.CheckStreamRequest] = deque()
+        self._waiting: deque[tuple[int, bytes]] = deque()
         self._answers: list[bytes] = []
         self._unanswered = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -75,9 +81,7 @@ class _Stream:
         self._news = asyncio.Event()
         self._room = asyncio.Event()
 
-    async def run(
-        self, requests: AsyncIterator[pb.CheckStreamRequest]
-    ) -> AsyncIterator[list[bytes]]:
+    async def run(self, requests: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
         """Answers, as they travel, until the client has asked its last question, or the process ends. Raise what ends it early."""
         reading = self._start(self._read(requests))
         self._start(self._stop_when_ending(reading))
@@ -118,16 +122,17 @@ class _Stream:
             self._failure = error  # told to the client by `run`
             self._news.set()
 
-    async def _read(self, requests: AsyncIterator[pb.CheckStreamRequest]) -> None:
+    async def _read(self, requests: AsyncIterator[bytes]) -> None:
         try:
-            async for request in requests:
+            async for message in requests:
                 self._unanswered += 1
-                if request.HasField("check"):
-                    self._waiting.append(request)
+                place, check = question_of(message) or _looked_at(message)
+                if check is not None:
+                    self._waiting.append((place, check))
                     self._plan()
                 else:
                     missing = InvalidRequestError("BAD_MESSAGE", "a question has a `check`")
-                    self._tell(request.id, fault_of(missing))
+                    self._tell(place, fault_of(missing))
                 while self._unanswered >= MOST_UNANSWERED:
                     self._room.clear()
                     await self._room.wait()
@@ -153,14 +158,14 @@ class _Stream:
             self._deciding += 1
             self._start(self._decide(some))
 
-    async def _decide(self, asked: list[pb.CheckStreamRequest]) -> None:
+    async def _decide(self, asked: list[tuple[int, bytes]]) -> None:
         caller = await self._sender(self._call.authorization)
         try:
-            outcomes = await self._check_each(caller.tenant, [one.check for one in asked])
+            outcomes = await self._check_each(caller.tenant, [check for _, check in asked])
         except MetergateError as error:
             outcomes = [fault_of(error)] * len(asked)
-        for one, outcome in zip(asked, outcomes, strict=True):
-            self._tell(one.id, outcome)
+        for (place, _), outcome in zip(asked, outcomes, strict=True):
+            self._tell(place, outcome)
         self._deciding -= 1
         if self._waiting:
             self._plan()

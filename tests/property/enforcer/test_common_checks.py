@@ -7,21 +7,23 @@ import struct
 from dataclasses import replace
 
 import pytest
+from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
 from enforcer.adapters.counters import codec
-from enforcer.core.commands import Ask, Decision
+from enforcer.core.commands import Ask, Decision, decided
 from enforcer.core.compile import compile_program
 from enforcer.core.memory import MemoryCounters
 from enforcer.core.model import MAX_QUANTITY, Feature
 from enforcer.core.program import DENIED, SHADOW, Program, Reason
-from enforcer.core.rules import Mode
+from enforcer.core.rules import Entry, Mode
 from enforcer.gateway.asked import Asked, Name, misfit_of
 from enforcer.gateway.replies import check_bytes
-from enforcer.gateway.stencils import Stencil
-from enforcer.gateway.wire import varint
+from enforcer.gateway.requests import MODES as MODES_BY_NUMBER
+from enforcer.gateway.stencils import Skeletons, Stencil
+from enforcer.gateway.wire import items_of, question_of, varint
 from enforcer.v1 import enforcer_pb2 as pb
 from meter.core.records import decode_body
 from tests.property.accounts import FEATURES, SEATS, Maker
@@ -48,7 +50,7 @@ def test_a_stencil_asks_what_is_asked(
     asked = Asked(name, quantity, mode, key)
     expected = None if misfit_of(asked, program) else asked.ask(program)
     for _ in range(2):
-        assert stencil.ask(quantity, mode, key) == expected
+        assert stencil.ask(quantity, mode, key.encode()) == expected
     if expected is not None:
         assert decode_body(expected.body).q == quantity
 
@@ -57,8 +59,115 @@ def test_a_stencil_keeps_a_bounded_number_of_quantities() -> None:
     program = some_program(random.Random(1), FEATURES[0])
     stencil = Stencil(Name("demo", "c", "f"), program)
     for quantity in range(1, 5_000):
-        stencil.ask(quantity, Mode.ENFORCE, "k")
+        stencil.ask(quantity, Mode.ENFORCE, b"k")
     assert len(stencil._kinds) <= 256
+
+
+COUNTED = some_program(random.Random(1), FEATURES[0])
+
+
+def named() -> dict[tuple[str, str, str, str], Stencil]:
+    """Stencils by their names."""
+    return {
+        (tenant, customer, "calls", ""): Stencil(Name(tenant, customer, "calls"), COUNTED)
+        for tenant, customer in (("demo", "acme"), ("demo", "ä" * 60), ("other", "acme"))
+    }
+
+
+def read(skeletons: Skeletons, message: bytes) -> None:
+    """What is read by hand is what protobuf reads; what is not a common check is not read."""
+    for _ in range(2):
+        ask = skeletons.ask("demo", message)
+        if ask is None:
+            continue
+        request = pb.CheckRequest.FromString(message)
+        quantity = request.quantity if request.HasField("quantity") else 1
+        name = Name("demo", request.customer, request.feature)
+        asked = Asked(name, quantity, MODES_BY_NUMBER[request.mode], request.idempotency_key)
+        assert ask == asked.ask(COUNTED)
+        assert not request.dimensions
+        assert not request.product_version
+        assert 0 < quantity <= MAX_QUANTITY
+
+
+REQUESTS = st.builds(
+    pb.CheckRequest,
+    customer=st.sampled_from(["acme", "ä" * 60, "nobody", "", "x" * 200]),
+    feature=st.sampled_from(["calls", "", "others"]),
+    quantity=st.none() | st.integers(-3, 300) | st.integers(-(2**63), 2**63 - 1),
+    idempotency_key=st.text(max_size=70),
+    mode=st.integers(0, 5),  # type: ignore[arg-type]  # numbers of the enum
+    product_version=st.sampled_from(["", "", "", "1.0"]),
+    dimensions=st.sampled_from([{}, {}, {}, {"region": "eu"}]),
+)
+
+
+@given(st.lists(REQUESTS, max_size=4), st.randoms(use_true_random=False), st.booleans())
+def test_a_check_that_is_read_by_hand_is_what_protobuf_reads(
+    requests: list[pb.CheckRequest], dice: random.Random, spoilt: bool
+) -> None:
+    skeletons = Skeletons(named().get)
+    for request in requests:
+        message = bytearray(request.SerializeToString(deterministic=True))
+        if spoilt:
+            for _ in range(dice.randint(0, 2)):
+                if message:
+                    message[dice.randrange(len(message))] = dice.randrange(256)
+            if dice.random() < 0.3:
+                message += request.SerializeToString()
+            if dice.random() < 0.3:
+                del message[dice.randrange(len(message) + 1) :]
+        try:
+            read(skeletons, bytes(message))
+        except DecodeError:
+            pytest.fail(f"read although it is no message: {bytes(message)!r}")
+
+
+def test_the_common_check_is_read_by_hand_and_forgotten_with_its_stencil() -> None:
+    stencils = named()
+    skeletons = Skeletons(stencils.get)
+    for quantity in (None, 1, 127, 128, 2**40, MAX_QUANTITY):
+        for key in ("", "k", "ü" * 32):
+            request = pb.CheckRequest(
+                customer="acme", feature="calls", quantity=quantity, idempotency_key=key
+            )
+            assert skeletons.ask("demo", request.SerializeToString()) is not None
+    stencil = stencils["demo", "acme", "calls", ""]
+    assert stencil.skeletons == [
+        pb.CheckRequest(customer="acme", feature="calls").SerializeToString()
+    ]
+    skeletons.forget(stencil)
+    assert not stencil.skeletons
+    assert not skeletons._known
+
+
+@pytest.mark.parametrize(
+    "message", [b"", b"\x0a", b"\x0a\x01a\x12\x01b\x18" + b"\xff" * 100_000, b"\x22\x00"]
+)
+def test_what_is_no_check_is_not_read(message: bytes) -> None:
+    assert Skeletons(named().get).ask("demo", message) is None
+
+
+@given(st.lists(st.binary(max_size=200), max_size=4), st.binary(max_size=6))
+def test_items_are_those_of_protobuf(items: list[bytes], behind: bytes) -> None:
+    checks = [pb.CheckRequest(customer=item.hex()) for item in items]
+    message = pb.CheckBatchRequest(items=checks).SerializeToString() + behind
+    found = items_of(message)
+    if found is not None and not behind:
+        assert [pb.CheckRequest.FromString(one) for one in found] == checks
+    assert (items_of(message) is not None) or behind
+
+
+@given(st.integers(0, 2**64 - 1), st.text(max_size=90), st.binary(max_size=4))
+def test_a_question_is_that_of_protobuf(number: int, customer: str, behind: bytes) -> None:
+    check = pb.CheckRequest(customer=customer)
+    message = pb.CheckStreamRequest(id=number, check=check).SerializeToString()
+    found = question_of(message + behind)
+    if found is not None:
+        assert found == (number, check.SerializeToString() + behind)
+        assert not behind or found[1] != check.SerializeToString()
+    short = len(check.SerializeToString()) < 128
+    assert (found is not None) == (short and bool(number) and not behind)
 
 
 def expected_response(program: Program, decision: Decision) -> pb.CheckResponse:
@@ -146,21 +255,23 @@ def test_replies_of_any_numbers_are_the_messages_of_the_proto(
     values: list[int] = []
     for limit in limits if codes else ():
         values += (dice.choice(codes) | dice.choice([0, DENIED, SHADOW]), *limit)
-    decision = Decision(
-        reason,
+    decision = decided(
+        # Who is denied may be told a time to wait, which is made from what the program has.
+        reason if granted else Reason.EXPIRED,
         granted,
-        overage,
-        flags[0],
-        NOW,
         5,
-        generation,
-        sequence,
-        tuple(values),
+        now=NOW,
+        generation=generation,
+        sequence=sequence,
+        overage=overage,
+        shadow=flags[0],
+        values=tuple(values),
         replayed=flags[1],
         degraded=flags[2],
     )
-    # Who is denied may be told a time to wait, which is made from what the program has.
-    compared(program, decision if granted else replace(decision, reason=Reason.EXPIRED), 1)
+    compared(program, decision, 1)
+    # The store's numbers are doubles.
+    compared(program, replace(decision, numbers=tuple(map(float, decision.numbers))), 1)
 
 
 @given(st.integers(-(2**63), 2**63 - 1))
@@ -182,20 +293,24 @@ def test_a_reply_of_the_store_is_read_whole(
     flat = [value for entry in entries for value in entry]
     reply = bytes(8) + struct.pack(f"<{9 + len(flat)}d", *head, *flat) + name.encode()
     for replayed, raw in ((False, reply), (True, [reply, 1])):
-        assert codec.answer(3, raw) == Decision(  # type: ignore[arg-type]
+        found = codec.answer(3, raw)  # type: ignore[arg-type]
+        assert found == decided(
             Reason.ALLOWED,
             granted,
-            overage,
-            True,
-            NOW,
             3,
-            generation,
-            sequence,
-            tuple(flat),
-            name,
-            expires,
-            replayed,
+            now=NOW,
+            generation=generation,
+            sequence=sequence,
+            overage=overage,
+            shadow=True,
+            values=tuple(flat),
+            id=name,
+            expires=expires,
+            replayed=replayed,
         )
+        assert isinstance(found, Decision)
+        assert found.entries == tuple(Entry._make(entry) for entry in entries)
+        assert (found.granted, found.sequence, found.but()) == (granted, sequence, found)
 
 
 def test_a_limit_that_is_long_is_written_whole() -> None:
@@ -204,7 +319,15 @@ def test_a_limit_that_is_long_is_written_whole() -> None:
     long = replace(
         program, labels={code: replace(next(iter(program.labels.values())), id="i" * 9_000)}
     )
-    decision = Decision(Reason.ALLOWED, 1, 0, False, NOW, 0, 1, 1, (code, 1, 1, 0, 0, 1, NOW))
+    decision = decided(
+        Reason.ALLOWED,
+        1,
+        0,
+        now=NOW,
+        generation=1,
+        sequence=1,
+        values=(code, 1, 1, 0, 0, 1, NOW),
+    )
     compared(long, decision, 1)
     with pytest.raises(StopIteration):
         next(iter(program.heads))

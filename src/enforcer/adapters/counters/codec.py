@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from enforcer.core.commands import (
+    ENTRIES_AT,
     Answer,
     BucketState,
     Counter,
@@ -31,7 +32,7 @@ from enforcer.core.corrections import (
     Uncertain,
 )
 from enforcer.core.memory import counted
-from enforcer.core.program import FIELDS, Family, Reason
+from enforcer.core.program import FIELDS, Family
 from meter.core.keys import bucket_tag
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ __all__ = [
     "answer",
     "bucket_state",
     "correction",
+    "decided",
     "lease",
     "levels",
     "outcome",
@@ -55,7 +57,7 @@ __all__ = [
 
 _HEAD = struct.Struct("<HBBBdd8s").pack
 _DOUBLE = struct.Struct("<d").unpack_from
-_DECISIONS = [struct.Struct(f"<{9 + 7 * count}d") for count in range(512)]
+_DECISIONS = [struct.Struct(f"<{ENTRIES_AT + 7 * count}d") for count in range(512)]
 """The doubles of a decision, by its number of entries."""
 _BARE = {8 + decision.size: decision.unpack_from for decision in _DECISIONS}
 """By the length of a reply that no id follows."""
@@ -63,7 +65,6 @@ _CHECK, _RESERVE, _SEAT, _JOURNALED = 0, 1, 2, 3
 _NEVER = struct.pack("<d", 0)
 """When what holds nothing expires."""
 _EPOCH, _SLICE, _REUSED, _FAILED, _FENCED, _LOST, _TURN = 1, 2, 3, 4, 5, 6, 8
-_REASONS = [Reason(max(number, 1)) for number in range(max(Reason) + 1)]
 
 
 class FencedError(Exception):
@@ -152,36 +153,19 @@ def _place(place: Journaled) -> bytes:
 def answer(bucket: int, reply: bytes | list[bytes]) -> Answer:
     """Decode the reply to one check. Raise `FencedError` or `LostError`."""
     if isinstance(reply, bytes):
-        return _decided(bucket, reply, replayed=False)
-    return _undecided(reply[0]) if len(reply) == 1 else _decided(bucket, reply[0], replayed=True)
+        return decided(bucket, reply)
+    return _undecided(reply[0]) if len(reply) == 1 else decided(bucket, reply[0], replayed=True)
 
 
-def _decided(bucket: int, reply: bytes, *, replayed: bool) -> Decision:
+def decided(bucket: int, reply: bytes, *, replayed: bool = False) -> Decision:
+    """Decode the reply to a check that was decided, now or before."""
     unpack = _BARE.get(len(reply))
     # What has an id behind its entries may be as long as what has more entries.
     if unpack is None or reply[64:72] != _NEVER:
         count = int(_DOUBLE(reply, 72)[0])
-        unpack = _DECISIONS[count].unpack_from
-        name = reply[8 + _DECISIONS[count].size :].decode()
-    else:
-        name = ""
-    reason, granted, overage, shadow, now, generation, sequence, expires, _, *values = map(
-        int, unpack(reply, 8)
-    )
-    return Decision(
-        _REASONS[reason],
-        granted,
-        overage,
-        shadow == 1,
-        now,
-        bucket,
-        generation,
-        sequence,
-        tuple(values),
-        name,
-        expires,
-        replayed,
-    )
+        numbers = _DECISIONS[count].unpack_from(reply, 8)
+        return Decision(bucket, numbers, reply[8 + _DECISIONS[count].size :].decode(), replayed)
+    return Decision(bucket, unpack(reply, 8), "", replayed)
 
 
 def _undecided(reply: bytes) -> Answer:

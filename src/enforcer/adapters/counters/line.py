@@ -23,9 +23,9 @@ from enforcer.adapters.counters.handshake import Handshake, shake_hands
 from enforcer.adapters.counters.mend import Mender, Process
 from enforcer.adapters.counters.opening import LONGEST_PAUSE, keep_open
 from enforcer.adapters.counters.places import Places
-from enforcer.adapters.counters.waiting import Batch, Waiting, settled
+from enforcer.adapters.counters.waiting import Batch, Lot, Waiting, settled
 from enforcer.core.breaker import Breaker
-from enforcer.core.commands import Decision, Sent
+from enforcer.core.commands import SEQUENCE, Decision, Sent
 from enforcer.errors import (
     CountersRebuildingError,
     MetergateError,
@@ -35,7 +35,7 @@ from enforcer.errors import (
 from meter.core.keys import bucket_tag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 
     from enforcer.adapters.counters.mend import Marks, Truth
     from enforcer.adapters.counters.options import RedisOptions
@@ -307,13 +307,13 @@ class Line:
         if wait is None or now - batch.sent <= wait:
             return
         for waiting in batch.waiting:
-            if not waiting.future.done() and waiting.hasty:
+            if not waiting.done and waiting.hasty:
                 batch.withdrawn = True
                 self._given_up(waiting, now, sent=True)
 
     def _given_up(self, waiting: Waiting, now: float, *, sent: bool) -> bool:
         """Whether nobody waits for it any more."""
-        if waiting.future.done():
+        if waiting.done:
             return True
         wait = self.options.fail_open_wait
         if wait is None or not waiting.hasty:
@@ -357,31 +357,31 @@ class Line:
 
     # -- checks
 
-    async def decide(self, group: Sequence[Ask]) -> list[Answer]:
+    def decide(self, group: Sequence[Ask]) -> Awaitable[list[Answer]]:
+        # No coroutine of its own: who asks waits for the answer itself.
         if not self.breaker.closed:
             raise self._held_back()
         future: asyncio.Future[list[Answer]] = self._loop.create_future()
         self._queue.append(Waiting(group, future, time.monotonic()))
         if not self._scheduled:
             self._schedule()
-        return await future
+        return future
 
-    async def decide_all(
+    def decide_all(
         self, groups: Sequence[Sequence[Ask]]
-    ) -> list[list[Answer] | MetergateError]:
-        if not self.breaker.closed:
-            return [self._held_back() for _ in groups]
-        now, future = time.monotonic(), self._loop.create_future
-        waiting = [Waiting(group, future(), now) for group in groups]
-        self._queue += waiting
-        self._schedule()
-        found: list[list[Answer] | MetergateError] = []
-        for one in waiting:
-            try:
-                found.append(await one.future)
-            except MetergateError as error:
-                found.append(error)
-        return found
+    ) -> Awaitable[list[list[Answer] | MetergateError]]:
+        future: asyncio.Future[list[list[Answer] | MetergateError]] = self._loop.create_future()
+        if not groups:
+            future.set_result([])
+        elif not self.breaker.closed:
+            future.set_result([self._held_back() for _ in groups])
+        else:
+            now, lot = time.monotonic(), Lot(len(groups), future)
+            self._queue += [
+                Waiting(group, future, now, lot, place) for place, group in enumerate(groups)
+            ]
+            self._schedule()
+        return future
 
     def _schedule(self) -> None:
         if (
@@ -407,7 +407,7 @@ class Line:
             if taken and checks + len(waiting.group) > self.options.batch:
                 break
             taken.append(waiting)
-            if waiting.future.done():
+            if waiting.done:
                 continue
             group = waiting.group
             program = group[0].program
@@ -477,13 +477,7 @@ class Line:
                 self.breaker.succeeded(now, len(batch.order))
                 if batch.slot and link is self.link:
                     self._slots.append(batch.slot)
-            at = 0
-            furthest: dict[int, Decision] = {}
-            for place in batch.order:
-                waiting = batch.waiting[place]
-                count = len(waiting.group)
-                self._deliver(waiting, reply[at : at + count], furthest)
-                at += count
+            furthest = self._deliver_all(batch, reply)
             for bucket, last in furthest.items():
                 self._note(bucket, last.generation, last.sequence)
             self._schedule()
@@ -507,6 +501,30 @@ class Line:
             self.drop(link)
         self._schedule()
 
+    def _deliver_all(self, batch: Batch, reply: list[Any]) -> dict[int, Decision]:
+        """Give everybody their answers; return each bucket's last decision with a record of its own."""
+        at, waits, decided = 0, batch.waiting, codec.decided
+        furthest: dict[int, Decision] = {}
+        for place in batch.order:
+            waiting = waits[place]
+            group = waiting.group
+            one = reply[at]
+            if len(group) == 1 and type(one) is bytes:
+                # Decided just now, as nearly all are.
+                bucket = group[0].program.bucket
+                decision = decided(bucket, one)
+                if decision.numbers[SEQUENCE] >= 0:
+                    furthest[bucket] = decision
+                else:
+                    self._note(bucket, decision.generation, decision.sequence)
+                waiting.tell([decision])
+                at += 1
+                continue
+            count = len(group)
+            self._deliver(waiting, reply[at : at + count], furthest)
+            at += count
+        return furthest
+
     def _deliver(self, waiting: Waiting, replies: list[Any], furthest: dict[int, Decision]) -> None:
         bucket = waiting.group[0].program.bucket
         try:
@@ -528,8 +546,7 @@ class Line:
                     furthest[bucket] = answer
                 else:
                     self._note(bucket, answer.generation, answer.sequence)
-        if not waiting.future.done():
-            waiting.future.set_result(answers)
+        waiting.tell(answers)
 
     def command(self, hands: Handshake, operation: str, bucket: int, *arguments: Any) -> Any:
         """A call of `hold.lua`. Each has a number of its own: what is older than the fence is refused."""

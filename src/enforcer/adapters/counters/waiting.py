@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from enforcer.core.rules import Mode
 from enforcer.errors import OutcomeUnknownError
@@ -13,20 +13,76 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from enforcer.core.commands import Answer, Ask, Sent
+    from enforcer.errors import MetergateError
 
-__all__ = ["Batch", "Waiting", "settled"]
+__all__ = ["Batch", "Lot", "Waiting", "settled"]
 
 READS = (Mode.CHECK_ONLY, Mode.PEEK)
 
 
-@dataclass(slots=True)
-class Waiting:
-    """A group of checks and who waits for it. `sent`: where it went last, unless it is known not to have run there."""
+class Lot:
+    """What several groups that were asked for at once are answered, in their order, and who waits for all of it."""
 
-    group: Sequence[Ask]
-    future: asyncio.Future[list[Answer]]
-    since: float
-    sent: Sent | None = None
+    __slots__ = ("answers", "future", "left")
+
+    def __init__(self, count: int, future: asyncio.Future[list[Any]]) -> None:
+        self.answers: list[Any] = [None] * count
+        self.left, self.future = count, future
+
+
+class Waiting:
+    """A group of checks and who waits for it: for this group alone, or for a whole lot in which it has a place.
+
+    `sent`: where it went last, unless it is known not to have run there.
+    """
+
+    __slots__ = ("_future", "_lot", "_place", "_told", "group", "sent", "since")
+
+    def __init__(
+        self,
+        group: Sequence[Ask],
+        future: asyncio.Future[list[Any]],
+        since: float,
+        lot: Lot | None = None,
+        place: int = 0,
+    ) -> None:
+        self.group, self.since, self.sent = group, since, None
+        self._future, self._lot, self._place, self._told = future, lot, place, False
+
+    sent: Sent | None
+
+    @property
+    def done(self) -> bool:
+        """Whether nobody waits any more: it was answered, or who asked has gone."""
+        return self._told or self._future.done()
+
+    def tell(self, answers: list[Answer]) -> None:
+        """Answer it, unless that is done."""
+        if self._told or self._future.done():
+            return
+        self._told = True
+        if self._lot is None:
+            self._future.set_result(answers)
+        else:
+            self._of_lot(answers)
+
+    def fail(self, error: MetergateError) -> None:
+        """The same with what went wrong."""
+        if self._told or self._future.done():
+            return
+        self._told = True
+        if self._lot is None:
+            self._future.set_exception(error)
+        else:
+            self._of_lot(error)
+
+    def _of_lot(self, answer: list[Answer] | MetergateError) -> None:
+        lot = self._lot
+        assert lot is not None
+        lot.answers[self._place] = answer
+        lot.left -= 1
+        if not lot.left:
+            lot.future.set_result(lot.answers)
 
     @property
     def bucket(self) -> int:
@@ -57,10 +113,6 @@ class Waiting:
     def traced(self) -> bool:
         """Whether only the batch that it travels in can tell afterwards what it did."""
         return self.hasty and not self.repeatable
-
-    def fail(self, error: Exception) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ from enforcer.core.commands import (
     KeyReused,
     OutOfTurn,
     SliceStale,
+    decided,
 )
 from enforcer.core.memory.hold import hold, notes, sit
 from enforcer.core.program import Reason
@@ -94,7 +95,7 @@ def _count(step: Step, ask: Ask) -> Answer:
         _, sequence = step.append(ask.body, effects)
         marks[place.journal] = place.number
         verdict = Verdict(Reason.ALLOWED, 0, 0, shadow=False, chains=(), denied=())
-        return replace(_decision(step, verdict, ()), sequence=sequence)
+        return _decision(step, verdict, ()).but(sequence=sequence)
     (answer,) = _evaluate(step, [replace(ask, quantity=rest, idempotency=key)], [None], set())
     if isinstance(answer, Decision):
         marks[place.journal] = place.number
@@ -137,22 +138,21 @@ def _evaluate(
     if granted:
         step.keep()
     for place, ask, verdict, effects in granted:
-        decided = answers[place]
-        assert isinstance(decided, Decision)
-        answers[place] = _record(step, ask, verdict, effects, decided)
+        shown_so_far = answers[place]
+        assert isinstance(shown_so_far, Decision)
+        answers[place] = _record(step, ask, verdict, effects, shown_so_far)
     return [answer for answer in answers if answer is not None]
 
 
 def _decision(step: Step, verdict: Verdict, shown: tuple) -> Decision:  # type: ignore[type-arg]
-    return Decision(
-        reason=verdict.reason,
-        granted=verdict.granted,
+    return decided(
+        verdict.reason,
+        verdict.granted,
+        step.number,
+        now=step.now,
+        generation=step.bucket.generation,
         overage=verdict.overage,
         shadow=verdict.shadow,
-        now=step.now,
-        bucket=step.number,
-        generation=step.bucket.generation,
-        sequence=-1,
         values=_flat(shown),
     )
 
@@ -193,8 +193,8 @@ def _record(
         seats = step.seats(ask.program, ask.seat.holder)
         levels = [step.bucket.states[level.suffix].slots for level in ask.program.levels]
         shown = entries(ask.program, verdict, levels, seats, step.now, drawn=True)
-        answer = replace(answer, values=_flat(shown))
-    answer = replace(answer, sequence=sequence, id=name, expires=expires)
+        answer = answer.but(values=_flat(shown))
+    answer = answer.but(sequence=sequence, id=name, expires=expires)
     step.remember(ask.idempotency, answer)
     return answer
 
@@ -232,5 +232,5 @@ def _denied(
         elif isinstance(answer, Decision) and answer.replayed:
             done.append(answer)
         else:
-            done.append(replace(denied, reason=Reason.BATCH_DENIED, shadow=False, values=()))
+            done.append(denied.but(reason=Reason.BATCH_DENIED, shadow=False, values=()))
     return done

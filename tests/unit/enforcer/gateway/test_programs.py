@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 TERMS = QuotaTerms(100, Period(PeriodUnit.TOTAL))
-CHECK = pb.CheckRequest(customer="acme", feature="f")
+CHECK = pb.CheckRequest(customer="acme", feature="f").SerializeToString()
 
 
 class Declared:

@@ -28,11 +28,11 @@ class Client:
         self.taken = 0
         self.leaves = asyncio.Event()
 
-    async def ask(self) -> AsyncIterator[pb.CheckStreamRequest]:
+    async def ask(self) -> AsyncIterator[bytes]:
         for place in range(self.questions):
             self.taken += 1
             check = pb.CheckRequest(customer="c", feature="f", idempotency_key=str(place))
-            yield pb.CheckStreamRequest(id=place, check=check)
+            yield pb.CheckStreamRequest(id=place, check=check).SerializeToString()
         if self.stays:
             await self.leaves.wait()
 
@@ -47,7 +47,7 @@ class Gateway:
         self.revoked = False
 
     async def check_each(
-        self, tenant: str, requests: Sequence[pb.CheckRequest]
+        self, tenant: str, requests: Sequence[bytes]
     ) -> list[bytes | pb.CheckFault]:
         assert tenant == CALLER.tenant
         self.batches.append(len(requests))
@@ -132,9 +132,10 @@ async def test_a_client_that_asks_more_than_is_answered_has_to_wait() -> None:
 
 
 async def test_a_question_without_a_check_is_told_and_the_stream_goes_on() -> None:
-    async def ask() -> AsyncIterator[pb.CheckStreamRequest]:
-        yield pb.CheckStreamRequest(id=1)
-        yield pb.CheckStreamRequest(id=2, check=pb.CheckRequest(customer="c", feature="f"))
+    async def ask() -> AsyncIterator[bytes]:
+        check = pb.CheckRequest(customer="c", feature="f")
+        yield pb.CheckStreamRequest(id=1).SerializeToString()
+        yield pb.CheckStreamRequest(id=2, check=check).SerializeToString()
 
     got = {one.id: one async for one in answers(Gateway(), called(), ask())}
     assert got[1].fault.reason == "BAD_MESSAGE"
