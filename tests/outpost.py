@@ -75,7 +75,9 @@ class Outpost:
     ) -> pb.CheckResponse:
         """`Check`."""
         request = pb.CheckRequest(customer=customer, feature=feature, quantity=quantity, **fields)
-        return pb.CheckResponse.FromString(await self.gateway.check("demo", request))
+        return pb.CheckResponse.FromString(
+            await self.gateway.check("demo", request.SerializeToString())
+        )
 
     async def timed(self, feature: str = "open", **fields: Any) -> tuple[float, str]:
         """Seconds and outcome of a check: `degraded`, `decided`, or the reason of a denial or fault."""

@@ -109,12 +109,19 @@ class RedisTwin:
         return int(self._run(self._store.project(bucket, account_id, epoch)))
 
     def decide(self, group: Sequence[Ask]) -> list[Answer]:
-        answers: list[Answer] = self._run(self._store.decide(group))
+        async def decide() -> list[Answer]:
+            return await self._store.decide(group)
+
+        answers: list[Answer] = self._run(decide())
         return answers
 
     def decide_all(self, groups: Sequence[Sequence[Ask]]) -> Any:
         """All of them in one batch."""
-        return self._run(self._store.decide_all(groups))
+
+        async def decide() -> Any:
+            return await self._store.decide_all(groups)
+
+        return self._run(decide())
 
     def commit(self, bucket: int, reservation: str, quantity: int | None) -> Any:
         return self._run(self._store.commit(bucket, reservation, quantity))

@@ -190,8 +190,8 @@ def plain(answer: Any) -> Any:
     if isinstance(answer, list):
         return [plain(one) for one in answer]
     if isinstance(answer, Decision):
-        said = replace(answer, generation=0, sequence=min(answer.sequence, 0))
-        return replace(said, values=(), shadow=False) if said.replayed else said
+        said = answer.but(generation=0, sequence=min(answer.sequence, 0))
+        return said.but(values=(), shadow=False) if said.replayed else said
     if isinstance(answer, Settled):
         return replace(answer, generation=0, sequence=0)
     if isinstance(answer, tuple) and answer and isinstance(answer[0], int):

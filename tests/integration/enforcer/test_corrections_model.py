@@ -99,7 +99,9 @@ async def _use(desk: Desk, dice: random.Random) -> Event:
             dimensions={"region": region},
             mode=pb.MODE_RECORD_ONLY,
         )
-        response = pb.CheckResponse.FromString(await desk.gateway.check(TENANT, request))
+        response = pb.CheckResponse.FromString(
+            await desk.gateway.check(TENANT, request.SerializeToString())
+        )
         record = place(response.record)
         return Event(record, desk.now, quantity, region)
     age = dice.choice([DAY + 60_000, DAY + 120_000, 3 * DAY, 40 * DAY])

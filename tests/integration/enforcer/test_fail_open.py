@@ -184,11 +184,12 @@ async def test_what_cannot_be_given_back_or_shown_fails_closed(
     server.kill()
     gateway = post.gateway
     item = pb.CheckRequest(customer="acme", feature="open")
+    both = pb.CheckBatchRequest(items=[item, item], atomic=True)
     calls: list[Coroutine[Any, Any, Any]] = [
         gateway.reservations.reserve("demo", pb.ReserveRequest(customer="acme", feature="open")),
         gateway.get_balance("demo", pb.GetBalanceRequest(customer="acme", feature="open")),
         gateway.leases.acquire("demo", pb.AcquireLeaseRequest(customer="acme", feature="seats")),
-        gateway.check_batch("demo", pb.CheckBatchRequest(items=[item, item], atomic=True)),
+        gateway.check_batch("demo", both.SerializeToString()),
         post.check("seats", mode=pb.MODE_CHECK_ONLY),
     ]
     for call in calls:
@@ -202,7 +203,8 @@ async def test_items_of_an_independent_batch_follow_their_own_policies(
     server.kill()
     features = ["open", "closed", "nobody", "flag", "open"]
     items = [pb.CheckRequest(customer="acme", feature=feature) for feature in features]
-    answer = await post.gateway.check_batch("demo", pb.CheckBatchRequest(items=items))
+    request = pb.CheckBatchRequest(items=items)
+    answer = await post.gateway.check_batch("demo", request.SerializeToString())
     response = pb.CheckBatchResponse.FromString(answer)
     told = [
         item.fault.reason if item.HasField("fault") else item.response.degraded

@@ -96,7 +96,7 @@ REQUESTS = st.builds(
     feature=st.sampled_from(["calls", "", "others"]),
     quantity=st.none() | st.integers(-3, 300) | st.integers(-(2**63), 2**63 - 1),
     idempotency_key=st.text(max_size=70),
-    mode=st.integers(0, 5),  # type: ignore[arg-type]  # numbers of the enum
+    mode=st.integers(0, 5),
     product_version=st.sampled_from(["", "", "", "1.0"]),
     dimensions=st.sampled_from([{}, {}, {}, {"region": "eu"}]),
 )

@@ -149,7 +149,7 @@ class Invariants(Commands):
                 assert first.granted == best, (mode, alone.quantity)
             if foretold is not None and mode is Mode.ENFORCE:
                 self.looked["foretold"] += 1
-                assert replace(first, sequence=-1) == foretold
+                assert first.but(sequence=-1) == foretold
         self.balance()
         return answers
 

@@ -168,7 +168,7 @@ async def test_when_the_process_ends_what_was_read_is_answered_first() -> None:
 async def test_a_fault_of_the_gateway_ends_the_stream_and_leaves_no_task() -> None:
     class Broken(Gateway):
         async def check_each(
-            self, tenant: str, requests: Sequence[pb.CheckRequest]
+            self, tenant: str, requests: Sequence[bytes]
         ) -> list[bytes | pb.CheckFault]:
             raise ZeroDivisionError
 
