@@ -81,6 +81,13 @@ class Settings(BaseSettings):
     """How many days back `Backfill` reaches; older events go to the review."""
     seal_after_days: int = Field(default=0, ge=0, le=36_500)
     """Calendar months (UTC) are sealed so many days after their end: 0 never, else at least 2."""
+    tracing: bool = False
+    """Whether calls may be traced: those that a client traces, and some of the others. Needs the extra `otel`; where spans
+    go is said by OpenTelemetry's variables OTEL_…."""
+    trace_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Which part of the calls that come without a trace context is traced."""
+    traces_per_second: int = Field(default=100, ge=1, le=100_000)
+    """So many calls a second this process traces at most, whoever wants it."""
     log_level: str = "info"
 
     @field_validator("redis_url")

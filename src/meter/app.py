@@ -29,12 +29,14 @@ from meter.adapters.kafka.log import KafkaLog
 from meter.adapters.kafka.publisher import KafkaPublisher
 from meter.adapters.log.outbox import OutboxLog
 from meter.adapters.sql.marks import SqlMarks
+from meter.adapters.traces import SpannedBatches, start_tracing
 from meter.audit import Audit
 from meter.crash import crash_points
 from meter.errors import MisconfiguredError, UnavailableError
 from meter.lookup import Lookup
 from meter.metrics import Metrics, RelayMetrics
 from meter.open_files import allow_many_files
+from meter.ports.traces import Untraced
 from meter.recall import Recall
 from meter.relay import Relay
 from meter.reports import Reports
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from meter.ports.log import LogSource
+    from meter.ports.traces import Traces
     from meter.settings import Settings
 
 __all__ = ["main", "serve"]
@@ -63,14 +66,15 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Run until `stop`. Raise `MisconfiguredError` when the settings do not work out."""
     async with AsyncExitStack() as stack:
         metrics = Metrics()
+        traces = _traces(settings, stack)
         services: list[ReportService | LedgerService] = []
         running: list[Running] = []
         if settings.kafka_servers:
             await _patiently(lambda: prepare_topics(KafkaOptions.of(settings), create=False), stop)
         if "rollup" in settings.meter_roles:
-            await _add_rollup(settings, stop, stack, metrics, services, running)
+            await _add_rollup(settings, stop, stack, metrics, services, running, traces)
         if "relay" in settings.meter_roles:
-            await _add_relay(settings, stack, metrics, running)
+            await _add_relay(settings, stack, metrics, running, traces)
         if stop.is_set():
             return
         server = Server(settings.meter_listen, *services)
@@ -108,7 +112,11 @@ async def _run_until(stop: asyncio.Event, running: list[Running]) -> None:
 
 
 async def _add_relay(
-    settings: Settings, stack: AsyncExitStack, metrics: Metrics, running: list[Running]
+    settings: Settings,
+    stack: AsyncExitStack,
+    metrics: Metrics,
+    running: list[Running],
+    traces: Traces,
 ) -> None:
     """Outboxes to Kafka."""
     member = f"{settings.kafka_instance or 'relay'}-{secrets.token_hex(4)}"
@@ -117,7 +125,17 @@ async def _add_relay(
     publisher = KafkaPublisher(KafkaOptions.of(settings))
     stack.push_async_callback(publisher.close)
     relay_metrics = RelayMetrics(metrics.registry)
-    running.append(Relay(source, publisher, relay_metrics, steps=crash_points("relay")))
+    steps = crash_points("relay")
+    running.append(Relay(source, publisher, relay_metrics, steps=steps, traces=traces))
+
+
+def _traces(settings: Settings, stack: AsyncExitStack) -> Traces:
+    """Spans to a collector, if they are wanted. What waits to be sent is sent at the end."""
+    if not settings.tracing:
+        return Untraced()
+    provider = start_tracing("-".join(sorted(settings.meter_roles)))
+    stack.push_async_callback(asyncio.to_thread, provider.shutdown)
+    return SpannedBatches(provider.get_tracer("metergate.meter"))
 
 
 def _add_log(settings: Settings, stack: AsyncExitStack, metrics: Metrics) -> LogSource:
@@ -141,6 +159,7 @@ async def _add_rollup(
     metrics: Metrics,
     services: list[ReportService | LedgerService],
     running: list[Running],
+    traces: Traces,
 ) -> None:
     """Records to rollups, and the questions about them."""
     writer = ClickHouse(settings.clickhouse_url, "writer")
@@ -161,7 +180,7 @@ async def _add_rollup(
         shared=settings.buckets if settings.clickhouse_url.startswith("http") else 0,
     )
     steps = crash_points("rollup")
-    rollup = Rollup(source, marks, ClickHouseWarehouse(writer), metrics, options, steps)
+    rollup = Rollup(source, marks, ClickHouseWarehouse(writer), metrics, options, steps, traces)
     running.append(rollup)
 
     token = settings.internal_token.get_secret_value()

@@ -89,6 +89,8 @@ class Settings(KafkaSettings):
     """How long a comparison waits for the rollup before it answers UNAVAILABLE."""
     meter_metrics_listen: str = ""
     """`host:port` of the Prometheus endpoint; empty = none."""
+    tracing: bool = False
+    """Whether records of traced calls are traced on; where spans go is said by OpenTelemetry's variables OTEL_…."""
     log_level: str = "info"
 
     @field_validator("meter_buckets")

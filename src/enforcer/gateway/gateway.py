@@ -45,6 +45,7 @@ from enforcer.gateway.reservations import Reservations
 from enforcer.gateway.tokens import Tokens
 from enforcer.gateway.wire import embedded
 from enforcer.v1 import enforcer_pb2 as pb
+from meter.core.traced import current
 from meter.v1 import usage_pb2
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ class Gateway:
     """Every operation takes the caller's tenant and a message, and gives a message or raises a `MetergateError`.
 
     `observe(mode, reason)` is told of every decision. `secret` signs the tokens of leases and reservations. `emergency`
-    answers checks while the counters are away; without it every feature fails closed. What is held for a time has its
+    answers checks while the counters are away; without it every feature fails closed. `traced`: calls may be, and their
+    records say so. What is held for a time has its
     own objects: `reservations`, `allowances`, `leases`.
     """
 
@@ -82,8 +84,10 @@ class Gateway:
         secret: bytes,
         observe: Callable[[Mode, Reason], None] = lambda _mode, _reason: None,
         emergency: Emergency | None = None,
+        *,
+        traced: bool = False,
     ) -> None:
-        self._counters, self._programs = counters, programs
+        self._counters, self._programs, self._traced = counters, programs, traced
         self._stencil = programs.stencil
         self._emergency = emergency
         self._observe = observe
@@ -116,7 +120,7 @@ class Gateway:
 
     def _common(self, tenant: str, request: pb.CheckRequest) -> Ask | None:
         """The ask of a check like most, without a detour; None for one that `_asked` has to look at."""
-        if request.product_version or request.dimensions:
+        if request.product_version or request.dimensions or (self._traced and current.get()):
             return None
         stencil = self._stencil((tenant, request.customer, request.feature, ""))
         mode, key = MODES.get(request.mode), request.idempotency_key
