@@ -52,6 +52,7 @@ from enforcer.transport.services import methods
 from enforcer.transport.streams import stream_methods
 from meter.adapters.kafka.client import KafkaOptions
 from meter.adapters.sql.marks import SqlMarks
+from meter.adapters.traces import start_tracing
 from meter.crash import crash_points
 from meter.errors import MeterError
 from meter.settings import load_kafka
@@ -143,7 +144,14 @@ async def serve(
         emergency = Emergency(
             journal, Shares(settings.most_enforcers), programs.now_ms, metrics.emergency
         )
-        gateway = Gateway(counters, programs, secret, observe=metrics.decision, emergency=emergency)
+        gateway = Gateway(
+            counters,
+            programs,
+            secret,
+            observe=metrics.decision,
+            emergency=emergency,
+            traced=settings.tracing,
+        )
         counting = None
         if journal is not None:
             counting = Counting(journal, counters, programs, emergency, metrics.counted)
@@ -160,7 +168,7 @@ async def serve(
             *correction_methods(correcting, backfilling),
             *_for_envoys(domains, gateway, metrics),
         ]
-        server = carry(Dispatch(served, callers, metrics, settings.most_calls))
+        server = carry(_dispatch(served, callers, metrics, settings, counters, stack))
         await server.start(settings.listen)
         stack.push_async_callback(server.stop)
         if http is not None:
@@ -196,6 +204,33 @@ def _calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+
+
+def _dispatch(
+    served: list[Method],
+    callers: Callers,
+    metrics: Metrics,
+    settings: Settings,
+    counters: RedisCounters,
+    stack: AsyncExitStack,
+) -> Dispatch:
+    """What answers calls: where they may be traced, it and the store tell a collector."""
+    if not settings.tracing:
+        return Dispatch(served, callers, metrics, settings.most_calls)
+    try:
+        provider = start_tracing("enforcer")
+    except MeterError as error:
+        raise MisconfiguredError(error.message) from error
+    # An extra: it is there by now.
+    from enforcer.adapters.counters.spans import StoreSpans  # noqa: PLC0415
+    from enforcer.transport.traced import Lot, TracedDispatch  # noqa: PLC0415
+
+    stack.push_async_callback(asyncio.to_thread, provider.shutdown)
+    tracer = provider.get_tracer("metergate.enforcer")
+    counters.trace(StoreSpans(tracer, settings.redis_url))
+    dispatch = TracedDispatch(served, callers, metrics, settings.most_calls)
+    dispatch.trace(tracer, Lot(settings.trace_ratio, settings.traces_per_second))
+    return dispatch
 
 
 def _domains(settings: Settings) -> Mapping[tuple[str, str], Domain] | None:

@@ -510,9 +510,7 @@ def ranges_of(places: Iterable[tuple[int, int, int]]) -> list[Range]:
 class _Timed:
     """Observes the duration of a stage."""
 
-    def __init__(
-        self, metrics: Metrics, stage: str, span: AbstractContextManager[object]
-    ) -> None:
+    def __init__(self, metrics: Metrics, stage: str, span: AbstractContextManager[object]) -> None:
         self._metrics, self._name, self._began, self._span = metrics, stage, 0.0, span
 
     def __enter__(self) -> None:

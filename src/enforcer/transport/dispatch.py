@@ -72,6 +72,10 @@ class Call:
         """What the client sent beside its request, without binary values."""
         raise NotImplementedError
 
+    def header(self, name: str) -> str | None:
+        """One of `metadata`, which has a text."""
+        return self.metadata.get(name)
+
     def time_left(self) -> float | None:
         """Seconds that the client still waits, never negative; None: for ever."""
         return None if self.deadline is None else max(self.deadline - time.monotonic(), 0.0)

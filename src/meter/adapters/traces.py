@@ -37,8 +37,8 @@ MOST_RECORDS: Final = 128
 def start_tracing(part: str) -> TracerProvider:
     """The provider of this process, which sends to a collector as the variables OTEL_… say; `shutdown` is owed.
 
-    `part` names the service unless OTEL_SERVICE_NAME does. Raise `MisconfiguredError` without the extra, or for a protocol
-    that there is not.
+    `part` names the service unless OTEL_SERVICE_NAME does. Raise `MisconfiguredError` without the extra, or when one of the
+    variables has no meaning.
     """
     name = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
     if name not in os.environ:
@@ -57,7 +57,10 @@ def start_tracing(part: str) -> TracerProvider:
         raise MisconfiguredError(
             "METERGATE_TRACING needs the extra: pip install 'metergate[otel]'"
         ) from error
-    # The variables of OpenTelemetry win: they come last into a resource.
+    try:
+        sender = exporter.OTLPSpanExporter()
+    except Exception as error:  # each variable has exceptions of its own
+        raise MisconfiguredError(f"OTEL_EXPORTER_OTLP_…: {error}") from error
     resource = Resource.create(
         {
             "service.name": os.environ.get("OTEL_SERVICE_NAME", f"metergate-{part}"),
@@ -66,7 +69,7 @@ def start_tracing(part: str) -> TracerProvider:
         }
     )
     provider = TracerProvider(resource=resource)
-    provider.add_span_processor(BatchSpanProcessor(exporter.OTLPSpanExporter()))
+    provider.add_span_processor(BatchSpanProcessor(sender))
     return provider
 
 
@@ -109,6 +112,8 @@ class SpannedBatches:
         with tracer.start_as_current_span(
             name,
             context=self._nothing(),
+            record_exception=False,  # its text may tell what is for the log alone
+            set_status_on_exception=False,
             kind=trace.SpanKind.CONSUMER,
             links=[trace.Link(parent, _place(bucket, entry)) for bucket, entry, parent in traced],
             attributes={"metergate.traced_records": len(traced)},
@@ -122,6 +127,7 @@ class SpannedBatches:
                     yield
             except BaseException as error:
                 failed = type(error).__name__
+                span.set_status(trace.StatusCode.ERROR, failed)
                 raise
             finally:
                 ended = time.time_ns()
@@ -143,7 +149,9 @@ class SpannedBatches:
     def stage(self, name: str) -> AbstractContextManager[object]:
         if not self._trace.get_current_span().is_recording():
             return nullcontext()
-        return self._tracer.start_as_current_span(name)
+        return self._tracer.start_as_current_span(
+            name, record_exception=False, set_status_on_exception=False
+        )
 
 
 def _place(bucket: int, entry: Entry) -> dict[str, str | int]:

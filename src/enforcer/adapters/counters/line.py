@@ -99,8 +99,8 @@ class Line:
         self._tasks: list[asyncio.Task[None]] = []
         self.last_error = "not connected yet"
         self.met = False
-        self.traced: Callable[[Batch, float], None] | None = None
-        """Is told of every batch that was answered, and when, if calls may be traced."""
+        self.answered: Callable[[Batch, float], None] = lambda _batch, _now: None
+        """Is told of every batch that was answered, and when."""
 
     # -- life
 
@@ -470,8 +470,7 @@ class Line:
             self._steps("answer")
             now = time.monotonic()
             self._observe(len(reply), now - batch.sent)
-            if self.traced is not None:
-                self.traced(batch, now)
+            self.answered(batch, now)
             if batch.withdrawn:
                 # What the batch granted stays where the counting of the journal looks for it.
                 self.last_error = "slow replies"

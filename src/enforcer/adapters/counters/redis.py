@@ -66,7 +66,7 @@ class RedisCounters:
 
     def trace(self, told: Callable[[Batch, float], None]) -> None:
         """Call `told` with every batch that was answered, and when on the clock of `time.monotonic`."""
-        self._line.traced = told
+        self._line.answered = told
 
     @property
     def last_error(self) -> str:
