@@ -12,9 +12,11 @@ import structlog
 
 from enforcer import settings as settings_module
 from enforcer.errors import MisconfiguredError
-from enforcer.logs import configure_logs
 from enforcer.transport.envoy import MISCONFIGURED, chosen, run_envoy
+from meter.core.redact import redacted
+from meter.logs import configure_logs
 from meter.open_files import allow_many_files
+from meter.settings import secrets_in
 
 __all__ = ["main"]
 
@@ -28,7 +30,12 @@ def main() -> int:
     """Run the process; return its exit status: 0, or 78 with one line on stderr for wrong settings."""
     try:
         settings = settings_module.load()
-        configure_logs(settings.log_level)
+        configure_logs(
+            settings.log_level,
+            form=settings.log_format,
+            part="enforcer",
+            secrets=secrets_in(settings),
+        )
         allow_many_files()
         transport, why = chosen(settings.transport)
         _log.info("transport", transport=transport, because=why)
@@ -38,7 +45,7 @@ def main() -> int:
 
         run(settings)
     except MisconfiguredError as error:
-        sys.stderr.write(f"enforcer: {error.message}\n")
+        sys.stderr.write(f"enforcer: {redacted(error.message)}\n")
         return MISCONFIGURED
     return 0
 

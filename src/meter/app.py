@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import secrets
 import signal
 import sys
@@ -27,12 +26,15 @@ from meter.adapters.kafka.client import KafkaOptions, prepare_topics, quiet_driv
 from meter.adapters.kafka.dead_letters import DeadLetters
 from meter.adapters.kafka.log import KafkaLog
 from meter.adapters.kafka.publisher import KafkaPublisher
+from meter.adapters.levels import Levels, LevelWatch
 from meter.adapters.log.outbox import OutboxLog
 from meter.adapters.sql.marks import SqlMarks
 from meter.adapters.traces import SpannedBatches, start_tracing
 from meter.audit import Audit
+from meter.core.redact import redacted
 from meter.crash import crash_points
 from meter.errors import MisconfiguredError, UnavailableError
+from meter.logs import configure_logs
 from meter.lookup import Lookup
 from meter.metrics import Metrics, RelayMetrics
 from meter.open_files import allow_many_files
@@ -83,6 +85,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         if settings.meter_metrics_listen:
             _serve_metrics(settings.meter_metrics_listen, metrics, stack)
         await server.ready(serving=True)
+        levels = Levels(settings.redis_url)
+        stack.push_async_callback(levels.close)
+        watch = LevelWatch(levels, sorted(settings.meter_roles), settings.log_level)
+        running.append(watch)
         _log.info("ready", listen=settings.meter_listen, roles=sorted(settings.meter_roles))
         await _run_until(stop, running)
 
@@ -231,21 +237,6 @@ async def _patiently(work: Callable[[], Awaitable[object]], stop: asyncio.Event)
             return
 
 
-def _configure_logs(level: str) -> None:
-    quiet_driver()
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-
-
 def calm_collector() -> None:
     """Look for garbage seldom: tens of thousands of records are alive at once, and none is in a cycle."""
     gc.set_threshold(50_000, 20, 50)
@@ -263,7 +254,13 @@ def main() -> int:
     """Run the process; return its exit status: 0, or 78 with one line on stderr for wrong settings."""
     try:
         settings = settings_module.load()
-        _configure_logs(settings.log_level)
+        quiet_driver()
+        configure_logs(
+            settings.log_level,
+            form=settings.log_format,
+            part="-".join(sorted(settings.meter_roles)),
+            secrets=settings_module.secrets_in(settings),
+        )
         calm_collector()
         allow_many_files()
         run = asyncio.run
@@ -273,7 +270,7 @@ def main() -> int:
             run = uvloop.run
         run(_run(settings))
     except MisconfiguredError as error:
-        sys.stderr.write(f"meter: {error.message}\n")
+        sys.stderr.write(f"meter: {redacted(error.message)}\n")
         return MISCONFIGURED
     return 0
 

@@ -178,7 +178,7 @@ class Rollup:
             # it is applied. What another process claims in between runs here, too, and the claim from the older mark fails.
             marks = await self._marks.load(buckets)
             for manifest in await self._marks.unapplied(buckets):
-                _log.info("manifest in doubt runs again", token=manifest.token)
+                _log.info("manifest in doubt runs again", manifest=manifest.token)
                 await self._apply(manifest)
             for bucket in self.progress.held:
                 self._metrics.held.labels(str(bucket)).set(0)

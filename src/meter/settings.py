@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from meter.core.redact import passwords_in, redacted, secret_name
 from meter.core.sentinel import watched
 from meter.errors import MisconfiguredError
 
-__all__ = ["KafkaSettings", "Settings", "load", "load_kafka"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["KafkaSettings", "Settings", "load", "load_kafka", "secrets_in", "shown"]
 
 MIN_TOKEN = 16
 
@@ -40,6 +45,10 @@ class KafkaSettings(BaseSettings):
     """PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512."""
     kafka_username: str = ""
     kafka_password: SecretStr = SecretStr("")
+
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        """What `repr` and `str` show: no password."""
+        return shown(super().__repr_args__())
 
     @field_validator("kafka_protocol")
     @classmethod
@@ -92,6 +101,9 @@ class Settings(KafkaSettings):
     tracing: bool = False
     """Whether records of traced calls are traced on; where spans go is said by OpenTelemetry's variables OTEL_…."""
     log_level: str = "info"
+    """debug, info, warning or error; `metergate log-level` changes it for a time."""
+    log_format: Literal["auto", "json", "console"] = "auto"
+    """A line of JSON for each event, text for people, or `auto`: text where stderr is a terminal."""
 
     @field_validator("meter_buckets")
     @classmethod
@@ -187,6 +199,30 @@ class Settings(KafkaSettings):
 
 
 S = TypeVar("S", bound=KafkaSettings)
+
+
+def shown(arguments: Iterable[tuple[str | None, Any]]) -> list[tuple[str | None, Any]]:
+    """Settings as they may be shown."""
+    return [
+        (name, redacted(value) if isinstance(value, str) else value) for name, value in arguments
+    ]
+
+
+def secrets_in(settings: BaseSettings) -> set[str]:
+    """Every secret that settings have, and those of the environment that belongs to them."""
+    found: set[str] = set()
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, SecretStr):
+            found.add(value.get_secret_value())
+        elif isinstance(value, str):
+            found |= passwords_in(value)
+    for name, value in os.environ.items():
+        if name.startswith(("METERGATE_", "OTEL_")):
+            found |= passwords_in(value)
+            if secret_name(name):
+                found.add(value)
+    return found - {""}
 
 
 def load() -> Settings:
