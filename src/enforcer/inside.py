@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 from enforcer import settings as settings_module
 from enforcer.app import serve
 from enforcer.transport.lifespan import Application
-from meter.logs import configure_logs
-from meter.settings import secrets_in
+from meter.logs import configure_logs, secrets_in
 
 if TYPE_CHECKING:
     import asyncio

@@ -14,9 +14,8 @@ from enforcer import settings as settings_module
 from enforcer.errors import MisconfiguredError
 from enforcer.transport.envoy import MISCONFIGURED, chosen, run_envoy
 from meter.core.redact import redacted
-from meter.logs import configure_logs
+from meter.logs import configure_logs, secrets_in
 from meter.open_files import allow_many_files
-from meter.settings import secrets_in
 
 __all__ = ["main"]
 

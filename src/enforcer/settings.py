@@ -10,8 +10,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from enforcer.errors import MisconfiguredError
+from meter.core.redact import shown
 from meter.core.sentinel import watched
-from meter.settings import shown
 
 __all__ = ["Settings", "load"]
 

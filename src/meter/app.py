@@ -34,7 +34,7 @@ from meter.audit import Audit
 from meter.core.redact import redacted
 from meter.crash import crash_points
 from meter.errors import MisconfiguredError, UnavailableError
-from meter.logs import configure_logs
+from meter.logs import configure_logs, secrets_in
 from meter.lookup import Lookup
 from meter.metrics import Metrics, RelayMetrics
 from meter.open_files import allow_many_files
@@ -259,7 +259,7 @@ def main() -> int:
             settings.log_level,
             form=settings.log_format,
             part="-".join(sorted(settings.meter_roles)),
-            secrets=settings_module.secrets_in(settings),
+            secrets=secrets_in(settings),
         )
         calm_collector()
         allow_many_files()

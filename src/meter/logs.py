@@ -15,12 +15,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import structlog
+from pydantic import SecretStr
 
-from meter.core.redact import HIDDEN, Redactor, secret_name
+from meter.core.redact import HIDDEN, Redactor, passwords_in, secret_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, MutableMapping
     from types import TracebackType
+
+    from pydantic_settings import BaseSettings
 
     Event = MutableMapping[str, Any]
 
@@ -29,6 +32,7 @@ __all__ = [
     "Repeats",
     "configure_logs",
     "present_level",
+    "secrets_in",
     "set_level",
     "tell_repeats",
 ]
@@ -198,6 +202,23 @@ def _name(logger: Any, _: str, event: Event) -> Event:
     record = event.get("_record")
     event["logger"] = record.name if record is not None else getattr(logger, "name", "")
     return event
+
+
+def secrets_in(settings: BaseSettings) -> set[str]:
+    """Every secret that settings have, and those of the environment that belongs to them."""
+    found: set[str] = set()
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, SecretStr):
+            found.add(value.get_secret_value())
+        elif isinstance(value, str):
+            found |= passwords_in(value)
+    for name, value in os.environ.items():
+        if name.startswith(("METERGATE_", "OTEL_")):
+            found |= passwords_in(value)
+            if secret_name(name):
+                found.add(value)
+    return found - {""}
 
 
 def configure_logs(

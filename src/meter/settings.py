@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from meter.core.redact import passwords_in, redacted, secret_name
+from meter.core.redact import shown
 from meter.core.sentinel import watched
 from meter.errors import MisconfiguredError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-__all__ = ["KafkaSettings", "Settings", "load", "load_kafka", "secrets_in", "shown"]
+__all__ = ["KafkaSettings", "Settings", "load", "load_kafka"]
 
 MIN_TOKEN = 16
 
@@ -199,30 +195,6 @@ class Settings(KafkaSettings):
 
 
 S = TypeVar("S", bound=KafkaSettings)
-
-
-def shown(arguments: Iterable[tuple[str | None, Any]]) -> list[tuple[str | None, Any]]:
-    """Settings as they may be shown."""
-    return [
-        (name, redacted(value) if isinstance(value, str) else value) for name, value in arguments
-    ]
-
-
-def secrets_in(settings: BaseSettings) -> set[str]:
-    """Every secret that settings have, and those of the environment that belongs to them."""
-    found: set[str] = set()
-    for name in type(settings).model_fields:
-        value = getattr(settings, name)
-        if isinstance(value, SecretStr):
-            found.add(value.get_secret_value())
-        elif isinstance(value, str):
-            found |= passwords_in(value)
-    for name, value in os.environ.items():
-        if name.startswith(("METERGATE_", "OTEL_")):
-            found |= passwords_in(value)
-            if secret_name(name):
-                found.add(value)
-    return found - {""}
 
 
 def load() -> Settings:

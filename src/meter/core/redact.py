@@ -7,13 +7,13 @@ cannot know (a client's API key, the password in somebody's URL) is found by its
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, unquote_plus
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["HIDDEN", "Redactor", "passwords_in", "redacted", "secret_name"]
+__all__ = ["HIDDEN", "Redactor", "passwords_in", "redacted", "secret_name", "shown"]
 
 HIDDEN: Final = "[redacted]"
 SHORTEST: Final = 6
@@ -78,3 +78,10 @@ class Redactor:
 
 redacted: Final = Redactor()
 """What looks like a secret is hidden."""
+
+
+def shown(arguments: Iterable[tuple[str | None, Any]]) -> list[tuple[str | None, Any]]:
+    """Names and values, such as settings, as they may be shown."""
+    return [
+        (name, redacted(value) if isinstance(value, str) else value) for name, value in arguments
+    ]

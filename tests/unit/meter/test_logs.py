@@ -23,11 +23,11 @@ from meter.logs import (
     Repeats,
     configure_logs,
     present_level,
+    secrets_in,
     set_level,
     tell_repeats,
 )
 from meter.settings import Settings as MeterSettings
-from meter.settings import secrets_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
