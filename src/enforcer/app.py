@@ -55,7 +55,7 @@ from enforcer.transport.streams import stream_methods
 from meter.adapters.kafka.client import KafkaOptions
 from meter.adapters.levels import Levels, LevelWatch
 from meter.adapters.sql.marks import SqlMarks
-from meter.adapters.traces import start_tracing
+from meter.adapters.traces import end_tracing, start_tracing
 from meter.crash import crash_points
 from meter.errors import MeterError
 from meter.settings import load_kafka
@@ -234,7 +234,7 @@ def _dispatch(
     from enforcer.adapters.counters.spans import StoreSpans  # noqa: PLC0415
     from enforcer.transport.traced import Lot, TracedDispatch  # noqa: PLC0415
 
-    stack.push_async_callback(asyncio.to_thread, provider.shutdown)
+    stack.push_async_callback(end_tracing, provider)
     tracer = provider.get_tracer("metergate.enforcer")
     counters.trace(StoreSpans(tracer, settings.redis_url))
     dispatch = TracedDispatch(served, callers, metrics, settings.most_calls, log)

@@ -19,7 +19,7 @@ from meter.open_files import allow_many_files
 
 __all__ = ["main"]
 
-_log = structlog.get_logger(__name__)
+_log = structlog.get_logger("enforcer.launch")  # also when it is run as a program
 
 APPLICATION = "enforcer.inside:application"
 """What Envoy runs."""

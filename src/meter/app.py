@@ -29,7 +29,7 @@ from meter.adapters.kafka.publisher import KafkaPublisher
 from meter.adapters.levels import Levels, LevelWatch
 from meter.adapters.log.outbox import OutboxLog
 from meter.adapters.sql.marks import SqlMarks
-from meter.adapters.traces import SpannedBatches, start_tracing
+from meter.adapters.traces import SpannedBatches, end_tracing, start_tracing
 from meter.audit import Audit
 from meter.core.redact import redacted
 from meter.crash import crash_points
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "serve"]
 
-_log = structlog.get_logger(__name__)
+_log = structlog.get_logger("meter.app")  # also when it is run as a program
 
 MISCONFIGURED = 78
 """Exit status for wrong settings, as EX_CONFIG of sysexits."""
@@ -140,7 +140,7 @@ def _traces(settings: Settings, stack: AsyncExitStack) -> Traces:
     if not settings.tracing:
         return Untraced()
     provider = start_tracing("-".join(sorted(settings.meter_roles)))
-    stack.push_async_callback(asyncio.to_thread, provider.shutdown)
+    stack.push_async_callback(end_tracing, provider)
     return SpannedBatches(provider.get_tracer("metergate.meter"))
 
 

@@ -6,8 +6,10 @@ in the trace of its call, linked with the batch: so that whoever looks at one ca
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
+import threading
 import time
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
@@ -27,15 +29,18 @@ if TYPE_CHECKING:
 
     from meter.core.sequence import Entry
 
-__all__ = ["SpannedBatches", "parent_of", "start_tracing"]
+__all__ = ["SpannedBatches", "end_tracing", "parent_of", "start_tracing"]
+
+_log = structlog.get_logger(__name__)
 
 PROTOCOLS: Final = {"grpc": "grpc", "http/protobuf": "http"}
+END_SECONDS: Final = 3.0
 MOST_RECORDS: Final = 128
 """Of a batch: as many links as a span has at most by OpenTelemetry's default."""
 
 
 def start_tracing(part: str) -> TracerProvider:
-    """The provider of this process, which sends to a collector as the variables OTEL_… say; `shutdown` is owed.
+    """The provider of this process, which sends to a collector as the variables OTEL_… say; `end_tracing` is owed.
 
     `part` names the service unless OTEL_SERVICE_NAME does. Raise `MisconfiguredError` without the extra, or when one of the
     variables has no meaning.
@@ -68,9 +73,22 @@ def start_tracing(part: str) -> TracerProvider:
             "service.instance.id": f"{socket.gethostname()}:{os.getpid()}",
         }
     )
-    provider = TracerProvider(resource=resource)
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(sender))
     return provider
+
+
+async def end_tracing(provider: TracerProvider, seconds: float = END_SECONDS) -> None:
+    """Send what waits. A collector that is away holds up the end of the process for so long, and no longer."""
+    # Not by the loop's own threads: those are waited for when it is closed.
+    ending = threading.Thread(target=provider.shutdown, name="end of tracing", daemon=True)
+    ending.start()
+    give_up = time.monotonic() + seconds
+    while ending.is_alive():
+        if time.monotonic() > give_up:
+            _log.warning("spans were not sent", within_seconds=seconds)
+            return
+        await asyncio.sleep(0.01)
 
 
 def parent_of(traceparent: str) -> SpanContext | None:

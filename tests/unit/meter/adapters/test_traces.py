@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import threading
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from meter.adapters.traces import MOST_RECORDS, SpannedBatches, parent_of, start_tracing
+from meter.adapters.traces import (
+    MOST_RECORDS,
+    SpannedBatches,
+    end_tracing,
+    parent_of,
+    start_tracing,
+)
 from meter.core.records import Body, encode_body
 from meter.core.sequence import Entry
 from meter.core.traced import written
@@ -114,3 +121,18 @@ def test_the_service_has_the_name_that_is_wanted(monkeypatch: pytest.MonkeyPatch
         assert provider.resource.attributes["service.name"] == "mine"
     finally:
         provider.shutdown()
+
+
+async def test_a_collector_that_is_away_does_not_hold_up_the_end() -> None:
+    class Stuck:
+        def __init__(self) -> None:
+            self.asked, self.answers = threading.Event(), threading.Event()
+
+        def shutdown(self) -> None:
+            self.asked.set()
+            self.answers.wait(60)
+
+    stuck: Any = Stuck()
+    await end_tracing(stuck, 0.05)
+    assert stuck.asked.is_set()
+    stuck.answers.set()
