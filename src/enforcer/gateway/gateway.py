@@ -73,8 +73,7 @@ class Gateway:
 
     `observe(mode, reason)` is told of every decision. `secret` signs the tokens of leases and reservations. `emergency`
     answers checks while the counters are away; without it every feature fails closed. `traced`: calls may be, and their
-    records say so. What is held for a time has its
-    own objects: `reservations`, `allowances`, `leases`.
+    records say so. What is held for a time has its own objects: `reservations`, `allowances`, `leases`.
     """
 
     def __init__(
