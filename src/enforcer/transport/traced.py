@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Lot", "TracedDispatch"]
 
 HEADER: Final = "traceparent"
+CANCELLED, DEADLINE = 1, 4
 _OURS: Final = frozenset((2, 4, 12, 13, 14, 15))
 """Codes that are the server's fault, by OpenTelemetry's conventions for gRPC: UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED,
 INTERNAL, UNAVAILABLE, DATA_LOSS."""
@@ -139,7 +140,8 @@ class _Spanned(AbstractContextManager[None]):
         if isinstance(error, FailedError):
             code = error.status.code
         elif error is not None:
-            code, reason = 1, type(error).__name__  # cancelled: by its client, or its deadline
+            late = call.deadline is not None and call.deadline <= time.monotonic()
+            code, reason = (DEADLINE, "") if late else (CANCELLED, type(error).__name__)
         span.set_attribute("rpc.grpc.status_code", code)
         if call.caller.tenant:
             span.set_attribute("metergate.tenant", call.caller.tenant)

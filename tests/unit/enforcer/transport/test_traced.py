@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -155,6 +156,21 @@ async def test_a_fault_is_told_by_its_code_and_never_by_its_text(
     assert (span.attributes or {})["rpc.grpc.status_code"] == code
     assert span.status.is_ok is not failed
     assert "hunter2" not in span.to_json()
+
+
+@pytest.mark.parametrize(("deadline", "code"), [(None, 1), (float("inf"), 1), (1.0, 4)])
+async def test_a_call_that_is_cut_off_says_whether_its_time_was_up(
+    deadline: float | None, code: int
+) -> None:
+    rig = Rig(lot())
+    cut: Any = asyncio.CancelledError()
+    rig.error = cut
+    call = Asked({"traceparent": WANTED})
+    call.deadline = deadline
+    with pytest.raises(asyncio.CancelledError):
+        await rig.dispatch.unary(rig.method, call, b"")
+    (span,) = rig.exporter.get_finished_spans()
+    assert (span.attributes or {})["rpc.grpc.status_code"] == code
 
 
 async def test_the_checks_of_a_stream_are_in_the_trace_of_the_stream() -> None:
