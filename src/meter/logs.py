@@ -83,33 +83,40 @@ class Repeats:
         self._lock = threading.Lock()
 
     def __call__(self, logger: Any, method: str, event: Event) -> Event:
-        """The event, with `left_out` if there were more of them; raise `structlog.DropEvent` for one too many."""
+        """The event, with `left_out` if more were meanwhile; raise `structlog.DropEvent` for one too many."""
         if method == "debug":
             return event
         now = self._clock()
         alike = method, event.get("logger"), str(event["event"]) if "_record" not in event else ""
         with self._lock:
-            general = self._kind(alike, now)
+            general, before = self._kind(alike, now)
             if general.passed >= ALIKE:
                 general.left_out += 1
                 raise structlog.DropEvent
             facts = [f"{key}={value}"[:200] for key, value in event.items() if key not in _PASSING]
-            exact = self._kind((*alike, *facts), now)
+            exact, untold = self._kind((*alike, *facts), now)
+            before += untold
             if exact.passed >= SAME:
                 exact.left_out += 1
                 raise structlog.DropEvent
             general.passed += 1
             exact.passed += 1
+        if before:
+            event["left_out"] = before
         return event
 
-    def _kind(self, key: tuple[Any, ...], now: float) -> _Kind:
-        found = self._kinds.get(key)
-        if found is None or (now - found.since >= WINDOW_SECONDS and not found.left_out):
+    def _kind(self, key: tuple[Any, ...], now: float) -> tuple[_Kind, int]:
+        """The window that `now` is in, and how many were left out in one that nobody has told of."""
+        found, untold = self._kinds.pop(key, None), 0
+        if found is not None and now - found.since >= WINDOW_SECONDS:
+            found, untold = None, found.left_out
+        if found is None:
             if len(self._kinds) >= MOST_KINDS:
-                # The oldest is forgotten: with so many kinds none of them is repeated.
+                # The one that was said longest ago is forgotten.
                 self._kinds.pop(next(iter(self._kinds)))
-            found = self._kinds[key] = _Kind(now)
-        return found
+            found = _Kind(now)
+        self._kinds[key] = found
+        return found, untold
 
     def over(self) -> list[tuple[str, str, int]]:
         """The windows that are over: level, event, and how many lines were left out. They begin anew."""

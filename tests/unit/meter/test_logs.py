@@ -206,6 +206,20 @@ def test_one_and_the_same_warning_is_written_a_few_times_and_then_counted(
     assert len(lines(capsys)) == 1
 
 
+def test_where_nobody_tells_of_them_the_next_line_does(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(SAME + 7):
+        log.warning("not drained", error="refused")
+    lines(capsys)
+    clock.now = 10.0
+    log.warning("not drained", error="refused")
+    log.warning("not drained", error="refused")
+    assert [line.get("left_out") for line in lines(capsys)] == [7, None]
+    tell_repeats()
+    assert lines(capsys) == [], "it is told once"
+
+
 def test_one_kind_of_warning_with_ever_other_facts_is_bounded_too(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
