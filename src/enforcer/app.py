@@ -42,16 +42,20 @@ from enforcer.gateway.programs import Programs
 from enforcer.gateway.ratelimit import RateLimits
 from enforcer.metrics import Metrics
 from enforcer.transport.callers import Callers
+from enforcer.transport.calllog import CallLog
 from enforcer.transport.corrections import correction_methods
 from enforcer.transport.dispatch import Dispatch
 from enforcer.transport.events import EventsEndpoint
 from enforcer.transport.grpcio import GrpcServer, end_for_sure
 from enforcer.transport.http import HttpServer
+from enforcer.transport.operations import operations_methods
 from enforcer.transport.ratelimit import ratelimit_methods
 from enforcer.transport.services import methods
 from enforcer.transport.streams import stream_methods
 from meter.adapters.kafka.client import KafkaOptions
+from meter.adapters.levels import Levels, LevelWatch
 from meter.adapters.sql.marks import SqlMarks
+from meter.adapters.traces import end_tracing, start_tracing
 from meter.crash import crash_points
 from meter.errors import MeterError
 from meter.settings import load_kafka
@@ -143,7 +147,14 @@ async def serve(
         emergency = Emergency(
             journal, Shares(settings.most_enforcers), programs.now_ms, metrics.emergency
         )
-        gateway = Gateway(counters, programs, secret, observe=metrics.decision, emergency=emergency)
+        gateway = Gateway(
+            counters,
+            programs,
+            secret,
+            observe=metrics.decision,
+            emergency=emergency,
+            traced=settings.tracing,
+        )
         counting = None
         if journal is not None:
             counting = Counting(journal, counters, programs, emergency, metrics.counted)
@@ -153,19 +164,23 @@ async def serve(
         carrier = Carrier(listed, counters, programs, usage, steps)
         correcting = Correcting(listed, carrier, counters, usage, rules, definitions.aggregations)
         backfilling = Backfilling(listed, carrier, counters, programs, usage, rules)
+        levels = _levels(settings, stack)
         callers = Callers(definitions)
         served = [
             *methods(gateway, definitions, counters, usage, settings.buckets, steps),
             *stream_methods(gateway.check_each, callers.sender),
             *correction_methods(correcting, backfilling),
             *_for_envoys(domains, gateway, metrics),
+            *operations_methods(levels, definitions),
         ]
-        server = carry(Dispatch(served, callers, metrics, settings.most_calls))
+        server = carry(_dispatch(served, callers, metrics, settings, counters, stack))
         await server.start(settings.listen)
         stack.push_async_callback(server.stop)
         if http is not None:
             pages, end = http
-            pages.events = EventsEndpoint(Events(definitions, gateway), callers, metrics)
+            pages.events = EventsEndpoint(
+                Events(definitions, gateway), callers, metrics, CallLog(settings.slow_call_seconds)
+            )
             # Events that have begun end before the counters do.
             stack.push_async_callback(end)
         _log.info("listening", listen=settings.listen)
@@ -177,6 +192,7 @@ async def serve(
             asyncio.create_task(_tick(counters, settings.buckets, metrics)),
             asyncio.create_task(_finish_changes(definitions, counters)),
             asyncio.create_task(_finish_corrections(carrier, counters)),
+            asyncio.create_task(LevelWatch(levels, ["enforcer"], settings.log_level).run()),
         ]
         if counting is not None:
             background.append(asyncio.create_task(_count(counting, counters, metrics)))
@@ -196,6 +212,40 @@ def _calm_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+
+
+def _dispatch(
+    served: list[Method],
+    callers: Callers,
+    metrics: Metrics,
+    settings: Settings,
+    counters: RedisCounters,
+    stack: AsyncExitStack,
+) -> Dispatch:
+    """What answers calls: where they may be traced, it and the store tell a collector."""
+    log = CallLog(settings.slow_call_seconds)
+    if not settings.tracing:
+        return Dispatch(served, callers, metrics, settings.most_calls, log)
+    try:
+        provider = start_tracing("enforcer")
+    except MeterError as error:
+        raise MisconfiguredError(error.message) from error
+    # An extra: it is there by now.
+    from enforcer.adapters.counters.spans import StoreSpans  # noqa: PLC0415
+    from enforcer.transport.traced import Lot, TracedDispatch  # noqa: PLC0415
+
+    stack.push_async_callback(end_tracing, provider)
+    tracer = provider.get_tracer("metergate.enforcer")
+    counters.trace(StoreSpans(tracer, settings.redis_url))
+    dispatch = TracedDispatch(served, callers, metrics, settings.most_calls, log)
+    dispatch.trace(tracer, Lot(settings.trace_ratio, settings.traces_per_second))
+    return dispatch
+
+
+def _levels(settings: Settings, stack: AsyncExitStack) -> Levels:
+    levels = Levels(settings.redis_url)
+    stack.push_async_callback(levels.close)
+    return levels
 
 
 def _domains(settings: Settings) -> Mapping[tuple[str, str], Domain] | None:

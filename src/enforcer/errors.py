@@ -318,6 +318,7 @@ REASONS: dict[str, tuple[type[MetergateError], str]] = {
     ),
     "BAD_BATCH": (InvalidRequestError, "see the message for size and what may stand together"),
     "BAD_DESCRIPTOR": (InvalidRequestError, "see docs/envoy.md for what a descriptor may have"),
+    "BAD_LOG_LEVEL": (InvalidRequestError, "send a level and a part of the proto"),
     "BAD_TTL": (InvalidRequestError, "see the message for the bounds"),
     "BAD_TOKEN": (InvalidRequestError, "send the token as it was given out"),
     "BAD_PAGE": (InvalidRequestError, "send the page token of the same question"),

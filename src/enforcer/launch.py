@@ -12,13 +12,14 @@ import structlog
 
 from enforcer import settings as settings_module
 from enforcer.errors import MisconfiguredError
-from enforcer.logs import configure_logs
 from enforcer.transport.envoy import MISCONFIGURED, chosen, run_envoy
+from meter.core.redact import redacted
+from meter.logs import configure_logs, secrets_in
 from meter.open_files import allow_many_files
 
 __all__ = ["main"]
 
-_log = structlog.get_logger(__name__)
+_log = structlog.get_logger("enforcer.launch")  # also when it is run as a program
 
 APPLICATION = "enforcer.inside:application"
 """What Envoy runs."""
@@ -28,7 +29,12 @@ def main() -> int:
     """Run the process; return its exit status: 0, or 78 with one line on stderr for wrong settings."""
     try:
         settings = settings_module.load()
-        configure_logs(settings.log_level)
+        configure_logs(
+            settings.log_level,
+            form=settings.log_format,
+            part="enforcer",
+            secrets=secrets_in(settings),
+        )
         allow_many_files()
         transport, why = chosen(settings.transport)
         _log.info("transport", transport=transport, because=why)
@@ -38,7 +44,7 @@ def main() -> int:
 
         run(settings)
     except MisconfiguredError as error:
-        sys.stderr.write(f"enforcer: {error.message}\n")
+        sys.stderr.write(f"enforcer: {redacted(error.message)}\n")
         return MISCONFIGURED
     return 0
 

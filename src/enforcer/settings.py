@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from enforcer.errors import MisconfiguredError
+from meter.core.redact import shown
 from meter.core.sentinel import watched
 
 __all__ = ["Settings", "load"]
@@ -81,7 +82,23 @@ class Settings(BaseSettings):
     """How many days back `Backfill` reaches; older events go to the review."""
     seal_after_days: int = Field(default=0, ge=0, le=36_500)
     """Calendar months (UTC) are sealed so many days after their end: 0 never, else at least 2."""
+    tracing: bool = False
+    """Whether calls may be traced: those that a client traces, and some of the others. Needs the extra `otel`; where spans
+    go is said by OpenTelemetry's variables OTEL_…."""
+    trace_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Which part of the calls that come without a trace context is traced."""
+    traces_per_second: int = Field(default=100, ge=1, le=100_000)
+    """So many calls a second this process traces at most, whoever wants it."""
     log_level: str = "info"
+    """debug, info, warning or error; `metergate log-level` changes it for a time."""
+    log_format: Literal["auto", "json", "console"] = "auto"
+    """A line of JSON for each event, text for people, or `auto`: text where stderr is a terminal."""
+    slow_call_seconds: float = Field(default=1.0, ge=0, le=3600)
+    """From so long on a call is logged as slow; 0 = never."""
+
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        """What `repr` and `str` show: no password."""
+        return shown(super().__repr_args__())
 
     @field_validator("redis_url")
     @classmethod

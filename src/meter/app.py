@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import secrets
 import signal
 import sys
@@ -27,14 +26,19 @@ from meter.adapters.kafka.client import KafkaOptions, prepare_topics, quiet_driv
 from meter.adapters.kafka.dead_letters import DeadLetters
 from meter.adapters.kafka.log import KafkaLog
 from meter.adapters.kafka.publisher import KafkaPublisher
+from meter.adapters.levels import Levels, LevelWatch
 from meter.adapters.log.outbox import OutboxLog
 from meter.adapters.sql.marks import SqlMarks
+from meter.adapters.traces import SpannedBatches, end_tracing, start_tracing
 from meter.audit import Audit
+from meter.core.redact import redacted
 from meter.crash import crash_points
 from meter.errors import MisconfiguredError, UnavailableError
+from meter.logs import configure_logs, secrets_in
 from meter.lookup import Lookup
 from meter.metrics import Metrics, RelayMetrics
 from meter.open_files import allow_many_files
+from meter.ports.traces import Untraced
 from meter.recall import Recall
 from meter.relay import Relay
 from meter.reports import Reports
@@ -49,11 +53,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from meter.ports.log import LogSource
+    from meter.ports.traces import Traces
     from meter.settings import Settings
 
 __all__ = ["main", "serve"]
 
-_log = structlog.get_logger(__name__)
+_log = structlog.get_logger("meter.app")  # also when it is run as a program
 
 MISCONFIGURED = 78
 """Exit status for wrong settings, as EX_CONFIG of sysexits."""
@@ -63,14 +68,15 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Run until `stop`. Raise `MisconfiguredError` when the settings do not work out."""
     async with AsyncExitStack() as stack:
         metrics = Metrics()
+        traces = _traces(settings, stack)
         services: list[ReportService | LedgerService] = []
         running: list[Running] = []
         if settings.kafka_servers:
             await _patiently(lambda: prepare_topics(KafkaOptions.of(settings), create=False), stop)
         if "rollup" in settings.meter_roles:
-            await _add_rollup(settings, stop, stack, metrics, services, running)
+            await _add_rollup(settings, stop, stack, metrics, services, running, traces)
         if "relay" in settings.meter_roles:
-            await _add_relay(settings, stack, metrics, running)
+            await _add_relay(settings, stack, metrics, running, traces)
         if stop.is_set():
             return
         server = Server(settings.meter_listen, *services)
@@ -79,6 +85,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         if settings.meter_metrics_listen:
             _serve_metrics(settings.meter_metrics_listen, metrics, stack)
         await server.ready(serving=True)
+        levels = Levels(settings.redis_url)
+        stack.push_async_callback(levels.close)
+        watch = LevelWatch(levels, sorted(settings.meter_roles), settings.log_level)
+        running.append(watch)
         _log.info("ready", listen=settings.meter_listen, roles=sorted(settings.meter_roles))
         await _run_until(stop, running)
 
@@ -108,7 +118,11 @@ async def _run_until(stop: asyncio.Event, running: list[Running]) -> None:
 
 
 async def _add_relay(
-    settings: Settings, stack: AsyncExitStack, metrics: Metrics, running: list[Running]
+    settings: Settings,
+    stack: AsyncExitStack,
+    metrics: Metrics,
+    running: list[Running],
+    traces: Traces,
 ) -> None:
     """Outboxes to Kafka."""
     member = f"{settings.kafka_instance or 'relay'}-{secrets.token_hex(4)}"
@@ -117,7 +131,17 @@ async def _add_relay(
     publisher = KafkaPublisher(KafkaOptions.of(settings))
     stack.push_async_callback(publisher.close)
     relay_metrics = RelayMetrics(metrics.registry)
-    running.append(Relay(source, publisher, relay_metrics, steps=crash_points("relay")))
+    steps = crash_points("relay")
+    running.append(Relay(source, publisher, relay_metrics, steps=steps, traces=traces))
+
+
+def _traces(settings: Settings, stack: AsyncExitStack) -> Traces:
+    """Spans to a collector, if they are wanted. What waits to be sent is sent at the end."""
+    if not settings.tracing:
+        return Untraced()
+    provider = start_tracing("-".join(sorted(settings.meter_roles)))
+    stack.push_async_callback(end_tracing, provider)
+    return SpannedBatches(provider.get_tracer("metergate.meter"))
 
 
 def _add_log(settings: Settings, stack: AsyncExitStack, metrics: Metrics) -> LogSource:
@@ -141,6 +165,7 @@ async def _add_rollup(
     metrics: Metrics,
     services: list[ReportService | LedgerService],
     running: list[Running],
+    traces: Traces,
 ) -> None:
     """Records to rollups, and the questions about them."""
     writer = ClickHouse(settings.clickhouse_url, "writer")
@@ -161,7 +186,7 @@ async def _add_rollup(
         shared=settings.buckets if settings.clickhouse_url.startswith("http") else 0,
     )
     steps = crash_points("rollup")
-    rollup = Rollup(source, marks, ClickHouseWarehouse(writer), metrics, options, steps)
+    rollup = Rollup(source, marks, ClickHouseWarehouse(writer), metrics, options, steps, traces)
     running.append(rollup)
 
     token = settings.internal_token.get_secret_value()
@@ -212,21 +237,6 @@ async def _patiently(work: Callable[[], Awaitable[object]], stop: asyncio.Event)
             return
 
 
-def _configure_logs(level: str) -> None:
-    quiet_driver()
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-
-
 def calm_collector() -> None:
     """Look for garbage seldom: tens of thousands of records are alive at once, and none is in a cycle."""
     gc.set_threshold(50_000, 20, 50)
@@ -244,7 +254,13 @@ def main() -> int:
     """Run the process; return its exit status: 0, or 78 with one line on stderr for wrong settings."""
     try:
         settings = settings_module.load()
-        _configure_logs(settings.log_level)
+        quiet_driver()
+        configure_logs(
+            settings.log_level,
+            form=settings.log_format,
+            part="-".join(sorted(settings.meter_roles)),
+            secrets=secrets_in(settings),
+        )
         calm_collector()
         allow_many_files()
         run = asyncio.run
@@ -254,7 +270,7 @@ def main() -> int:
             run = uvloop.run
         run(_run(settings))
     except MisconfiguredError as error:
-        sys.stderr.write(f"meter: {error.message}\n")
+        sys.stderr.write(f"meter: {redacted(error.message)}\n")
         return MISCONFIGURED
     return 0
 

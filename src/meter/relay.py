@@ -16,18 +16,21 @@ import structlog
 
 from meter.core.sequence import START, Position
 from meter.errors import LogMovedError, LogUnavailableError
+from meter.ports.traces import Untraced
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meter.metrics import RelayMetrics
     from meter.ports.log import Batch, LogSource, Publisher
+    from meter.ports.traces import Traces
 
 __all__ = ["Relay", "RelayOptions"]
 
 _log = structlog.get_logger(__name__)
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+_UNTRACED = Untraced()
 MEASURE_EVERY = 2.0
 
 
@@ -58,8 +61,10 @@ class Relay:
         metrics: RelayMetrics,
         options: RelayOptions | None = None,
         steps: Callable[[str], None] = lambda _: None,
+        traces: Traces = _UNTRACED,
     ) -> None:
         self._source, self._publisher, self._metrics = source, publisher, metrics
+        self._traces = traces
         self._options = options or RelayOptions()
         self._steps = steps
         self._stopping = asyncio.Event()
@@ -116,7 +121,8 @@ class Relay:
         fresh = batch.fresh if time.monotonic() - self._fresh > self._options.fresh_every else {}
         if last or fresh:
             self._steps("publish")
-            with self._metrics.publishing.time():
+            records = ((bucket, one) for bucket, many in batch.entries.items() for one in many)
+            with self._metrics.publishing.time(), self._traces.batch("relay", records):
                 await self._publisher.publish(batch.entries, fresh)
         if fresh:
             self._fresh = time.monotonic()

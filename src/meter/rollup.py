@@ -30,14 +30,18 @@ import structlog
 from meter.core.records import RecordType
 from meter.core.sequence import START, Entry, Gap, Position, Range, Sequencer, Verdict
 from meter.errors import FencedError, GapUnknownError, UnavailableError
+from meter.ports.traces import Untraced
 from meter.progress import FIRST_PAUSE, Progress, SharedProgress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from contextlib import AbstractContextManager
+    from types import TracebackType
 
     from meter.metrics import Metrics
     from meter.ports.log import Batch, LogSource
     from meter.ports.marks import Manifest, Marks
+    from meter.ports.traces import Traces
     from meter.ports.warehouse import Warehouse
 
 __all__ = ["Options", "Rollup"]
@@ -55,6 +59,7 @@ GAP_PATIENCE = 2.0
 LONGEST_REST = 0.3
 EXPIRE_EVERY = 3600.0
 TELL_EVERY = 0.5
+_UNTRACED = Untraced()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +116,10 @@ class Rollup:
         metrics: Metrics,
         options: Options | None = None,
         steps: Callable[[str], None] = lambda _: None,
+        traces: Traces = _UNTRACED,
     ) -> None:
         self._source, self._marks, self._warehouse = source, marks, warehouse
-        self._metrics = metrics
+        self._metrics, self._traces = metrics, traces
         self._options = options or Options()
         self._steps = steps
         self._stopping, self._again = asyncio.Event(), asyncio.Event()
@@ -172,7 +178,7 @@ class Rollup:
             # it is applied. What another process claims in between runs here, too, and the claim from the older mark fails.
             marks = await self._marks.load(buckets)
             for manifest in await self._marks.unapplied(buckets):
-                _log.info("manifest in doubt runs again", token=manifest.token)
+                _log.info("manifest in doubt runs again", manifest=manifest.token)
                 await self._apply(manifest)
             for bucket in self.progress.held:
                 self._metrics.held.labels(str(bucket)).set(0)
@@ -201,7 +207,8 @@ class Rollup:
             # The log has more: read it while this is written.
             self._ahead = asyncio.create_task(self._read(0.001))
         if part.moves or part.late:
-            await self._write(part)
+            with self._traces.batch("rollup", part.records):
+                await self._write(part)
         self._note_freshness(batch)
         self._hold()
         self.progress.seen = {b: one.read for b, one in self._sequencers.items()}
@@ -464,7 +471,7 @@ class Rollup:
 
     def _stage(self, name: str) -> _Timed:
         self._steps(name)
-        return _Timed(self._metrics, name)
+        return _Timed(self._metrics, name, self._traces.stage(name))
 
     async def _pause(self, seconds: float, least: float = FIRST_PAUSE) -> None:
         """Unless it is stopped. Not longer than `least` when somebody waits."""
@@ -503,11 +510,18 @@ def ranges_of(places: Iterable[tuple[int, int, int]]) -> list[Range]:
 class _Timed:
     """Observes the duration of a stage."""
 
-    def __init__(self, metrics: Metrics, stage: str) -> None:
-        self._metrics, self._name, self._began = metrics, stage, 0.0
+    def __init__(self, metrics: Metrics, stage: str, span: AbstractContextManager[object]) -> None:
+        self._metrics, self._name, self._began, self._span = metrics, stage, 0.0, span
 
     def __enter__(self) -> None:
         self._began = time.perf_counter()
+        self._span.__enter__()
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._span.__exit__(kind, error, traceback)
         self._metrics.stage.labels(self._name).observe(time.perf_counter() - self._began)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from meter.core.redact import shown
 from meter.core.sentinel import watched
 from meter.errors import MisconfiguredError
 
@@ -40,6 +41,10 @@ class KafkaSettings(BaseSettings):
     """PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512."""
     kafka_username: str = ""
     kafka_password: SecretStr = SecretStr("")
+
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        """What `repr` and `str` show: no password."""
+        return shown(super().__repr_args__())
 
     @field_validator("kafka_protocol")
     @classmethod
@@ -89,7 +94,12 @@ class Settings(KafkaSettings):
     """How long a comparison waits for the rollup before it answers UNAVAILABLE."""
     meter_metrics_listen: str = ""
     """`host:port` of the Prometheus endpoint; empty = none."""
+    tracing: bool = False
+    """Whether records of traced calls are traced on; where spans go is said by OpenTelemetry's variables OTEL_…."""
     log_level: str = "info"
+    """debug, info, warning or error; `metergate log-level` changes it for a time."""
+    log_format: Literal["auto", "json", "console"] = "auto"
+    """A line of JSON for each event, text for people, or `auto`: text where stderr is a terminal."""
 
     @field_validator("meter_buckets")
     @classmethod

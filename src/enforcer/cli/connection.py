@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]  # has no stubs
@@ -121,18 +121,22 @@ def calling(gateway: Gateway) -> Iterator[grpc.Channel]:
 
 def reason_of(error: grpc.RpcError) -> str:
     """`ErrorInfo.reason` of a fault, empty if it has none."""
+    info = _detail(error, error_details_pb2.ErrorInfo())
+    return str(info.reason) if info else ""
+
+
+def _detail(error: grpc.RpcError, into: Any) -> Any:
+    """The detail of a fault that has the type of `into`; None if it has none."""
     if not isinstance(error, grpc.Call | grpc.aio.AioRpcError):
-        return ""
+        return None
     try:
         status = rpc_status.from_call(error)  # type: ignore[arg-type]  # reads two methods both have
     except ValueError:
-        return ""
+        return None
     for detail in status.details if status is not None else ():
-        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-            info = error_details_pb2.ErrorInfo()
-            detail.Unpack(info)
-            return str(info.reason)
-    return ""
+        if detail.Unpack(into):
+            return into
+    return None
 
 
 def failure(error: grpc.RpcError, gateway: Gateway) -> CommandError:
@@ -145,6 +149,9 @@ def failure(error: grpc.RpcError, gateway: Gateway) -> CommandError:
         message = f"{details} [{reason}]"
         if code is grpc.StatusCode.UNAUTHENTICATED:
             message += f"; the key used is the one in {gateway.key_source}"
+        request = _detail(error, error_details_pb2.RequestInfo())
+        if request and code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE):
+            message += f"; in the gateway's log it is {request.request_id}"
     elif code is grpc.StatusCode.UNAVAILABLE:
         message = (
             f"the gateway at {gateway.endpoint} is not reachable ({details}); "

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 from contextlib import ExitStack, contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -129,6 +130,9 @@ def up(  # noqa: PLR0913 - a command's options
             carried,
             mapping,
         )
+        if sys.stdout.isatty() and not json:
+            # What the parts log passes through here to people; they themselves write to a pipe.
+            os.environ.setdefault("METERGATE_LOG_FORMAT", "console")
         terminal = Terminal(as_json=json)
         terminal.say(f"transport    {carried}: {why}")
         try:

@@ -74,7 +74,7 @@ class Calls:
         self.options, self.observers = options, observers
         self.retries = Retries()
         self._schedule = Schedule(options.first_pause, options.longest_pause, random.random)
-        self._metadata = (("authorization", f"Bearer {api_key}"),)
+        self._metadata: tuple[tuple[str, str], ...] = (("authorization", f"Bearer {api_key}"),)
         self._closed = False
 
     @property
@@ -94,12 +94,18 @@ class Calls:
         request: _Request,
         timeout: float,  # noqa: ASYNC109 - becomes the deadline that the gateway sees
         items: int = 1,
+        places: Sequence[object] | None = None,
     ) -> _Response:
-        """One attempt. Raise `CallError`."""
+        """One attempt, for those who asked at `places`; None: here. Raise `CallError`."""
         started = time.monotonic()
         outcome = "CANCELLED"
+        metadata = self._metadata
+        if self.observers.propagator is not None:
+            if places is None:
+                places = [self.observers.place()]
+            metadata = *metadata, *self.observers.calling(name, items, places)
         try:
-            answer = await method(request, timeout=max(timeout, SHORTEST), metadata=self._metadata)
+            answer = await method(request, timeout=max(timeout, SHORTEST), metadata=metadata)
         except grpc.aio.AioRpcError as error:
             failed = from_rpc(error)
             outcome = failed.reason

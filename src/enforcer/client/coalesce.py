@@ -44,6 +44,7 @@ class Coalescer:
         self._calls, options = calls, calls.options
         self._most_in_flight, self._largest = options.most_in_flight, options.largest_batch
         self._most_waiting = options.most_waiting
+        self._traced = calls.observers.propagator is not None
         self._attempt_timeout = options.attempt_timeout
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Question] = deque()
@@ -66,6 +67,8 @@ class Coalescer:
             )
         answered: asyncio.Future[pb.CheckResponse] = self._loop.create_future()
         question.answered, question.deadline = answered, deadline
+        if self._traced:
+            question.place = self._calls.observers.place()
         self._waiting.append(question)
         if not self._flush_planned:
             self._plan()
@@ -146,14 +149,17 @@ class Coalescer:
         latest = max(one.deadline for one in batch)
         timeout = min(latest - time.monotonic(), self._attempt_timeout)
         _, check, check_batch = self._calls.connection
+        places = [one.place for one in batch] if self._traced else None
         try:
             if len(batch) == 1:
-                answer = await self._calls.once("Check", check, batch[0].request, timeout)
+                answer = await self._calls.once(
+                    "Check", check, batch[0].request, timeout, 1, places
+                )
                 if not batch[0].answered.done():
                     batch[0].answered.set_result(answer)
                 return
             answers = await self._calls.once(
-                "CheckBatch", check_batch, packed(batch), timeout, len(batch)
+                "CheckBatch", check_batch, packed(batch), timeout, len(batch), places
             )
         except (CallError, ClosedError) as error:
             for one in batch:

@@ -144,6 +144,11 @@ class CallError(ClientError):
         self.metadata = dict(metadata or {})
 
     @property
+    def request_id(self) -> str:
+        """What the gateway's log calls the call, to quote it; empty when no gateway has named it."""
+        return self.metadata.get("request_id", "")
+
+    @property
     def retryable(self) -> bool:
         """The same call with the same idempotency key may succeed later."""
         if self.code is grpc.StatusCode.RESOURCE_EXHAUSTED:
@@ -257,12 +262,15 @@ def _details(packed: bytes, wait: float | None) -> tuple[str, dict[str, str], fl
         return reason, told, wait
     for detail in status.details:
         info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+        request = error_details_pb2.RequestInfo()
         if detail.Unpack(info):
-            reason, told = info.reason, dict(info.metadata)
+            reason, told = info.reason, {**info.metadata, **told}
             if wait is None:
                 wait = _milliseconds(told.get("retry_after_ms", ""))
         elif detail.Unpack(retry):
             wait = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+        elif detail.Unpack(request):
+            told["request_id"] = request.request_id
     return reason, told, wait
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+
+from enforcer.client.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from enforcer.client.results import Verdict
 
-__all__ = ["Observer", "Observers"]
+__all__ = ["Observer", "Observers", "Propagator"]
 
 _log: Final = logging.getLogger("enforcer.client")
 
@@ -43,14 +45,57 @@ class Observer(Protocol):
         """No gateway could be told what was used of a block: it counts as used whole, and is reported as unaccounted."""
 
 
+@runtime_checkable
+class Propagator(Protocol):
+    """An observer that is told also when an attempt begins, and says what travels with it. It too must not raise."""
+
+    def place(self) -> object:
+        """Where the code is that asks for a check, which may travel later and with others."""
+
+    def calling(
+        self, method: str, items: int, places: Sequence[object]
+    ) -> Sequence[tuple[str, str]]:
+        """An attempt begins, for those who asked at these places; return metadata to send.
+
+        `called` tells of its end, in the same context (`contextvars`).
+        """
+
+
 class Observers:
     """Several as one. False when there are none, so that nothing is spent on them."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._all = tuple(observers)
+        propagators = [one for one in self._all if isinstance(one, Propagator)]
+        if len(propagators) > 1:
+            raise ConfigurationError("of several observers that trace calls only one can be told")
+        self.propagator = propagators[0] if propagators else None
+        """The one of them that gives metadata to calls."""
 
     def __bool__(self) -> bool:
         return bool(self._all)
+
+    def place(self) -> object:
+        """See `Propagator`."""
+        if self.propagator is None:
+            return None
+        try:
+            return self.propagator.place()
+        except Exception:  # noqa: BLE001 - as `_tell`
+            _log.exception("an observer failed")
+            return None
+
+    def calling(
+        self, method: str, items: int, places: Sequence[object]
+    ) -> Sequence[tuple[str, str]]:
+        """See `Propagator`."""
+        if self.propagator is None:
+            return ()
+        try:
+            return self.propagator.calling(method, items, places)
+        except Exception:  # noqa: BLE001 - as `_tell`
+            _log.exception("an observer failed")
+            return ()
 
     def called(self, method: str, outcome: str, seconds: float, items: int) -> None:
         """See `Observer`."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import time
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry import metrics, trace
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import TracerProvider
 
@@ -18,12 +22,14 @@ __all__ = ["OpenTelemetryObserver"]
 
 NAME: Final = "enforcer.client"
 SERVICE: Final = "enforcer.v1.EnforcerService"
+_attempt: ContextVar[Span | None] = ContextVar("attempt", default=None)
 
 
 class OpenTelemetryObserver:
     """An `Observer` with instruments `metergate.client.…`; providers None: the global ones.
 
-    The span of a batch is a child of whatever span the check was in that made it leave.
+    The gateway learns the trace context of each attempt as W3C's `traceparent`: its own spans, and those of the way of
+    the record, are in the same trace. An attempt with several checks is in the trace of one of them, linked with the others.
     """
 
     def __init__(
@@ -33,6 +39,7 @@ class OpenTelemetryObserver:
     ) -> None:
         meter = metrics.get_meter(NAME, meter_provider=meter_provider)
         self._tracer = trace.get_tracer(NAME, tracer_provider=tracer_provider)
+        self._propagator = TraceContextTextMapPropagator()
         self._seconds = meter.create_histogram(
             "metergate.client.call.duration", unit="s", description="How long attempts took."
         )
@@ -81,22 +88,52 @@ class OpenTelemetryObserver:
         self._seconds.record(seconds, attributes)
         if method in {"Check", "CheckBatch"}:
             self._together.record(items)
-        now = time.time_ns()
+        span = _attempt.get()
+        if span is None:
+            return  # it began before anybody was told
+        _attempt.set(None)
+        span.set_attribute("metergate.outcome", outcome)
+        if outcome != "OK":
+            span.set_status(Status(StatusCode.ERROR, outcome))
+        span.end()
+
+    def place(self) -> object:
+        """See `Propagator`: the span that the code is in."""
+        return trace.get_current_span().get_span_context()
+
+    def calling(
+        self, method: str, items: int, places: Sequence[object]
+    ) -> Sequence[tuple[str, str]]:
+        """See `Propagator`: a span for the attempt, which the gateway's is a child of.
+
+        It is in the trace of the first who asked and is traced, and linked with the others that travel along.
+        """
+        asked = {
+            place.span_id: place
+            for place in places
+            if isinstance(place, SpanContext) and place.is_valid
+        }
+        parent = next((place for place in asked.values() if place.trace_flags.sampled), None)
+        parent = parent or next(iter(asked.values()), None)
+        context = Context()
+        if parent is not None:
+            context = trace.set_span_in_context(trace.NonRecordingSpan(parent), context)
         span = self._tracer.start_span(
             f"{SERVICE}/{method}",
+            context=context,
             kind=SpanKind.CLIENT,
-            start_time=now - int(seconds * 1e9),
+            links=[trace.Link(place) for place in asked.values() if place is not parent],
             attributes={
                 "rpc.system": "grpc",
                 "rpc.service": SERVICE,
                 "rpc.method": method,
                 "metergate.checks": items,
-                "metergate.outcome": outcome,
             },
         )
-        if outcome != "OK":
-            span.set_status(Status(StatusCode.ERROR, outcome))
-        span.end(now)
+        _attempt.set(span)
+        carrier: dict[str, str] = {}
+        self._propagator.inject(carrier, trace.set_span_in_context(span, Context()))
+        return list(carrier.items())
 
     def retrying(self, method: str, reason: str, pause: float) -> None:
         """See `Observer`."""

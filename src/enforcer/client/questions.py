@@ -45,16 +45,19 @@ class _Form(NamedTuple):
 class Question:
     """A check that is asked: its bytes, until when it matters, and where its answer goes."""
 
-    __slots__ = ("_start", "answered", "deadline", "item", "keyless")
+    __slots__ = ("_start", "answered", "deadline", "item", "keyless", "place")
 
     item: bytes
     keyless: bool
     """Its key, the last of its bytes, is still to be made: it keeps it from then on."""
     answered: asyncio.Future[pb.CheckResponse]
     deadline: float
+    place: object
+    """Where it was asked, for those who trace calls."""
 
     def __init__(self, form: _Form, *, keyless: bool) -> None:
         self.item, self._start = form
+        self.place = None
         self.keyless = keyless
 
     @property

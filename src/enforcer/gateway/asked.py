@@ -9,6 +9,7 @@ from enforcer.core.program import Reason
 from enforcer.core.rules import Mode
 from enforcer.gateway.requests import dimensions_of
 from meter.core.records import Body, encode_body
+from meter.core.traced import current
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -110,6 +111,7 @@ class Asked:
             self.id,
             self.holder,
             p=finger,
+            tp=current.get(),
         )
         return Ask(
             program,

@@ -44,6 +44,7 @@ from enforcer.gateway.reservations import Reservations
 from enforcer.gateway.tokens import Tokens
 from enforcer.gateway.wire import embedded, items_of
 from enforcer.v1 import enforcer_pb2 as pb
+from meter.core.traced import current
 from meter.v1 import usage_pb2
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ class Gateway:
     """Every operation takes the caller's tenant and a message, and gives a message or raises a `MetergateError`.
 
     `observe(mode, reason)` is told of every decision. `secret` signs the tokens of leases and reservations. `emergency`
-    answers checks while the counters are away; without it every feature fails closed. What is held for a time has its
-    own objects: `reservations`, `allowances`, `leases`.
+    answers checks while the counters are away; without it every feature fails closed. `traced`: calls may be, and their
+    records say so. What is held for a time has its own objects: `reservations`, `allowances`, `leases`.
     """
 
     def __init__(
@@ -79,9 +80,11 @@ class Gateway:
         secret: bytes,
         observe: Callable[[Mode, Reason], None] = lambda _mode, _reason: None,
         emergency: Emergency | None = None,
+        *,
+        traced: bool = False,
     ) -> None:
         self._counters, self._programs = counters, programs
-        self._common = programs.skeletons.ask
+        self._common = self._common_untraced if traced else programs.skeletons.ask
         """The ask of a check like most, without a detour; None for one that `_asked` has to look at."""
         self._emergency = emergency
         self._observe = observe
@@ -111,6 +114,10 @@ class Gateway:
         except AWAY as error:
             program, decision = await self._without_store(asked, error)
         return check_bytes(program, decision, asked.quantity)
+
+    def _common_untraced(self, tenant: str, message: bytes) -> Ask | None:
+        """The record of a traced check says so, and is not made from a stencil."""
+        return None if current.get() else self._programs.skeletons.ask(tenant, message)
 
     async def _without_store(self, asked: Asked, error: MetergateError) -> tuple[Program, Decision]:
         """What the feature's failure policy says to a check that the store could not decide; or raise `error`."""

@@ -118,6 +118,10 @@ class _Call(Call):
             if not name.endswith(b"-bin")
         }
 
+    def header(self, name: str) -> str | None:
+        value = self._headers.get(name.encode())
+        return None if value is None else value.decode("latin-1")
+
     @property
     def coding(self) -> bytes | None:
         """How compressed messages of the request are compressed."""

@@ -6,13 +6,13 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-import structlog
 from google.rpc import status_pb2  # type: ignore[import-untyped]
 
 from enforcer.errors import InternalError, MetergateError, OverloadedError
 from enforcer.gateway.requests import parsed
 from enforcer.ports.definitions import Caller
 from enforcer.transport.callers import needs
+from enforcer.transport.calllog import REQUEST_ID, CallLog
 from enforcer.transport.errors import status_of
 from enforcer.transport.framing import WireError
 from enforcer.transport.health import Health
@@ -34,11 +34,10 @@ __all__ = [
     "FailedError",
 ]
 
-_log = structlog.get_logger(__name__)
-
 COMPRESSED_FROM = 32 * 1024
 """Bytes of a response from which it travels as gzip to clients that take it."""
 MOST_CALLS = 10_000
+UNEXPECTED = "internal error; the server's log tells more"
 LATE = status_pb2.Status(code=4, message="the deadline has passed")
 NOBODY = Caller("", "", "")
 """Who calls a method that everybody may call, without an API key."""
@@ -70,6 +69,10 @@ class Call:
         """What the client sent beside its request, without binary values."""
         raise NotImplementedError
 
+    def header(self, name: str) -> str | None:
+        """One of `metadata`, which has a text."""
+        return self.metadata.get(name)
+
     def time_left(self) -> float | None:
         """Seconds that the client still waits, never negative; None: for ever."""
         return None if self.deadline is None else max(self.deadline - time.monotonic(), 0.0)
@@ -96,8 +99,11 @@ class Dispatch:
         callers: Callers,
         metrics: Metrics,
         most_calls: int = MOST_CALLS,
+        log: CallLog | None = None,
     ) -> None:
         self._running, self._most = 0, most_calls
+        self._log = log or CallLog()
+        self._slow_from = self._log.slow_from
         services = list(dict.fromkeys(method.service for method in methods))
         self.health = Health(services)
         everything = [*methods, *self.health.methods()]
@@ -127,17 +133,19 @@ class Dispatch:
             )
         except MetergateError as error:
             code = error.code.name
-            raise FailedError(status_of(error)) from error
+            raise self._failed(method, call, error) from error
         except Exception as error:
-            _log.exception("call failed", method=method.path)
             code = "INTERNAL"
-            raise _internal() from error
+            raise self._failed(method, call, error) from error
         else:
             code = "OK"
             return packed
         finally:
             self._running -= 1
-            self._finished(method.label, code, time.monotonic() - start)
+            seconds = time.monotonic() - start
+            self._finished(method.label, code, seconds)
+            if seconds > self._slow_from:
+                self._slow(method, call, code, seconds)
 
     async def stream(
         self, method: Method, call: Call, messages: AsyncIterator[bytes]
@@ -162,13 +170,12 @@ class Dispatch:
                 yield response if isinstance(response, list) else [response.SerializeToString()]
         except MetergateError as error:
             code = error.code.name
-            raise FailedError(status_of(error)) from error
+            raise self._failed(method, call, error) from error
         except (FailedError, WireError, asyncio.CancelledError, GeneratorExit):
             raise
         except Exception as error:
-            _log.exception("call failed", method=method.path)
             code = "INTERNAL"
-            raise _internal() from error
+            raise self._failed(method, call, error) from error
         else:
             code = "OK"
         finally:
@@ -177,15 +184,24 @@ class Dispatch:
 
     def _refuse(self, method: Method, call: Call) -> None:
         """Raise `FailedError` if there are too many calls, or nobody waits for the answer any more."""
-        failed = None
         if self._running >= self._most and method.role:
-            failed = "RESOURCE_EXHAUSTED", status_of(OverloadedError(self._most))
-        elif call.deadline is not None and call.deadline <= call.started:
-            failed = "DEADLINE_EXCEEDED", LATE
-        if failed is not None:
-            code, status = failed
-            self._finished(method.label, code, 0.0)
-            raise FailedError(status)
+            self._finished(method.label, "RESOURCE_EXHAUSTED", 0.0)
+            raise self._failed(method, call, OverloadedError(self._most))
+        if call.deadline is not None and call.deadline <= call.started:
+            self._finished(method.label, "DEADLINE_EXCEEDED", 0.0)
+            raise FailedError(LATE)
+
+    def _failed(self, method: Method, call: Call, error: Exception) -> FailedError:
+        """The status that a call ends with; it is logged, and its client learns how to name it."""
+        sent, seconds = call.header(REQUEST_ID), time.monotonic() - call.started
+        name = self._log.failed(method.label, call.caller.tenant, sent, seconds, error)
+        told = error if isinstance(error, MetergateError) else InternalError(UNEXPECTED)
+        return FailedError(status_of(told, name))
+
+    def _slow(self, method: Method, call: Call, code: str, seconds: float) -> None:
+        if code in ("OK", "CANCELLED"):  # else it is told already
+            sent = call.header(REQUEST_ID)
+            self._log.slow(method.label, call.caller.tenant, sent, seconds, code)
 
     async def _identified(self, method: Method, call: Call) -> Caller | None:
         if not method.role:
@@ -194,7 +210,3 @@ class Dispatch:
         if method.role != "check":
             needs(caller, method.role)
         return caller
-
-
-def _internal() -> FailedError:
-    return FailedError(status_of(InternalError("internal error; the server's log tells more")))

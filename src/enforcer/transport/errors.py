@@ -1,6 +1,6 @@
 """From errors to gRPC statuses: one place for all services.
 
-With `google.rpc.ErrorInfo` (AIP-193), and `RetryInfo` where it is known when a retry can help.
+With `google.rpc.ErrorInfo` (AIP-193), `RetryInfo` where it is known when a retry can help, and `RequestInfo`.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def _bounded(message: str) -> str:
     return message
 
 
-def status_of(error: MetergateError) -> status_pb2.Status:
-    """The whole status."""
+def status_of(error: MetergateError, request_id: str = "") -> status_pb2.Status:
+    """The whole status. `request_id` names the call in the server's log."""
     message = _bounded(error.message)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     details: list[Message] = [info]
@@ -52,6 +52,8 @@ def status_of(error: MetergateError) -> status_pb2.Status:
         delay = duration_pb2.Duration()
         delay.FromMilliseconds(int(pause))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    if request_id:
+        details.append(error_details_pb2.RequestInfo(request_id=request_id))
     packed = []
     for detail in details:
         packed.append(any_pb2.Any())

@@ -6,12 +6,13 @@ import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-import structlog
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from enforcer.errors import InternalError, InvalidRequestError, MetergateError
 from enforcer.gateway.cloudevents import read
+from enforcer.transport.calllog import REQUEST_ID, CallLog
+from enforcer.transport.dispatch import UNEXPECTED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from enforcer.transport.callers import Callers
 
 __all__ = ["EventsEndpoint"]
-
-_log = structlog.get_logger(__name__)
 
 LARGEST_BODY = 8 * 1024 * 1024
 RETRY_SECONDS = 1
@@ -44,15 +43,24 @@ _UNREADABLE = HTTPStatus.UNPROCESSABLE_ENTITY
 class EventsEndpoint:
     """`POST /v1/events`: 204 when all is recorded, else problem+json that says what is not, and why."""
 
-    def __init__(self, events: Events, callers: Callers, metrics: Metrics) -> None:
+    def __init__(
+        self, events: Events, callers: Callers, metrics: Metrics, log: CallLog | None = None
+    ) -> None:
         self._events, self._callers, self._metrics = events, callers, metrics
+        self._log = log or CallLog()
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
         start = time.perf_counter()
-        code = "OK"
+        code, tenant = "OK", ""
+
+        def told(error: Exception) -> str:
+            sent = request.headers.get(REQUEST_ID)
+            return self._log.failed(NAME, tenant, sent, time.perf_counter() - start, error)
+
         try:
             caller = await self._callers.of(request.headers.items())
+            tenant = caller.tenant
             events = read(request.headers, await _body(request))
             refused = await self._events.record(caller.tenant, events)
             if not refused:
@@ -64,11 +72,10 @@ class EventsEndpoint:
             return Response(status_code=HTTPStatus.BAD_REQUEST)
         except MetergateError as error:
             code = error.code.name
-            return _failed(error)
-        except Exception:  # noqa: BLE001 - logged here, answered without its text
-            _log.exception("events failed")
+            return _failed(error, told(error))
+        except Exception as error:  # noqa: BLE001 - logged here, answered without its text
             code = "INTERNAL"
-            return _failed(InternalError("internal error; the server's log tells more"))
+            return _failed(InternalError(UNEXPECTED), told(error))
         finally:
             self._metrics.call(NAME, code, time.perf_counter() - start)
 
@@ -90,17 +97,17 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-def _failed(error: MetergateError) -> Response:
-    """The request as a whole was not taken."""
+def _failed(error: MetergateError, request_id: str) -> Response:
+    """The request as a whole was not taken; it is named so in the log."""
     status = error.http
     if isinstance(error, InvalidRequestError):
         status = _STATUS.get(error.reason, _UNREADABLE)
-    headers = {}
+    headers = {REQUEST_ID: request_id}
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["retry-after"] = str(RETRY_SECONDS)
     elif status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
-    return _problem(status, error.message, headers, reason=error.reason)
+    return _problem(status, error.message, headers, reason=error.reason, request_id=request_id)
 
 
 def _refused(refused: Sequence[Refusal], total: int) -> Response:

@@ -70,6 +70,7 @@ class HttpServer:
         self._server = _Server(
             uvicorn.Config(
                 app,
+                log_config=None,  # its loggers say it as all others do
                 log_level="warning",
                 access_log=False,
                 lifespan="off",

@@ -16,6 +16,7 @@ import structlog
 from enforcer.errors import MisconfiguredError
 from enforcer.transport.asgi import AsgiServer
 from enforcer.transport.envoy import CONTROL, DONE, DRAIN, MISCONFIGURED, READY
+from meter.core.redact import redacted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -88,7 +89,7 @@ class Application:
         """It ended before it could be asked."""
         error = self._serving.exception()
         if isinstance(error, MisconfiguredError):
-            sys.stderr.write(f"enforcer: {error.message}\n")
+            sys.stderr.write(f"enforcer: {redacted(error.message)}\n")
             sys.stderr.flush()
             # Nothing is served yet, and Envoy would only tell that something failed.
             os._exit(MISCONFIGURED)

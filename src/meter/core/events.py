@@ -21,6 +21,7 @@ import msgspec
 
 from meter.core.records import ENTRY, HEADER, VERSION, Body, RecordType
 from meter.core.sequence import Entry
+from meter.core.traced import traceparent_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -152,7 +153,7 @@ def encode(bucket: int, entry: Entry) -> bytes:
             ms = int(now)
             if _NOW.pack(ms) == effects[_NOW_AT:_NOW_END]:
                 minutes, rest = divmod(ms, 60_000)
-                return EVENT % (
+                event = EVENT % (
                     generation,
                     sequence,
                     bucket,
@@ -166,6 +167,10 @@ def encode(bucket: int, entry: Entry) -> bytes:
                     b",".join(changes),
                     body,
                 )
+                if traceparent := traceparent_of(body):
+                    # CloudEvents' extension "distributed tracing"; what is read back is the body's.
+                    return b'%b,"traceparent":%b}' % (event[:-1], _text(traceparent))
+                return event
     return BARE % (generation, sequence, bucket, b64encode(body), b64encode(effects))
 
 

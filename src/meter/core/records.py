@@ -107,6 +107,7 @@ class Body(msgspec.Struct, frozen=True, omit_defaults=True, rename={}):
     version of it this is (1 for the first correction), `by` who corrects, `w` why.
     `j`, `jn`: the journal of a use that was allowed while the counters were away, and its number there among
     those of its bucket, dense from 1; `at` is when it was allowed.
+    `tp`: the `traceparent` of the call, if it is traced (`meter.core.traced`); no parameter of the call, and always last.
     """
 
     t: str
@@ -128,6 +129,7 @@ class Body(msgspec.Struct, frozen=True, omit_defaults=True, rename={}):
     p: str = ""
     j: str = ""
     jn: int = 0
+    tp: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,13 +65,25 @@ async def faults(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[N
     except MeterError as error:
         failed = error
         if error.retryable:
-            _log.warning("call failed", reason=error.reason, error=error.message)
+            _log.warning(
+                "call failed",
+                code=error.code.name,
+                reason=error.reason,
+                error=error.message,
+                tenant=_tenant(context),
+            )
     except Exception:  # noqa: BLE001  # logged here, answered as INTERNAL without its text
-        _log.exception("call failed unexpectedly")
+        _log.exception("call failed", code="INTERNAL", tenant=_tenant(context))
         failed = MeterError("internal error")
     if failed is not None:
         abort: Any = context  # the stubs lack abort_with_status
         await abort.abort_with_status(rpc_status.to_status(_status(failed)))
+
+
+def _tenant(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    """On whose behalf somebody says to ask."""
+    pairs: Any = context.invocation_metadata() or ()  # the stubs take pairs for something else
+    return next((str(value) for name, value in pairs if name == TENANT), "")
 
 
 def _status(error: MeterError) -> status_pb2.Status:

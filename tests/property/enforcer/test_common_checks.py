@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from contextvars import copy_context
 from dataclasses import replace
 
 import pytest
@@ -26,6 +27,7 @@ from enforcer.gateway.stencils import Skeletons, Stencil
 from enforcer.gateway.wire import items_of, question_of, varint
 from enforcer.v1 import enforcer_pb2 as pb
 from meter.core.records import decode_body
+from meter.core.traced import current, written
 from tests.property.accounts import FEATURES, SEATS, Maker
 
 NOW = 1_700_000_000_000
@@ -53,6 +55,17 @@ def test_a_stencil_asks_what_is_asked(
         assert stencil.ask(quantity, mode, key.encode()) == expected
     if expected is not None:
         assert decode_body(expected.body).q == quantity
+
+
+def test_a_traced_check_differs_in_the_last_field_of_its_record_alone() -> None:
+    program = some_program(random.Random(1), FEATURES[0])
+    asked = Asked.of(Name("demo", "c", "f"), 3, Mode.ENFORCE, "order-1", {"a": "b"})
+    plain = asked.ask(program)
+    traced = copy_context()
+    traced.run(current.set, written(7, 8))
+    ask = traced.run(asked.ask, program)
+    assert ask.body == plain.body[:-1] + b',"tp":"%b"}' % written(7, 8).encode()
+    assert replace(ask, body=plain.body) == plain, "a retry in another trace is the same check"
 
 
 def test_a_stencil_keeps_a_bounded_number_of_quantities() -> None:

@@ -99,6 +99,8 @@ class Line:
         self._tasks: list[asyncio.Task[None]] = []
         self.last_error = "not connected yet"
         self.met = False
+        self.answered: Callable[[Batch, float], None] = lambda _batch, _now: None
+        """Is told of every batch that was answered, and when."""
 
     # -- life
 
@@ -468,6 +470,7 @@ class Line:
             self._steps("answer")
             now = time.monotonic()
             self._observe(len(reply), now - batch.sent)
+            self.answered(batch, now)
             if batch.withdrawn:
                 # What the batch granted stays where the counting of the journal looks for it.
                 self.last_error = "slow replies"

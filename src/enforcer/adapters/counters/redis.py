@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from enforcer.adapters.counters.mend import Marks, Truth
+    from enforcer.adapters.counters.waiting import Batch
     from enforcer.core.breaker import BreakerState
     from enforcer.core.commands import BucketState, Counter, LeaseInfo, Settled
     from enforcer.core.corrections import Correction, Levels, Outcome
@@ -62,6 +63,10 @@ class RedisCounters:
         # Checks are the line's own affair: no call between.
         self.decide, self.decide_all = line.decide, line.decide_all
         self._note = line.places.note
+
+    def trace(self, told: Callable[[Batch, float], None]) -> None:
+        """Call `told` with every batch that was answered, and when on the clock of `time.monotonic`."""
+        self._line.answered = told
 
     @property
     def last_error(self) -> str:

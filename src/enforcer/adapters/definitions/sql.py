@@ -50,7 +50,9 @@ def _engine(url: str) -> AsyncEngine:
         parsed = make_url(url)
         remote = parsed.get_backend_name() == "postgresql"
         patience = _PATIENCE if remote else {}
-        engine = create_async_engine(parsed, pool_pre_ping=remote, connect_args=patience)
+        engine = create_async_engine(
+            parsed, pool_pre_ping=remote, connect_args=patience, hide_parameters=True
+        )
     except (ArgumentError, ImportError) as error:
         raise MisconfiguredError(
             "METERGATE_DATABASE_URL must be sqlite+aiosqlite:///path or postgresql+asyncpg://…"

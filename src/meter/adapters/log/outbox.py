@@ -22,7 +22,7 @@ from meter.ports.log import Batch
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["OutboxLog"]
+__all__ = ["OutboxLog", "clients"]
 
 _log = structlog.get_logger(__name__)
 
@@ -37,8 +37,8 @@ def _as_sent(reply: Any, **_: Any) -> Any:
     return reply
 
 
-def _clients(url: str) -> tuple[aioredis.Redis, list[aioredis.Redis]]:
-    """One for the outboxes, and those that it asks where they are."""
+def clients(url: str) -> tuple[aioredis.Redis, list[aioredis.Redis]]:
+    """One for what is at `url`, and those that it asks where that is."""
     # A connection that has died is replaced once; whoever reads decides how long to wait then.
     options: dict[str, Any] = {
         "socket_connect_timeout": 5,
@@ -69,7 +69,7 @@ class OutboxLog:
     def __init__(self, url: str, buckets: Iterable[int], member: str = "") -> None:
         self._buckets = frozenset(buckets)
         self._keys = {bucket: outbox(bucket).encode() for bucket in self._buckets}
-        self._redis, self._sentinels = _clients(url)
+        self._redis, self._sentinels = clients(url)
         self._redis.set_response_callback("XREAD", _as_sent)  # type: ignore[arg-type]  # any callable
 
         self._shares = Shares(self._redis, member) if member else None

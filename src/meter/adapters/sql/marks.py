@@ -41,7 +41,7 @@ class _StillError(Exception):
 def _engine(url: str) -> AsyncEngine:
     try:
         parsed = make_url(url)
-        engine = create_async_engine(parsed, pool_pre_ping=True)
+        engine = create_async_engine(parsed, pool_pre_ping=True, hide_parameters=True)
     except (ArgumentError, ImportError) as error:
         raise MisconfiguredError(
             "METERGATE_METER_DATABASE_URL: must be sqlite+aiosqlite:///path or postgresql+asyncpg://…"

@@ -110,3 +110,48 @@ async def test_opentelemetry_has_the_same_figures_and_a_span_for_each_attempt(
     )
     meters.shutdown()
     tracers.shutdown()
+
+
+async def test_the_context_of_whoever_asks_travels_with_the_attempt(fake: FakeGateway) -> None:
+    spans, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    tracer = provider.get_tracer("a product")
+
+    async def ask(name: str) -> None:
+        with tracer.start_as_current_span(name):
+            await client.check("acme", "f")
+
+    async def busy(_: Arrived) -> None:
+        if len(fake.calls) == 1:
+            raise RefusalError(grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
+
+    fake.before = busy
+    async with fake.client(observers=[OpenTelemetryObserver(tracer_provider=provider)]) as client:
+        await ask("alone")
+        await asyncio.gather(ask("first"), ask("second"), ask("third"))
+        await client.check("acme", "g")
+    finished: list[Any] = list(spans.get_finished_spans())
+    attempts = [span for span in finished if "EnforcerService" in span.name]
+    named = {span.name: span.context for span in finished}
+    sent = [f"00-{span.context.trace_id:032x}-{span.context.span_id:016x}" for span in attempts]
+    came = [arrived.metadata["traceparent"][:-3] for arrived in fake.calls]
+    assert came == sent, "each attempt has a span of its own"
+    failed, again, together, outside = attempts
+    assert failed.parent == again.parent == named["alone"]
+    assert together.parent == named["first"], "not of the call that made room for it"
+    assert [link.context for link in together.links] == [named["second"], named["third"]]
+    assert outside.parent is None
+    provider.shutdown()
+
+
+async def test_an_observer_that_fails_to_trace_changes_no_answer(fake: FakeGateway) -> None:
+    class Broken(OpenTelemetryObserver):
+        def place(self) -> object:
+            raise RuntimeError
+
+        def calling(self, method: str, items: int, places: Any) -> Any:
+            raise RuntimeError
+
+    async with fake.client(observers=[Broken()]) as client:
+        assert await client.check("acme", "f")
+    assert "traceparent" not in fake.calls[0].metadata
