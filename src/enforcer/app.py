@@ -10,6 +10,7 @@ import gc
 import signal
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -44,6 +45,7 @@ from enforcer.metrics import Metrics
 from enforcer.transport.callers import Callers
 from enforcer.transport.corrections import correction_methods
 from enforcer.transport.dispatch import Dispatch
+from enforcer.transport.edge import edge_of
 from enforcer.transport.events import EventsEndpoint
 from enforcer.transport.grpcio import GrpcServer, end_for_sure
 from enforcer.transport.http import HttpServer
@@ -368,7 +370,7 @@ async def _run(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await serve(settings, stop)
+    await serve(settings, stop, partial(GrpcServer, edge=edge_of(settings)))
     end_for_sure()
 
 

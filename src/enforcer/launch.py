@@ -13,6 +13,7 @@ import structlog
 from enforcer import settings as settings_module
 from enforcer.errors import MisconfiguredError
 from enforcer.logs import configure_logs
+from enforcer.transport.edge import edge_of
 from enforcer.transport.envoy import MISCONFIGURED, chosen, run_envoy
 from meter.open_files import allow_many_files
 
@@ -33,7 +34,7 @@ def main() -> int:
         transport, why = chosen(settings.transport)
         _log.info("transport", transport=transport, because=why)
         if transport == "envoy":
-            return run_envoy(settings.listen, APPLICATION)
+            return run_envoy(settings.listen, APPLICATION, edge_of(settings))
         from enforcer.app import run  # noqa: PLC0415 - see the module
 
         run(settings)

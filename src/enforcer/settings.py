@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from enforcer.errors import MisconfiguredError
 from meter.core.sentinel import watched
+from meter.tls import TlsFiles
 
 __all__ = ["Settings", "load"]
 
@@ -26,6 +27,17 @@ class Settings(BaseSettings):
     """Where products ask: `host:port`. Several enforcers of one machine may share it."""
     transport: Literal["auto", "envoy", "grpcio"] = "auto"
     """What carries the calls: Envoy with Python inside (fast), grpcio (anywhere), or `auto`: Envoy where it runs."""
+    tls_cert_file: Path | None = None
+    """PEM file of the certificate of both ports, with what leads to its authority. With `tls_key_file` they speak TLS alone;
+    new files are taken from the next connection on. Without it they speak plain text."""
+    tls_key_file: Path | None = None
+    """PEM file of its private key, without a passphrase."""
+    tls_client_ca_file: Path | None = None
+    """PEM file of authorities: only clients with a certificate of theirs are served, except for /healthz and /readyz."""
+    most_connections: int = Field(default=10_000, ge=1, le=1_000_000)
+    """How many connections this process holds at each port; more are closed at once. (On grpcio: at the HTTP port.)"""
+    most_streams: int = Field(default=1_000, ge=1, le=1_000_000)
+    """How many calls at once one connection may have; clients keep back what is more."""
     http_listen: str = "127.0.0.1:8080"
     """`host:port` of /metrics, /healthz and /readyz; shared likewise. Empty = none."""
     ratelimit_file: Path | None = None
@@ -125,6 +137,22 @@ class Settings(BaseSettings):
                 "must be 0 (never) or at least 2: reports may concern the last 24 hours"
             )
         return value
+
+    @model_validator(mode="after")
+    def _tls(self) -> Self:
+        pair = self.tls_cert_file, self.tls_key_file
+        if any(pair) and not all(pair):
+            raise ValueError("METERGATE_TLS_CERT_FILE and METERGATE_TLS_KEY_FILE: set both or none")
+        if self.tls_client_ca_file is not None and not any(pair):
+            raise ValueError("METERGATE_TLS_CLIENT_CA_FILE: needs METERGATE_TLS_CERT_FILE")
+        return self
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The files of both ports; None: plain text."""
+        if self.tls_cert_file is None or self.tls_key_file is None:
+            return None
+        return TlsFiles(self.tls_cert_file, self.tls_key_file, self.tls_client_ca_file)
 
     @model_validator(mode="after")
     def _journal(self) -> Self:
