@@ -132,7 +132,7 @@ async def serve(
         )
         http = None
         if settings.http_listen:
-            http = _serve_http(settings.http_listen, metrics, counters, stack)
+            http = _serve_http(settings, metrics, counters, stack)
         secret = await _lease_secret(definitions, stop)
         if secret is None:
             return
@@ -237,10 +237,10 @@ def _marks(settings: Settings, stack: AsyncExitStack) -> Marks | None:
 
 
 def _serve_http(
-    listen: str, metrics: Metrics, counters: RedisCounters, stack: AsyncExitStack
+    settings: Settings, metrics: Metrics, counters: RedisCounters, stack: AsyncExitStack
 ) -> tuple[HttpServer, Callable[[], Awaitable[None]]]:
     """The server, already serving, and what ends it: at the latest when `stack` is left."""
-    http = HttpServer(listen, metrics, counters.readiness)
+    http = HttpServer(settings.http_listen, metrics, counters.readiness, edge_of(settings))
     serving = asyncio.create_task(http.serve())
 
     async def end() -> None:
