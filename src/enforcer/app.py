@@ -52,6 +52,7 @@ from enforcer.transport.http import HttpServer
 from enforcer.transport.ratelimit import ratelimit_methods
 from enforcer.transport.services import methods
 from enforcer.transport.streams import stream_methods
+from enforcer.transport.tenants import Tenants
 from meter.adapters.kafka.client import KafkaOptions
 from meter.adapters.sql.marks import SqlMarks
 from meter.crash import crash_points
@@ -156,18 +157,21 @@ async def serve(
         correcting = Correcting(listed, carrier, counters, usage, rules, definitions.aggregations)
         backfilling = Backfilling(listed, carrier, counters, programs, usage, rules)
         callers = Callers(definitions)
+        tenants = Tenants(
+            settings.tenant_most_calls, settings.tenant_calls_per_second, metrics.over_share
+        )
         served = [
             *methods(gateway, definitions, counters, usage, settings.buckets, steps),
-            *stream_methods(gateway.check_each, callers.sender),
+            *stream_methods(gateway.check_each, callers.sender, tenants),
             *correction_methods(correcting, backfilling),
             *_for_envoys(domains, gateway, metrics),
         ]
-        server = carry(Dispatch(served, callers, metrics, settings.most_calls))
+        server = carry(Dispatch(served, callers, metrics, settings.most_calls, tenants))
         await server.start(settings.listen)
         stack.push_async_callback(server.stop)
         if http is not None:
             pages, end = http
-            pages.events = EventsEndpoint(Events(definitions, gateway), callers, metrics)
+            pages.events = EventsEndpoint(Events(definitions, gateway), callers, metrics, tenants)
             # Events that have begun end before the counters do.
             stack.push_async_callback(end)
         _log.info("listening", listen=settings.listen)

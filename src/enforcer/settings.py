@@ -61,6 +61,11 @@ class Settings(BaseSettings):
     """How long an idempotency key gets its original answer, at least; up to twice as long."""
     most_calls: int = Field(default=10_000, ge=1, le=1_000_000)
     """How many calls may wait for their answers at once; more are answered RESOURCE_EXHAUSTED."""
+    tenant_most_calls: int = Field(default=4_000, ge=0, le=1_000_000)
+    """How many calls of one tenant may wait for their answers at once, a large batch counting as several; 0 = no bound of
+    its own. More are answered RESOURCE_EXHAUSTED. A tenant that floods makes others wait behind so many: see docs/security.md."""
+    tenant_calls_per_second: int = Field(default=0, ge=0, le=10_000_000)
+    """How many calls of one tenant this process takes in a second, counted likewise; 0 = as many as come."""
     store_patience_seconds: float = Field(default=1.0, gt=0, le=60)
     """How long a call waits for Redis to come back before it answers UNAVAILABLE."""
     store_reply_seconds: float = Field(default=2.0, gt=0, le=60)

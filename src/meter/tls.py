@@ -12,18 +12,24 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import structlog
 
-from meter.errors import MisconfiguredError
-
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Authority", "Certificates", "Identity", "Material", "TlsFiles"]
+__all__ = ["CertificateError", "Certificates", "Material", "TlsFiles"]
 
 _log = structlog.get_logger(__name__)
 
 _Stamp = tuple[tuple[int, int, int], ...]
 TRIES = 3
 """A file may be replaced while it is read."""
+
+
+class CertificateError(Exception):
+    """Files cannot be used; the message names the setting. No `MeterError`: those load gRPC, which Envoy's parent does not."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
 
 
 class TlsFiles(NamedTuple):
@@ -59,19 +65,6 @@ class Material(NamedTuple):
     authorities: bytes | None
 
 
-class Identity(NamedTuple):
-    """Files of a client: a certificate that it shows, with its key."""
-
-    certificate: Path
-    key: Path
-
-
-class Authority(NamedTuple):
-    """How a client knows a server: by the authorities in this file, or by those of the system."""
-
-    file: Path | None = None
-
-
 def _refuse_passphrase() -> NoReturn:
     # OpenSSL would ask for it at the terminal.
     raise ValueError("is encrypted: give a key without a passphrase")
@@ -80,7 +73,7 @@ def _refuse_passphrase() -> NoReturn:
 class Certificates:
     """The files as they were last whole. Safe to use from several threads.
 
-    Raise `MisconfiguredError`, which names the setting, when they cannot be used at the beginning.
+    Raise `CertificateError`, which names the setting, when they cannot be used at the beginning.
     """
 
     def __init__(self, files: TlsFiles) -> None:
@@ -104,7 +97,7 @@ class Certificates:
                     return False
                 self._stamp = stamp
                 material, context = self._read()
-            except MisconfiguredError as error:
+            except CertificateError as error:
                 _log.warning("new certificate not taken, the last one stays", error=error.message)
                 return False
             changed = material != self._material
@@ -149,7 +142,7 @@ class Certificates:
             context, found = self._made(), self._bytes()
             if self._stamped() == before:
                 return found, context
-        raise MisconfiguredError(f"{self.files.certificate_setting}: changes while it is read")
+        raise CertificateError(f"{self.files.certificate_setting}: changes while it is read")
 
     def _bytes(self) -> Material:
         found = []
@@ -169,16 +162,16 @@ class Certificates:
         try:
             context.load_cert_chain(files.certificate, files.key, _refuse_passphrase)
         except ValueError as error:
-            raise MisconfiguredError(f"{files.key_setting}: {files.key} {error}") from error
+            raise CertificateError(f"{files.key_setting}: {files.key} {error}") from error
         except ssl.SSLError as error:
-            raise MisconfiguredError(self._misfit(error)) from error
+            raise CertificateError(self._misfit(error)) from error
         except OSError as error:
             raise _unreadable(files.certificate_setting, files.certificate, error) from error
         if files.authorities is not None:
             try:
                 context.load_verify_locations(files.authorities)
             except ssl.SSLError as error:
-                raise MisconfiguredError(
+                raise CertificateError(
                     f"{files.authorities_setting}: {files.authorities} has no certificate in PEM"
                 ) from error
             except OSError as error:
@@ -201,5 +194,5 @@ class Certificates:
         )
 
 
-def _unreadable(setting: str, place: Path, error: OSError) -> MisconfiguredError:
-    return MisconfiguredError(f"{setting}: cannot read {place}: {error.strerror or error}")
+def _unreadable(setting: str, place: Path, error: OSError) -> CertificateError:
+    return CertificateError(f"{setting}: cannot read {place}: {error.strerror or error}")

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from enforcer.errors import MisconfiguredError
-from meter.errors import MeterError
-from meter.tls import Certificates, TlsFiles
+from meter.tls import CertificateError, Certificates, TlsFiles
 
 if TYPE_CHECKING:
     from enforcer.settings import Settings
@@ -58,5 +57,5 @@ def certificates_of(files: TlsFiles) -> Certificates:
     """Read them. Raise the enforcer's `MisconfiguredError`, which names the setting."""
     try:
         return Certificates(files)
-    except MeterError as error:
+    except CertificateError as error:
         raise MisconfiguredError(error.message) from error

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from enforcer.errors import InternalError, InvalidRequestError, MetergateError
 from enforcer.gateway.cloudevents import read
+from enforcer.transport.tenants import Tenants, weight_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,8 +45,11 @@ _UNREADABLE = HTTPStatus.UNPROCESSABLE_ENTITY
 class EventsEndpoint:
     """`POST /v1/events`: 204 when all is recorded, else problem+json that says what is not, and why."""
 
-    def __init__(self, events: Events, callers: Callers, metrics: Metrics) -> None:
+    def __init__(
+        self, events: Events, callers: Callers, metrics: Metrics, tenants: Tenants | None = None
+    ) -> None:
         self._events, self._callers, self._metrics = events, callers, metrics
+        self._tenants = tenants or Tenants()
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
@@ -53,8 +57,14 @@ class EventsEndpoint:
         code = "OK"
         try:
             caller = await self._callers.of(request.headers.items())
-            events = read(request.headers, await _body(request))
-            refused = await self._events.record(caller.tenant, events)
+            body = await _body(request)
+            weight = weight_of(len(body))
+            share = self._tenants.enter(caller.tenant, weight, time.monotonic())
+            try:
+                events = read(request.headers, body)
+                refused = await self._events.record(caller.tenant, events)
+            finally:
+                share.running -= weight
             if not refused:
                 return Response(status_code=HTTPStatus.NO_CONTENT)
             code = refused[0].reason
@@ -96,7 +106,7 @@ def _failed(error: MetergateError) -> Response:
     if isinstance(error, InvalidRequestError):
         status = _STATUS.get(error.reason, _UNREADABLE)
     headers = {}
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+    if status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}:
         headers["retry-after"] = str(RETRY_SECONDS)
     elif status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"

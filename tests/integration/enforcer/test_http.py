@@ -20,7 +20,7 @@ from meter.tls import TlsFiles
 from tests.fixtures.certificates import Authority
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from starlette.requests import Request
@@ -38,13 +38,17 @@ async def served(edge: Edge = Edge()) -> AsyncIterator[HttpServer]:  # noqa: B00
     serving = asyncio.create_task(server.serve())
     try:
         async with asyncio.timeout(LONG):
-            while not server._server.started:
-                await asyncio.sleep(0.005)
+            await until(lambda: server._server.started)
         yield server
     finally:
         server.stop()
         async with asyncio.timeout(LONG):
             await serving
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():  # noqa: ASYNC110 - servers tell nobody
+        await asyncio.sleep(0.005)
 
 
 async def sent(server: HttpServer, *parts: bytes, tls: ssl.SSLContext | None = None) -> bytes:
@@ -195,10 +199,8 @@ async def test_who_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> 
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         writer.write(POST.replace(b"100", b"2") + b"{}")
         async with asyncio.timeout(LONG):
-            while not server.connections:
-                await asyncio.sleep(0)
-            while server.connections:
-                await asyncio.sleep(SOON / 10)
+            await until(lambda: server.connections > 0)
+            await until(lambda: server.connections == 0)
         writer.transport.abort()
 
 
@@ -213,13 +215,12 @@ async def test_headers_have_a_bound() -> None:
 async def test_there_are_only_so_many_connections() -> None:
     async with served(Edge(most_connections=2)) as server:
         held = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(2)]
-        while server.connections < 2:
-            await asyncio.sleep(0)
+        await until(lambda: server.connections == 2)
         assert await sent(server, ASK % b"/healthz") == b""
         held[0][1].transport.abort()
         async with asyncio.timeout(LONG):
-            while not (await asked(server, "/healthz")):
-                await asyncio.sleep(0)
+            await until(lambda: server.connections == 1)
+        assert await asked(server, "/healthz")
         held[1][1].transport.abort()
 
 
