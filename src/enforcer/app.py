@@ -45,7 +45,7 @@ from enforcer.metrics import Metrics
 from enforcer.transport.callers import Callers
 from enforcer.transport.corrections import correction_methods
 from enforcer.transport.dispatch import Dispatch
-from enforcer.transport.edge import edge_of
+from enforcer.transport.edge import certificates_of, edge_of
 from enforcer.transport.events import EventsEndpoint
 from enforcer.transport.grpcio import GrpcServer, end_for_sure
 from enforcer.transport.http import HttpServer
@@ -108,7 +108,11 @@ async def serve(
     async with AsyncExitStack() as stack:
         definitions = SqlDefinitions(settings.database_url, settings.buckets)
         stack.push_async_callback(definitions.close)
-        usage = MeterClient(settings.meter_endpoint, settings.internal_token.get_secret_value())
+        usage = MeterClient(
+            settings.meter_endpoint,
+            settings.internal_token.get_secret_value(),
+            None if settings.meter_tls is None else certificates_of(settings.meter_tls),
+        )
         stack.push_async_callback(usage.close)
         counters = RedisCounters(
             RedisOptions(

@@ -49,7 +49,13 @@ class Settings(BaseSettings):
     buckets: int = Field(default=8, ge=1, le=65_536)
     """How many buckets the deployment has. Fixed for its life; equal on every process."""
     meter_endpoint: str = "127.0.0.1:7411"
-    """Where the meter answers: `host:port` or `unix:/path`."""
+    """Where the meter answers: `host:port`, `grpcs://host:port` for TLS, or `unix:/path`."""
+    meter_tls_ca_file: Path | None = None
+    """PEM file of the authorities that the meter's certificate is checked with; without it those of the system."""
+    meter_tls_client_cert_file: Path | None = None
+    """PEM file of the certificate that is shown to the meter. New files are used from the next question on."""
+    meter_tls_client_key_file: Path | None = None
+    """PEM file of its private key, without a passphrase."""
     meter_database_url: str = ""
     """The meter's marks, if it reads the outboxes themselves: while it is away, they prove that a restarted Redis lacks
     nothing of what was rolled up. Empty, or with Kafka: such a restart waits for the meter."""
@@ -148,7 +154,12 @@ class Settings(BaseSettings):
         pair = self.tls_cert_file, self.tls_key_file
         if any(pair) and not all(pair):
             raise ValueError("METERGATE_TLS_CERT_FILE and METERGATE_TLS_KEY_FILE: set both or none")
-        if self.tls_client_ca_file is not None and not any(pair):
+        pair = self.meter_tls_client_cert_file, self.meter_tls_client_key_file
+        if any(pair) and not all(pair):
+            raise ValueError(
+                "METERGATE_METER_TLS_CLIENT_CERT_FILE and METERGATE_METER_TLS_CLIENT_KEY_FILE: set both or none"
+            )
+        if self.tls_client_ca_file is not None and self.tls is None:
             raise ValueError("METERGATE_TLS_CLIENT_CA_FILE: needs METERGATE_TLS_CERT_FILE")
         return self
 
@@ -158,6 +169,22 @@ class Settings(BaseSettings):
         if self.tls_cert_file is None or self.tls_key_file is None:
             return None
         return TlsFiles(self.tls_cert_file, self.tls_key_file, self.tls_client_ca_file)
+
+    @property
+    def meter_tls(self) -> TlsFiles | None:
+        """What the meter is asked with; None: plain text."""
+        if not self.meter_endpoint.startswith("grpcs://"):
+            return None
+        return TlsFiles(
+            self.meter_tls_client_cert_file,
+            self.meter_tls_client_key_file,
+            self.meter_tls_ca_file,
+            (
+                "METERGATE_METER_TLS_CLIENT_CERT_FILE",
+                "METERGATE_METER_TLS_CLIENT_KEY_FILE",
+                "METERGATE_METER_TLS_CA_FILE",
+            ),
+        )
 
     @model_validator(mode="after")
     def _journal(self) -> Self:

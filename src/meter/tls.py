@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import ssl
 import threading
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
 
 import structlog
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["CertificateError", "Certificates", "Material", "TlsFiles"]
+__all__ = ["NAMES", "CertificateError", "Certificates", "Material", "TlsFiles"]
 
 _log = structlog.get_logger(__name__)
 
@@ -32,36 +32,38 @@ class CertificateError(Exception):
         self.message = message
 
 
+NAMES: Final = (
+    "METERGATE_TLS_CERT_FILE",
+    "METERGATE_TLS_KEY_FILE",
+    "METERGATE_TLS_CLIENT_CA_FILE",
+)
+"""Settings of what products ask."""
+
+
 class TlsFiles(NamedTuple):
-    """PEM files of a server, or of a client that shows a certificate, and the settings that name them."""
+    """PEM files of one side of TLS, and the settings that name them.
 
-    certificate: Path
-    key: Path
+    `certificate`, with what leads to its authority, and its private `key` without a passphrase: a server has both, a
+    client both or none. `authorities`: whose certificates are taken from the other side. Without: a server asks for
+    none, a client takes those that the system trusts.
+    """
+
+    certificate: Path | None
+    key: Path | None
     authorities: Path | None = None
-    """Whose certificates are taken from the other side. None: for a server, it asks for none."""
-    prefix: str = "METERGATE_TLS_"
+    names: tuple[str, str, str] = NAMES
 
     @property
-    def certificate_setting(self) -> str:
-        """Names the file of the certificate and those between it and its authority."""
-        return f"{self.prefix}CERT_FILE"
-
-    @property
-    def key_setting(self) -> str:
-        """Names the file of its private key."""
-        return f"{self.prefix}KEY_FILE"
-
-    @property
-    def authorities_setting(self) -> str:
-        """Names the file of the authorities of clients."""
-        return f"{self.prefix}CLIENT_CA_FILE"
+    def named(self) -> list[tuple[str, Path]]:
+        """Those that there are, each with its setting."""
+        return [(name, place) for name, place in zip(self.names, self[:3], strict=True) if place]
 
 
 class Material(NamedTuple):
     """What is in the files."""
 
-    certificate: bytes
-    key: bytes
+    certificate: bytes | None
+    key: bytes | None
     authorities: bytes | None
 
 
@@ -103,7 +105,7 @@ class Certificates:
             changed = material != self._material
             self._material, self._context = material, context
         if changed:
-            _log.info("new certificate", file=str(self.files.certificate))
+            _log.info("new certificate", files=[str(place) for _, place in self.files.named])
         return changed
 
     def context(self) -> ssl.SSLContext:
@@ -121,7 +123,7 @@ class Certificates:
 
     def _stamped(self) -> _Stamp:
         found = []
-        for setting, place in self._named():
+        for setting, place in self.files.named:
             try:
                 facts = place.stat()
             except OSError as error:
@@ -129,29 +131,28 @@ class Certificates:
             found.append((facts.st_ino, facts.st_size, facts.st_mtime_ns))
         return tuple(found)
 
-    def _named(self) -> list[tuple[str, Path]]:
-        files = self.files
-        named = [(files.certificate_setting, files.certificate), (files.key_setting, files.key)]
-        if files.authorities is not None:
-            named.append((files.authorities_setting, files.authorities))
-        return named
-
     def _read(self) -> tuple[Material, ssl.SSLContext]:
         for _ in range(TRIES):
             before = self._stamped()
-            context, found = self._made(), self._bytes()
+            found = self._bytes()  # first, as it tells which file cannot be read
+            context = self._made()
             if self._stamped() == before:
                 return found, context
-        raise CertificateError(f"{self.files.certificate_setting}: changes while it is read")
+        raise CertificateError(f"{self.files.named[0][0]}: changes while it is read")
 
     def _bytes(self) -> Material:
-        found = []
-        for setting, place in self._named():
+        found: dict[Path, bytes] = {}
+        for setting, place in self.files.named:
             try:
-                found.append(place.read_bytes())
+                found[place] = place.read_bytes()
             except OSError as error:
                 raise _unreadable(setting, place, error) from error
-        return Material(found[0], found[1], found[2] if len(found) > 2 else None)  # noqa: PLR2004
+        certificate, key, authorities, _ = self.files
+        return Material(
+            found[certificate] if certificate else None,
+            found[key] if key else None,
+            found[authorities] if authorities else None,
+        )
 
     def _made(self) -> ssl.SSLContext:
         """OpenSSL's own reading: it says whether a key fits its certificate."""
@@ -159,39 +160,42 @@ class Certificates:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
-        try:
-            context.load_cert_chain(files.certificate, files.key, _refuse_passphrase)
-        except ValueError as error:
-            raise CertificateError(f"{files.key_setting}: {files.key} {error}") from error
-        except ssl.SSLError as error:
-            raise CertificateError(self._misfit(error)) from error
-        except OSError as error:
-            raise _unreadable(files.certificate_setting, files.certificate, error) from error
+        if files.certificate is not None and files.key is not None:
+            self._load(context, files.certificate, files.key)
         if files.authorities is not None:
             try:
                 context.load_verify_locations(files.authorities)
             except ssl.SSLError as error:
                 raise CertificateError(
-                    f"{files.authorities_setting}: {files.authorities} has no certificate in PEM"
+                    f"{files.names[2]}: {files.authorities} has no certificate in PEM"
                 ) from error
             except OSError as error:
-                raise _unreadable(files.authorities_setting, files.authorities, error) from error
+                raise _unreadable(files.names[2], files.authorities, error) from error
             context.verify_mode = ssl.CERT_OPTIONAL
         return context
 
-    def _misfit(self, error: ssl.SSLError) -> str:
-        files = self.files
-        if error.reason == "KEY_VALUES_MISMATCH":
-            return f"{files.key_setting}: {files.key} is not the key of {files.certificate}"
-        # OpenSSL tells what is wrong, but not in which of the files.
-        if b"-----BEGIN CERTIFICATE-----" not in files.certificate.read_bytes():
-            return f"{files.certificate_setting}: {files.certificate} has no certificate in PEM"
-        if b"PRIVATE KEY-----" not in files.key.read_bytes():
-            return f"{files.key_setting}: {files.key} has no private key in PEM"
-        return (
-            f"{files.certificate_setting}, {files.key_setting}: {files.certificate} and {files.key} "
-            f"cannot be used: {error.reason or error}"
-        )
+    def _load(self, context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+        of_certificate, of_key, _ = self.files.names
+        try:
+            context.load_cert_chain(certificate, key, _refuse_passphrase)
+        except ValueError as error:
+            raise CertificateError(f"{of_key}: {key} {error}") from error
+        except ssl.SSLError as error:
+            if error.reason == "KEY_VALUES_MISMATCH":
+                raise CertificateError(
+                    f"{of_key}: {key} is not the key of {certificate}"
+                ) from error
+            # OpenSSL tells what is wrong, but not in which of the files.
+            if b"-----BEGIN CERTIFICATE-----" not in certificate.read_bytes():
+                why = f"{of_certificate}: {certificate} has no certificate in PEM"
+            elif b"PRIVATE KEY-----" not in key.read_bytes():
+                why = f"{of_key}: {key} has no private key in PEM"
+            else:
+                told = error.reason or error
+                why = f"{of_certificate}, {of_key}: {certificate} and {key} cannot be used: {told}"
+            raise CertificateError(why) from error
+        except OSError as error:
+            raise _unreadable(of_certificate, certificate, error) from error
 
 
 def _unreadable(setting: str, place: Path, error: OSError) -> CertificateError:

@@ -163,9 +163,7 @@ def _edge() -> Edge:
         return Edge()
     place = Path(folder)
     clients = place / "clients.pem"
-    files = TlsFiles(
-        place / "own.pem", place / "own.key", clients if clients.exists() else None, "TEST_"
-    )
+    files = TlsFiles(place / "own.pem", place / "own.key", clients if clients.exists() else None)
     return Edge(files, MOST_STREAMS, MOST_CONNECTIONS)
 
 

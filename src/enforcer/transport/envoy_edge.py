@@ -131,5 +131,6 @@ def guard(configuration: dict[str, Any], edge: Edge, secrets: Secrets | None) ->
     )
 
 
-def _file(place: Path) -> dict[str, str]:
+def _file(place: Path | None) -> dict[str, str]:
+    assert place is not None, "a server has both"
     return {"filename": str(place.absolute())}

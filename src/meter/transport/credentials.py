@@ -1,4 +1,4 @@
-"""What gRPC's servers need for TLS, from files that may change while they serve."""
+"""What gRPC needs for TLS, made of files that may change while a process serves or asks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import grpc
 if TYPE_CHECKING:
     from meter.tls import Certificates
 
-__all__ = ["server_credentials"]
+__all__ = ["channel_credentials", "server_credentials"]
 
 
 def server_credentials(certificates: Certificates) -> grpc.ServerCredentials:
@@ -17,6 +17,8 @@ def server_credentials(certificates: Certificates) -> grpc.ServerCredentials:
 
     def made() -> grpc.ServerCertificateConfiguration:
         certificate, key, authorities = certificates.material
+        assert key is not None, "a server has both"
+        assert certificate is not None, "a server has both"
         return grpc.ssl_server_certificate_configuration([(key, certificate)], authorities)
 
     def fetch() -> Any:
@@ -26,3 +28,9 @@ def server_credentials(certificates: Certificates) -> grpc.ServerCredentials:
     return grpc.dynamic_ssl_server_credentials(
         made(), fetch, require_client_authentication=certificates.files.authorities is not None
     )
+
+
+def channel_credentials(certificates: Certificates) -> grpc.ChannelCredentials:
+    """Of a client, as the files were last taken."""
+    certificate, key, authorities = certificates.material
+    return grpc.ssl_channel_credentials(authorities, key, certificate)
