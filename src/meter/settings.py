@@ -62,15 +62,15 @@ class Settings(KafkaSettings):
 
     data_dir: Path = Path("data")
     """Folder of the embedded stores."""
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
     """`redis://`, `rediss://`, `unix://`, or `redis+sentinel://host:port,host:port/name` with a Sentinel's name for it."""
     buckets: int = Field(default=8, ge=1, le=65_536)
     """How many buckets the deployment has. Fixed for its life; equal on every process."""
     meter_buckets: str = ""
     """Which buckets this process rolls up, such as `0-3,6`; empty: all. For several rollup processes without Kafka."""
-    clickhouse_url: str = ""
+    clickhouse_url: str = Field(default="", repr=False)
     """`chdb:<folder>` for the engine in this process, or `http(s)://user:password@host:port/database`."""
-    meter_database_url: str = ""
+    meter_database_url: str = Field(default="", repr=False)
     """SQLAlchemy URL of marks and manifests: `sqlite+aiosqlite:///…` or `postgresql+asyncpg://…`."""
     meter_listen: str = "127.0.0.1:7411"
     """Where the internal services listen: `host:port` or `unix:/path`."""
