@@ -14,7 +14,7 @@ WORKERS     ?= 2
 SERVERS     ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up kafka test test-fast loadtest lint format proto lock clean
+.PHONY: help setup up kafka test test-fast matrix guards fuzz audit loadtest lint format proto lock clean
 
 help: ## List the commands
 	@echo "Metergate: make COMMAND [ARGS='...']"
@@ -79,6 +79,26 @@ matrix: $(STAMP) ## Kill every process before every step, cause every fault; wri
 	$(BIN)/python -m tests.chaos.matrix crashes
 	$(BIN)/pytest tests/chaos/test_faults.py $(ARGS)
 	$(BIN)/python -m tests.chaos.matrix tables
+
+# Some ten minutes.
+guards: $(STAMP) ## Take away each guard of docs/security.md, and see its test fail
+	$(BIN)/python -m tests.guards.mutants $(ARGS)
+
+# Beside .venv: what only looks is in no lock.
+fuzz: $(STAMP) ## Let libFuzzer send requests to every method (SECONDS=60)
+	@set -eu; scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target "$$scratch" 'atheris==3.*'; \
+	mkdir "$$scratch/found"; root=$$PWD; cd "$$scratch/found"; \
+	PYTHONPATH="$$scratch:$$root" "$$root/$(BIN)/python" -m tests.fuzz.requests \
+	    -max_total_time=$(if $(findstring command,$(origin SECONDS)),$(SECONDS),60) -timeout=30 -max_len=4096 \
+	    || { cp -n "$$scratch"/found/crash-* "$$root" 2>/dev/null; exit 1; }
+
+# Needs an index with PyPI's JSON interface; one that only has files fails here instead of passing unseen.
+audit: ## Ask for known vulnerabilities of the locked packages
+	@set -eu; scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
+	python3 -m venv "$$scratch"; \
+	"$$scratch/bin/python" -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9'; \
+	"$$scratch/bin/pip-audit" --strict --disable-pip --require-hashes -r requirements.lock
 
 test-fast: $(STAMP) ## Run the unit tests: no server, no network
 	$(BIN)/pytest -n $(WORKERS) tests/unit $(ARGS)

@@ -21,7 +21,7 @@ from enforcer.cli.connection import Gateway, find_gateway
 from enforcer.cli.exits import CommandError, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["Target", "guarded", "named", "started"]
 
@@ -54,15 +54,15 @@ def guarded(*command: str) -> list[str]:
 
 
 @contextmanager
-def started(options: Sequence[str]) -> Iterator[Target]:
-    """`metergate up` on free ports with these further options; ended and removed afterwards."""
+def started(options: Sequence[str], settings: Mapping[str, str] | None = None) -> Iterator[Target]:
+    """`metergate up` on free ports with these further options and settings; ended and removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="metergate-load-") as name:
         folder = Path(name) / "data"
         command = guarded(str(Path(sys.executable).with_name("metergate")), "up", "--json")
         command += ["--data-dir", str(folder), "--port", "0", "--http-port", "0", *options]
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith("METERGATE_")
-        }
+        } | dict(settings or {})
         process = subprocess.Popen(  # noqa: S603 - the gateway of this environment
             command,
             env=environment,

@@ -10,6 +10,7 @@ import gc
 import signal
 import sys
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
@@ -45,6 +46,7 @@ from enforcer.transport.callers import Callers
 from enforcer.transport.calllog import CallLog
 from enforcer.transport.corrections import correction_methods
 from enforcer.transport.dispatch import Dispatch
+from enforcer.transport.edge import certificates_of, edge_of
 from enforcer.transport.events import EventsEndpoint
 from enforcer.transport.grpcio import GrpcServer, end_for_sure
 from enforcer.transport.http import HttpServer
@@ -52,6 +54,7 @@ from enforcer.transport.operations import operations_methods
 from enforcer.transport.ratelimit import ratelimit_methods
 from enforcer.transport.services import methods
 from enforcer.transport.streams import stream_methods
+from enforcer.transport.tenants import Tenants
 from meter.adapters.kafka.client import KafkaOptions
 from meter.adapters.levels import Levels, LevelWatch
 from meter.adapters.sql.marks import SqlMarks
@@ -109,7 +112,11 @@ async def serve(
     async with AsyncExitStack() as stack:
         definitions = SqlDefinitions(settings.database_url, settings.buckets)
         stack.push_async_callback(definitions.close)
-        usage = MeterClient(settings.meter_endpoint, settings.internal_token.get_secret_value())
+        usage = MeterClient(
+            settings.meter_endpoint,
+            settings.internal_token.get_secret_value(),
+            None if settings.meter_tls is None else certificates_of(settings.meter_tls),
+        )
         stack.push_async_callback(usage.close)
         counters = RedisCounters(
             RedisOptions(
@@ -134,7 +141,7 @@ async def serve(
         )
         http = None
         if settings.http_listen:
-            http = _serve_http(settings.http_listen, metrics, counters, stack)
+            http = _serve_http(settings, metrics, counters, stack)
         secret = await _lease_secret(definitions, stop)
         if secret is None:
             return
@@ -166,20 +173,28 @@ async def serve(
         backfilling = Backfilling(listed, carrier, counters, programs, usage, rules)
         levels = _levels(settings, stack)
         callers = Callers(definitions)
+        tenants = Tenants(
+            settings.tenant_most_calls, settings.tenant_calls_per_second, metrics.over_share
+        )
         served = [
             *methods(gateway, definitions, counters, usage, settings.buckets, steps),
-            *stream_methods(gateway.check_each, callers.sender),
+            *stream_methods(gateway.check_each, callers.sender, tenants),
             *correction_methods(correcting, backfilling),
             *_for_envoys(domains, gateway, metrics),
             *operations_methods(levels, definitions),
         ]
-        server = carry(_dispatch(served, callers, metrics, settings, counters, stack))
+        dispatch = _dispatch(served, callers, metrics, settings, counters, stack, tenants)
+        server = carry(dispatch)
         await server.start(settings.listen)
         stack.push_async_callback(server.stop)
         if http is not None:
             pages, end = http
             pages.events = EventsEndpoint(
-                Events(definitions, gateway), callers, metrics, CallLog(settings.slow_call_seconds)
+                Events(definitions, gateway),
+                callers,
+                metrics,
+                CallLog(settings.slow_call_seconds),
+                tenants,
             )
             # Events that have begun end before the counters do.
             stack.push_async_callback(end)
@@ -221,11 +236,12 @@ def _dispatch(
     settings: Settings,
     counters: RedisCounters,
     stack: AsyncExitStack,
+    tenants: Tenants,
 ) -> Dispatch:
     """What answers calls: where they may be traced, it and the store tell a collector."""
     log = CallLog(settings.slow_call_seconds)
     if not settings.tracing:
-        return Dispatch(served, callers, metrics, settings.most_calls, log)
+        return Dispatch(served, callers, metrics, settings.most_calls, log, tenants)
     try:
         provider = start_tracing("enforcer")
     except MeterError as error:
@@ -237,7 +253,7 @@ def _dispatch(
     stack.push_async_callback(end_tracing, provider)
     tracer = provider.get_tracer("metergate.enforcer")
     counters.trace(StoreSpans(tracer, settings.redis_url))
-    dispatch = TracedDispatch(served, callers, metrics, settings.most_calls, log)
+    dispatch = TracedDispatch(served, callers, metrics, settings.most_calls, log, tenants)
     dispatch.trace(tracer, Lot(settings.trace_ratio, settings.traces_per_second))
     return dispatch
 
@@ -285,10 +301,10 @@ def _marks(settings: Settings, stack: AsyncExitStack) -> Marks | None:
 
 
 def _serve_http(
-    listen: str, metrics: Metrics, counters: RedisCounters, stack: AsyncExitStack
+    settings: Settings, metrics: Metrics, counters: RedisCounters, stack: AsyncExitStack
 ) -> tuple[HttpServer, Callable[[], Awaitable[None]]]:
     """The server, already serving, and what ends it: at the latest when `stack` is left."""
-    http = HttpServer(listen, metrics, counters.readiness)
+    http = HttpServer(settings.http_listen, metrics, counters.readiness, edge_of(settings))
     serving = asyncio.create_task(http.serve())
 
     async def end() -> None:
@@ -418,7 +434,7 @@ async def _run(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await serve(settings, stop)
+    await serve(settings, stop, partial(GrpcServer, edge=edge_of(settings)))
     end_for_sure()
 
 

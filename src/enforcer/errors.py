@@ -15,6 +15,7 @@ MetergateError
 │   ├── MeterUnavailableError
 │   └── TermsChangingError     a customer's terms change faster than they are read
 ├── OverloadedError            more calls at once than this process takes
+├── TenantOverShareError       more calls of one tenant than it may have here
 ├── OutcomeUnknownError        a check without idempotency key may have run or not
 ├── MisconfiguredError         a setting is wrong: the process does not start
 │   └── StoreMisconfiguredError
@@ -50,6 +51,7 @@ __all__ = [
     "RelayedError",
     "StoreMisconfiguredError",
     "StoreUnavailableError",
+    "TenantOverShareError",
     "TermsChangingError",
     "UnauthenticatedError",
     "UnavailableError",
@@ -231,6 +233,23 @@ class OverloadedError(MetergateError):
         super().__init__(
             f"{most} calls wait for their answers here: this one was not taken",
             retry_after_ms="100",
+        )
+
+
+class TenantOverShareError(MetergateError):
+    """The tenant has all the calls that it may have at this process. Nothing was decided. `limit`: concurrency or rate."""
+
+    reason = "TENANT_OVER_SHARE"
+    code = Code.RESOURCE_EXHAUSTED
+    http = 429
+    retryable = True
+
+    def __init__(self, limit: str, retry_after_ms: int) -> None:
+        more = "at once" if limit == "concurrency" else "in a second"
+        super().__init__(
+            f"this tenant has asked for more {more} than its share of this process: this call was not taken",
+            limit=limit,
+            retry_after_ms=str(retry_after_ms),
         )
 
 

@@ -12,6 +12,7 @@ import structlog
 
 from enforcer import settings as settings_module
 from enforcer.errors import MisconfiguredError
+from enforcer.transport.edge import edge_of
 from enforcer.transport.envoy import MISCONFIGURED, chosen, run_envoy
 from meter.core.redact import redacted
 from meter.logs import configure_logs, secrets_in
@@ -39,7 +40,7 @@ def main() -> int:
         transport, why = chosen(settings.transport)
         _log.info("transport", transport=transport, because=why)
         if transport == "envoy":
-            return run_envoy(settings.listen, APPLICATION)
+            return run_envoy(settings.listen, APPLICATION, edge_of(settings))
         from enforcer.app import run  # noqa: PLC0415 - see the module
 
         run(settings)

@@ -94,6 +94,12 @@ class Metrics:
             ("outcome",),
             registry=registry,
         )
+        self._over_share = Counter(
+            "enforcer_tenant_refusals",
+            "Calls that were not taken as their tenant had its share, by limit: concurrency, rate.",
+            ("limit",),
+            registry=registry,
+        )
         self.batch = Histogram(
             "enforcer_batch_checks",
             "Checks that travelled to Redis in one script call.",
@@ -198,6 +204,10 @@ class Metrics:
     def descriptor(self, outcome: str) -> None:
         """One descriptor of an Envoy."""
         self._descriptors.labels(outcome).inc()
+
+    def over_share(self, limit: str) -> None:
+        """One call beyond its tenant's share."""
+        self._over_share.labels(limit).inc()
 
     def audited(self, bucket: int, drift: int, gaps: int) -> None:
         """One bucket was held against its records."""

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from enforcer.errors import MisconfiguredError
 from meter.core.redact import shown
 from meter.core.sentinel import watched
+from meter.tls import TlsFiles
 
 __all__ = ["Settings", "load"]
 
@@ -27,19 +28,36 @@ class Settings(BaseSettings):
     """Where products ask: `host:port`. Several enforcers of one machine may share it."""
     transport: Literal["auto", "envoy", "grpcio"] = "auto"
     """What carries the calls: Envoy with Python inside (fast), grpcio (anywhere), or `auto`: Envoy where it runs."""
+    tls_cert_file: Path | None = None
+    """PEM file of the certificate of both ports, with what leads to its authority. With `tls_key_file` they speak TLS alone;
+    new files are taken from the next connection on. Without it they speak plain text."""
+    tls_key_file: Path | None = None
+    """PEM file of its private key, without a passphrase."""
+    tls_client_ca_file: Path | None = None
+    """PEM file of authorities: only clients with a certificate of theirs are served, except for /healthz and /readyz."""
+    most_connections: int = Field(default=10_000, ge=1, le=1_000_000)
+    """How many connections this process holds at each port; more are closed at once. (On grpcio: at the HTTP port.)"""
+    most_streams: int = Field(default=1_000, ge=1, le=1_000_000)
+    """How many calls at once one connection may have; clients keep back what is more."""
     http_listen: str = "127.0.0.1:8080"
     """`host:port` of /metrics, /healthz and /readyz; shared likewise. Empty = none."""
     ratelimit_file: Path | None = None
     """Which descriptors of an Envoy ask for what: a file as docs/envoy.md has it. Without it no Envoy may ask."""
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
     """`redis://`, `rediss://`, `unix://`, or `redis+sentinel://host:port,host:port/name` with a Sentinel's name for it."""
-    database_url: str
+    database_url: str = Field(repr=False)
     """SQLAlchemy URL of the definitions: `sqlite+aiosqlite:///…` or `postgresql+asyncpg://…`."""
     buckets: int = Field(default=8, ge=1, le=65_536)
     """How many buckets the deployment has. Fixed for its life; equal on every process."""
     meter_endpoint: str = "127.0.0.1:7411"
-    """Where the meter answers: `host:port` or `unix:/path`."""
-    meter_database_url: str = ""
+    """Where the meter answers: `host:port`, `grpcs://host:port` for TLS, or `unix:/path`."""
+    meter_tls_ca_file: Path | None = None
+    """PEM file of the authorities that the meter's certificate is checked with; without it those of the system."""
+    meter_tls_client_cert_file: Path | None = None
+    """PEM file of the certificate that is shown to the meter. New files are used from the next question on."""
+    meter_tls_client_key_file: Path | None = None
+    """PEM file of its private key, without a passphrase."""
+    meter_database_url: str = Field(default="", repr=False)
     """The meter's marks, if it reads the outboxes themselves: while it is away, they prove that a restarted Redis lacks
     nothing of what was rolled up. Empty, or with Kafka: such a restart waits for the meter."""
     internal_token: SecretStr
@@ -50,6 +68,11 @@ class Settings(BaseSettings):
     """How long an idempotency key gets its original answer, at least; up to twice as long."""
     most_calls: int = Field(default=10_000, ge=1, le=1_000_000)
     """How many calls may wait for their answers at once; more are answered RESOURCE_EXHAUSTED."""
+    tenant_most_calls: int = Field(default=4_000, ge=0, le=1_000_000)
+    """How many calls of one tenant may wait for their answers at once, a large batch counting as several; 0 = no bound of
+    its own. More are answered RESOURCE_EXHAUSTED. A tenant that floods makes others wait behind so many: see docs/security.md."""
+    tenant_calls_per_second: int = Field(default=0, ge=0, le=10_000_000)
+    """How many calls of one tenant this process takes in a second, counted likewise; 0 = as many as come."""
     store_patience_seconds: float = Field(default=1.0, gt=0, le=60)
     """How long a call waits for Redis to come back before it answers UNAVAILABLE."""
     store_reply_seconds: float = Field(default=2.0, gt=0, le=60)
@@ -142,6 +165,43 @@ class Settings(BaseSettings):
                 "must be 0 (never) or at least 2: reports may concern the last 24 hours"
             )
         return value
+
+    @model_validator(mode="after")
+    def _tls(self) -> Self:
+        pair = self.tls_cert_file, self.tls_key_file
+        if any(pair) and not all(pair):
+            raise ValueError("METERGATE_TLS_CERT_FILE and METERGATE_TLS_KEY_FILE: set both or none")
+        pair = self.meter_tls_client_cert_file, self.meter_tls_client_key_file
+        if any(pair) and not all(pair):
+            raise ValueError(
+                "METERGATE_METER_TLS_CLIENT_CERT_FILE and METERGATE_METER_TLS_CLIENT_KEY_FILE: set both or none"
+            )
+        if self.tls_client_ca_file is not None and self.tls is None:
+            raise ValueError("METERGATE_TLS_CLIENT_CA_FILE: needs METERGATE_TLS_CERT_FILE")
+        return self
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The files of both ports; None: plain text."""
+        if self.tls_cert_file is None or self.tls_key_file is None:
+            return None
+        return TlsFiles(self.tls_cert_file, self.tls_key_file, self.tls_client_ca_file)
+
+    @property
+    def meter_tls(self) -> TlsFiles | None:
+        """What the meter is asked with; None: plain text."""
+        if not self.meter_endpoint.startswith("grpcs://"):
+            return None
+        return TlsFiles(
+            self.meter_tls_client_cert_file,
+            self.meter_tls_client_key_file,
+            self.meter_tls_ca_file,
+            (
+                "METERGATE_METER_TLS_CLIENT_CERT_FILE",
+                "METERGATE_METER_TLS_CLIENT_KEY_FILE",
+                "METERGATE_METER_TLS_CA_FILE",
+            ),
+        )
 
     @model_validator(mode="after")
     def _journal(self) -> Self:

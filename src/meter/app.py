@@ -79,7 +79,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             await _add_relay(settings, stack, metrics, running, traces)
         if stop.is_set():
             return
-        server = Server(settings.meter_listen, *services)
+        server = Server(settings.meter_listen, *services, tls=settings.tls)
         await server.start()
         stack.push_async_callback(server.stop)
         if settings.meter_metrics_listen:

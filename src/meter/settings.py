@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from meter.core.redact import shown
 from meter.core.sentinel import watched
 from meter.errors import MisconfiguredError
+from meter.tls import TlsFiles
 
 __all__ = ["KafkaSettings", "Settings", "load", "load_kafka"]
 
@@ -66,18 +67,25 @@ class Settings(KafkaSettings):
 
     data_dir: Path = Path("data")
     """Folder of the embedded stores."""
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
     """`redis://`, `rediss://`, `unix://`, or `redis+sentinel://host:port,host:port/name` with a Sentinel's name for it."""
     buckets: int = Field(default=8, ge=1, le=65_536)
     """How many buckets the deployment has. Fixed for its life; equal on every process."""
     meter_buckets: str = ""
     """Which buckets this process rolls up, such as `0-3,6`; empty: all. For several rollup processes without Kafka."""
-    clickhouse_url: str = ""
+    clickhouse_url: str = Field(default="", repr=False)
     """`chdb:<folder>` for the engine in this process, or `http(s)://user:password@host:port/database`."""
-    meter_database_url: str = ""
+    meter_database_url: str = Field(default="", repr=False)
     """SQLAlchemy URL of marks and manifests: `sqlite+aiosqlite:///…` or `postgresql+asyncpg://…`."""
     meter_listen: str = "127.0.0.1:7411"
     """Where the internal services listen: `host:port` or `unix:/path`."""
+    meter_tls_cert_file: Path | None = None
+    """PEM file of the certificate of that port, with what leads to its authority. With `meter_tls_key_file` it speaks TLS
+    alone; new files are taken from the next connection on. Without it: plain text, for a socket file or a private network."""
+    meter_tls_key_file: Path | None = None
+    """PEM file of its private key, without a passphrase."""
+    meter_tls_client_ca_file: Path | None = None
+    """PEM file of authorities: only clients with a certificate of theirs are served."""
     internal_token: SecretStr
     """Shared by enforcer and meter, at least 16 characters."""
     meter_roles: frozenset[str] = frozenset({"rollup"})
@@ -158,6 +166,35 @@ class Settings(KafkaSettings):
         if "relay" in self.meter_roles and not self.kafka_servers:
             raise ValueError("the role relay needs METERGATE_KAFKA_SERVERS")
         return self
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        pair = self.meter_tls_cert_file, self.meter_tls_key_file
+        if any(pair) and not all(pair):
+            raise ValueError(
+                "METERGATE_METER_TLS_CERT_FILE and METERGATE_METER_TLS_KEY_FILE: set both or none"
+            )
+        if self.meter_tls_client_ca_file is not None and not any(pair):
+            raise ValueError(
+                "METERGATE_METER_TLS_CLIENT_CA_FILE: needs METERGATE_METER_TLS_CERT_FILE"
+            )
+        return self
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The files of the internal services' port; None: plain text."""
+        if self.meter_tls_cert_file is None:
+            return None
+        return TlsFiles(
+            self.meter_tls_cert_file,
+            self.meter_tls_key_file,
+            self.meter_tls_client_ca_file,
+            (
+                "METERGATE_METER_TLS_CERT_FILE",
+                "METERGATE_METER_TLS_KEY_FILE",
+                "METERGATE_METER_TLS_CLIENT_CA_FILE",
+            ),
+        )
 
     @property
     def share(self) -> frozenset[int]:

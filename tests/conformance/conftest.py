@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -42,7 +43,10 @@ class Process:
         log: Path,
         port: int | None = None,
         module: str = "tests.conformance.served",
+        environment: dict[str, str] | None = None,
+        credentials: Callable[[], grpc.ChannelCredentials] | None = None,
     ) -> None:
+        self._credentials = credentials
         self.transport, self.port = transport, port or free_port()
         self.target = f"127.0.0.1:{self.port}"
         self.log = log
@@ -51,11 +55,14 @@ class Process:
                 [sys.executable, "-m", module, transport, self.target],
                 stderr=file,
                 stdout=file,
+                env={**os.environ, **(environment or {})},
             )
 
     def channel(self, **options: Any) -> grpc.aio.Channel:
         settings = [*MOST, ("grpc.use_local_subchannel_pool", 1)]
-        return grpc.aio.insecure_channel(self.target, options=settings, **options)
+        if self._credentials is None:
+            return grpc.aio.insecure_channel(self.target, options=settings, **options)
+        return grpc.aio.secure_channel(self.target, self._credentials(), settings, **options)
 
     async def serving(self) -> None:
         give_up = time.monotonic() + START_SECONDS

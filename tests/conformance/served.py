@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf.wrappers_pb2 import BytesValue, StringValue
@@ -16,10 +18,12 @@ from enforcer.metrics import Metrics
 from enforcer.ports.definitions import Caller
 from enforcer.transport.callers import Callers
 from enforcer.transport.dispatch import Dispatch
+from enforcer.transport.edge import Edge
 from enforcer.transport.envoy import run_envoy
 from enforcer.transport.grpcio import GrpcServer, end_for_sure
 from enforcer.transport.lifespan import Application
 from enforcer.transport.services import Method
+from meter.tls import TlsFiles
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -30,6 +34,10 @@ if TYPE_CHECKING:
 
 SERVING = "serving"
 MOST_CALLS = 200
+TLS_FOLDER = "TEST_TLS_FOLDER"
+"""Names a folder with `own.pem` and `own.key`, and with `clients.pem` where clients show certificates."""
+MOST_STREAMS, MOST_CONNECTIONS = 20, 100
+"""With that."""
 AGE_SECONDS = 1.0
 """Of grpcio's connections: shorter than in a real process, so that tests need not wait."""
 SERVICE = "enforcer.v1.EnforcerService"  # a name that reflection knows
@@ -149,14 +157,24 @@ async def _serve(stop: asyncio.Event, carry: Carry | partial[GrpcServer], listen
 application = Application(_serve)
 
 
+def _edge() -> Edge:
+    """Plain text, or TLS with the certificates of a folder."""
+    if not (folder := os.environ.get(TLS_FOLDER)):
+        return Edge()
+    place = Path(folder)
+    clients = place / "clients.pem"
+    files = TlsFiles(place / "own.pem", place / "own.key", clients if clients.exists() else None)
+    return Edge(files, MOST_STREAMS, MOST_CONNECTIONS)
+
+
 async def _grpcio(listen: str) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    await _serve(stop, partial(GrpcServer, age=AGE_SECONDS), listen)
+    await _serve(stop, partial(GrpcServer, age=AGE_SECONDS, edge=_edge()), listen)
     end_for_sure()
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "envoy":
-        sys.exit(run_envoy(sys.argv[2], "tests.conformance.served:application"))
+        sys.exit(run_envoy(sys.argv[2], "tests.conformance.served:application", _edge()))
     asyncio.run(_grpcio(sys.argv[2]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
@@ -10,11 +11,13 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
 from enforcer.errors import InternalError, MetergateError, MeterUnavailableError, RelayedError
+from meter.transport.credentials import channel_credentials
 from meter.v1 import ledger_pb2_grpc, report_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
+    from meter.tls import Certificates
     from meter.v1 import ledger_pb2, report_pb2
 
 __all__ = ["OPTIONS", "MeterClient"]
@@ -23,6 +26,8 @@ _Answer = TypeVar("_Answer")
 
 SECONDS = 60.0
 """A comparison waits for the rollup first."""
+TLS: Final = "grpcs://"
+"""Before an endpoint that speaks it."""
 _AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 OPTIONS: Final = [
     ("grpc.max_receive_message_length", 64 << 20),
@@ -38,18 +43,50 @@ OPTIONS: Final = [
 class MeterClient:
     """Implements `UsageReports`, `Records` and `Ledger` of `enforcer.ports` at `endpoint`.
 
-    Calls carry the deployment's internal token.
+    Calls carry the deployment's internal token. With `certificates` they travel over TLS, those after a change of the
+    files by a new connection; what was asked before is answered on the old one.
     """
 
-    def __init__(self, endpoint: str, token: str) -> None:
-        self._channel = grpc.aio.insecure_channel(endpoint, options=OPTIONS)
-        self._reports = report_pb2_grpc.ReportServiceStub(self._channel)
-        self._ledger = ledger_pb2_grpc.LedgerServiceStub(self._channel)
+    def __init__(self, endpoint: str, token: str, certificates: Certificates | None = None) -> None:
+        self._endpoint, self._certificates = endpoint.removeprefix(TLS), certificates
         self._token = token
-        self._own: Any = {"metadata": (("x-metergate-internal", token),), "timeout": SECONDS}
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._open()
+
+    def _open(self) -> None:
+        if self._certificates is None:
+            self._channel = grpc.aio.insecure_channel(self._endpoint, options=OPTIONS)
+        else:
+            credentials = channel_credentials(self._certificates)
+            self._channel = grpc.aio.secure_channel(self._endpoint, credentials, options=OPTIONS)
+        self._reports_stub = report_pb2_grpc.ReportServiceStub(self._channel)
+        self._ledger_stub = ledger_pb2_grpc.LedgerServiceStub(self._channel)
+
+    def _renew(self) -> None:
+        if self._certificates is not None and self._certificates.renewed():
+            leaving = asyncio.ensure_future(self._channel.close(SECONDS))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+            self._open()
+
+    @property
+    def _reports(self) -> Any:
+        self._renew()
+        return self._reports_stub
+
+    @property
+    def _ledger(self) -> Any:
+        self._renew()
+        return self._ledger_stub
+
+    @property
+    def _own(self) -> Any:
+        return {"metadata": (("x-metergate-internal", self._token),), "timeout": SECONDS}
 
     async def close(self) -> None:
         """End the connection."""
+        for leaving in tuple(self._leaving):
+            leaving.cancel()
         await self._channel.close(None)
 
     async def query(

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
+import grpc.aio
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]  # has no stubs
 from grpc_status import rpc_status
 
 from enforcer.cli.exits import CommandError, Status
 from enforcer.cli.folder import find_folder
+from enforcer.client.errors import ConfigurationError
+from enforcer.client.tls import bare, credentials_from, secured
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +28,7 @@ __all__ = [
     "ENDPOINT",
     "Gateway",
     "calling",
+    "credentials",
     "failure",
     "find_gateway",
     "reason_of",
@@ -72,11 +76,32 @@ class Gateway:
     endpoint: str
     api_key: str
     key_source: str
+    tls: bool = False
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What every call carries."""
         return (("authorization", f"Bearer {self.api_key}"),)
+
+    def channel(self) -> grpc.Channel:
+        """A way to it, for calls that are waited for."""
+        if not self.tls:
+            return grpc.insecure_channel(self.endpoint, options=CHANNEL_OPTIONS)
+        return grpc.secure_channel(self.endpoint, credentials(), options=CHANNEL_OPTIONS)
+
+    def aio_channel(self) -> grpc.aio.Channel:
+        """The same for asyncio."""
+        if not self.tls:
+            return grpc.aio.insecure_channel(self.endpoint, options=CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(self.endpoint, credentials(), options=CHANNEL_OPTIONS)
+
+
+def credentials(ca_file: str | None = None) -> grpc.ChannelCredentials:
+    """For TLS, as the environment has them. Raise `CommandError`."""
+    try:
+        return credentials_from(ca_file)
+    except ConfigurationError as error:
+        raise CommandError(str(error)) from error
 
 
 def find_gateway(data_dir: Path | None) -> Gateway:
@@ -94,11 +119,12 @@ def find_gateway(data_dir: Path | None) -> Gateway:
     )
     if not endpoint:
         raise CommandError(f"no gateway found in {folder.path}: {hint}", Status.UNAVAILABLE)
-    address = _ADDRESS.fullmatch(endpoint)
-    if address is None or not 0 < int(address[2]) <= _LAST_PORT:
+    tls, address = secured(endpoint), bare(endpoint)
+    parts = _ADDRESS.fullmatch(address)
+    if parts is None or not 0 < int(parts[2]) <= _LAST_PORT:
         raise CommandError(
             f"{endpoint_source} is {endpoint!r}: not an address; HOST:PORT is expected, "
-            "such as 127.0.0.1:50051"
+            "such as 127.0.0.1:50051, or grpcs://HOST:PORT for TLS"
         )
     if not api_key:
         raise CommandError(f"no API key found in {folder.path}: {hint}", Status.NO_ACCESS)
@@ -106,13 +132,13 @@ def find_gateway(data_dir: Path | None) -> Gateway:
         raise CommandError(
             f"the API key in {key_source} has characters that no key has", Status.NO_ACCESS
         )
-    return Gateway(endpoint, api_key, key_source)
+    return Gateway(address, api_key, key_source, tls)
 
 
 @contextlib.contextmanager
 def calling(gateway: Gateway) -> Iterator[grpc.Channel]:
     """A channel for one command; gRPC errors inside end the command with their meaning."""
-    with grpc.insecure_channel(gateway.endpoint, options=CHANNEL_OPTIONS) as channel:
+    with gateway.channel() as channel:
         try:
             yield channel
         except grpc.RpcError as error:

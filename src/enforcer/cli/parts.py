@@ -19,21 +19,32 @@ from typing import TYPE_CHECKING, Final
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from enforcer.cli.connection import CHANNEL_OPTIONS
+from enforcer.cli.connection import CHANNEL_OPTIONS, credentials
 from enforcer.cli.exits import CommandError
 from enforcer.cli.supervisor import Part
+from enforcer.client.tls import CA, bare, secured
 
 if TYPE_CHECKING:
     from enforcer.cli.folder import DataFolder
     from enforcer.cli.kafka import FolderKafka
 
-__all__ = ["Plan", "bracketed", "database_url", "healthy", "reachable", "socket_folder"]
+__all__ = [
+    "OWN_CERTIFICATE",
+    "Plan",
+    "bracketed",
+    "channel_to",
+    "database_url",
+    "healthy",
+    "reachable",
+    "socket_folder",
+]
 
 BUCKETS: Final = "8"
 """Fixed for the life of a data folder: an account's bucket is chosen once."""
 LONGEST_SOCKET_FOLDER: Final = 85
 """A socket's whole path may have 104 bytes."""
 _SIMPLE_PATH: Final = re.compile(r"[A-Za-z0-9/._-]+")
+OWN_CERTIFICATE: Final = "METERGATE_TLS_CERT_FILE"
 PROBE_SECONDS: Final = 2.0
 STOP_SECONDS: Final = 30.0
 """Of an enforcer: its clients leave, calls end, and events over HTTP."""
@@ -54,15 +65,20 @@ class Plan:
     transport: str = "grpcio"
     ratelimit: Path | None = None
 
+    tls: bool = False
+    """Whether both ports speak it, as METERGATE_TLS_CERT_FILE has it."""
+
     @property
     def endpoint(self) -> str:
         """Where clients find the enforcers."""
-        return f"{reachable(self.host)}:{self.port}"
+        address = f"{reachable(self.host)}:{self.port}"
+        return f"grpcs://{address}" if self.tls else address
 
     @property
     def http_endpoint(self) -> str:
         """Where operators find metrics and health."""
-        return f"{reachable(self.host)}:{self.http_port}"
+        scheme = "https" if self.tls else "http"
+        return f"{scheme}://{reachable(self.host)}:{self.http_port}"
 
     @property
     def meter_endpoint(self) -> str:
@@ -223,7 +239,7 @@ def reachable(host: str) -> str:
 
 async def healthy(endpoint: str) -> bool:
     """Whether the process there says by gRPC's health protocol that it serves."""
-    async with grpc.aio.insecure_channel(endpoint, options=CHANNEL_OPTIONS) as channel:
+    async with channel_to(endpoint) as channel:
         try:
             reply = await health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(), timeout=PROBE_SECONDS
@@ -231,6 +247,14 @@ async def healthy(endpoint: str) -> bool:
         except grpc.aio.AioRpcError:
             return False
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def channel_to(endpoint: str) -> grpc.aio.Channel:
+    """The way to a process of ours; over TLS its certificate may be its own authority, if no other is named."""
+    if not secured(endpoint):
+        return grpc.aio.insecure_channel(endpoint, options=CHANNEL_OPTIONS)
+    trusted = os.environ.get(CA) or os.environ.get(OWN_CERTIFICATE)
+    return grpc.aio.secure_channel(bare(endpoint), credentials(trusted), options=CHANNEL_OPTIONS)
 
 
 async def _pong(socket: Path) -> bool:
@@ -249,5 +273,10 @@ async def _pong(socket: Path) -> bool:
 
 def _environment(settings: dict[str, str] | None = None) -> dict[str, str]:
     """This process's own environment, without settings of ours that were meant for clients."""
-    kept = {name: value for name, value in os.environ.items() if name != "METERGATE_API_KEY"}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        # The meter of one machine is at a socket file.
+        if name != "METERGATE_API_KEY" and not name.startswith("METERGATE_METER_TLS_")
+    }
     return {**kept, "PYTHONUNBUFFERED": "1", **(settings or {})}

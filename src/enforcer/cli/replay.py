@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import grpc
 import typer
 
-from enforcer.cli.connection import CHANNEL_OPTIONS, failure, find_gateway
+from enforcer.cli.connection import failure, find_gateway
 from enforcer.cli.exits import CommandError, Status
 from enforcer.cli.options import (
     DataDirOption,
@@ -97,9 +97,7 @@ class Replay:
 
     async def run(self, rows: Iterator[Row]) -> None:
         """Send all rows. Raise `CommandError` for the first that can not be decided."""
-        async with grpc.aio.insecure_channel(
-            self.gateway.endpoint, options=CHANNEL_OPTIONS
-        ) as channel:
+        async with self.gateway.aio_channel() as channel:
             stub = EnforcerServiceStub(channel)
             slots = asyncio.Semaphore(self.concurrency)
             started = time.monotonic()

@@ -20,7 +20,6 @@ import typer
 from enforcer.adapters.definitions.sql import SqlDefinitions
 from enforcer.catalog.ratelimit import read_domains
 from enforcer.cli import leftovers
-from enforcer.cli.connection import CHANNEL_OPTIONS
 from enforcer.cli.exits import CommandError, Status
 from enforcer.cli.folder import find_folder
 from enforcer.cli.kafka import FolderKafka, folder_kafka
@@ -28,15 +27,24 @@ from enforcer.cli.options import (  # noqa: TC001 - typer reads annotations at r
     DataDirOption,
     JsonOption,
 )
-from enforcer.cli.parts import BUCKETS, Plan, database_url, socket_folder
+from enforcer.cli.parts import (
+    BUCKETS,
+    OWN_CERTIFICATE,
+    Plan,
+    channel_to,
+    database_url,
+    socket_folder,
+)
 from enforcer.cli.supervisor import PartFailedError, Supervisor
 from enforcer.cli.terminal import Terminal
 from enforcer.errors import CatalogInvalidError, MisconfiguredError
+from enforcer.transport.edge import certificates_of
 from enforcer.transport.envoy import chosen
 from enforcer.v1 import catalog_pb2
 from enforcer.v1.catalog_pb2_grpc import CatalogServiceStub
 from meter.adapters.kafka.client import prepare_topics
 from meter.errors import MeterError
+from meter.tls import NAMES, TlsFiles
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,6 +137,7 @@ def up(  # noqa: PLR0913 - a command's options
             folder_kafka(folder, kafka),
             carried,
             mapping,
+            _tls(),
         )
         if sys.stdout.isatty() and not json:
             # What the parts log passes through here to people; they themselves write to a pipe.
@@ -161,6 +170,21 @@ def _mapping(chosen_file: Path | None) -> Path | None:
     except CatalogInvalidError as error:
         raise CommandError(error.message) from error
     return path.absolute()
+
+
+def _tls() -> bool:
+    """Whether the ports speak TLS, once its files are found to be sound."""
+    named = [os.environ.get(name) for name in NAMES]
+    if not any(named):
+        return False
+    certificate, key, clients = (Path(one) if one else None for one in named)
+    if certificate is None or key is None:
+        raise CommandError(f"{OWN_CERTIFICATE} and METERGATE_TLS_KEY_FILE: set both or none")
+    try:
+        certificates_of(TlsFiles(certificate, key, clients))
+    except MisconfiguredError as error:
+        raise CommandError(error.message) from error
+    return True
 
 
 class _Gateway:
@@ -228,7 +252,7 @@ class _Gateway:
         if not self._folder.seeded.exists():
             await self._seed(key)
         self._folder.write_secret(self._folder.endpoint, plan.endpoint)
-        http = f"http://{plan.http_endpoint}"
+        http = plan.http_endpoint
         self._terminal.say(f"gRPC         {plan.endpoint}")
         self._terminal.say(f"HTTP         {http} (POST /v1/events, /metrics, /healthz)")
         self._terminal.say(f"API key      in {self._folder.api_key}")
@@ -268,9 +292,7 @@ class _Gateway:
     async def _seed(self, key: str) -> None:
         """Apply the sample catalog; a start that is cut short before the mark does it again."""
         name, document = sample_catalog()
-        async with grpc.aio.insecure_channel(
-            self._plan.endpoint, options=CHANNEL_OPTIONS
-        ) as channel:
+        async with channel_to(self._plan.endpoint) as channel:
             try:
                 await CatalogServiceStub(channel).Apply(
                     catalog_pb2.ApplyRequest(document=document, file_name=name),

@@ -48,6 +48,7 @@ from enforcer.client.threads import (
     SyncLease,
     SyncReservation,
 )
+from enforcer.client.tls import credentials_from
 
 __all__ = [
     "Allowance",
@@ -88,5 +89,6 @@ __all__ = [
     "SyncReservation",
     "UnavailableError",
     "Verdict",
+    "credentials_from",
     "metered",
 ]

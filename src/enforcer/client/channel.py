@@ -8,13 +8,14 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from enforcer.client.errors import ConfigurationError
+from enforcer.client.tls import bare, secured
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from enforcer.client.options import Options
 
-__all__ = ["API_KEY", "ENDPOINT", "api_key_of", "channel_options", "target_of"]
+__all__ = ["API_KEY", "ENDPOINT", "api_key_of", "channel_options", "target_of", "wants_tls"]
 
 ENDPOINT: Final = "METERGATE_ENDPOINT"
 API_KEY: Final = "METERGATE_API_KEY"
@@ -38,7 +39,10 @@ _ALLOWED: Final = (
 
 
 def target_of(endpoints: str | Sequence[str] | None) -> str:
-    """The gRPC target of one or several addresses; None: those in METERGATE_ENDPOINT, by commas."""
+    """The gRPC target of one or several addresses; None: those in METERGATE_ENDPOINT, by commas.
+
+    `grpcs://` or `https://` before each of them says that they speak TLS, see `wants_tls`.
+    """
     source = "endpoints"
     if endpoints is None:
         endpoints, source = os.environ.get(ENDPOINT, ""), ENDPOINT
@@ -47,6 +51,9 @@ def target_of(endpoints: str | Sequence[str] | None) -> str:
     found = [one.strip() for one in endpoints if one.strip()]
     if not found:
         raise ConfigurationError(f"no gateway is named: {_ALLOWED} (also in {ENDPOINT})")
+    if len({secured(one) for one in found}) > 1:
+        raise ConfigurationError(f"{source} is {','.join(found)!r}: all of them over TLS, or none")
+    found = [bare(one) for one in found]
     if len(found) == 1 and found[0].startswith(("dns:", "unix:", "ipv4:", "ipv6:", "xds:")):
         return found[0]
     for pattern, scheme in ((_V4, "ipv4:"), (_V6, "ipv6:")):
@@ -55,6 +62,13 @@ def target_of(endpoints: str | Sequence[str] | None) -> str:
     if len(found) == 1 and _matches(_NAME, found[0]):
         return f"dns:///{found[0]}"
     raise ConfigurationError(f"{source} is {','.join(found)!r}: {_ALLOWED}")
+
+
+def wants_tls(endpoints: str | Sequence[str] | None) -> bool:
+    """Whether these endpoints, as `target_of` has them, are to be asked over TLS."""
+    found = os.environ.get(ENDPOINT, "") if endpoints is None else endpoints
+    first = found if isinstance(found, str) else next(iter(found), "")
+    return secured(first.strip())
 
 
 def _matches(pattern: re.Pattern[str], endpoint: str) -> bool:

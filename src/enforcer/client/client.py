@@ -14,7 +14,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from enforcer.client.allowances import FIRST, HORIZON, MOST, Allowance, Sizes
 from enforcer.client.calls import Calls
-from enforcer.client.channel import api_key_of, channel_options, target_of
+from enforcer.client.channel import api_key_of, channel_options, target_of, wants_tls
 from enforcer.client.coalesce import Coalescer
 from enforcer.client.ends import LooseEnds
 from enforcer.client.errors import (
@@ -34,6 +34,7 @@ from enforcer.client.reservations import Reservation
 from enforcer.client.results import Balance, Mode, Verdict, balance_of, verdict_of
 from enforcer.client.returns import Returns
 from enforcer.client.settling import Settling
+from enforcer.client.tls import credentials_from
 from enforcer.v1 import enforcer_pb2 as pb
 
 if TYPE_CHECKING:
@@ -55,8 +56,9 @@ class Client:
     """Asks a gateway. Opened by `async with`; belongs to the event loop it was opened in.
 
     `endpoints` is HOST:PORT, or several addresses, over which calls are balanced; None: those in
-    METERGATE_ENDPOINT. `api_key` None: the one in METERGATE_API_KEY. `credentials` is what gRPC needs
-    for TLS (`grpc.ssl_channel_credentials()`); None: plain text. `policies` says by feature what a
+    METERGATE_ENDPOINT. `api_key` None: the one in METERGATE_API_KEY. Before an endpoint, `grpcs://` says
+    TLS. `credentials` is what gRPC needs for it (`credentials_from` makes it of files); None: as the
+    environment has it, see `enforcer.client.tls`. `policies` says by feature what a
     check does while no gateway answers, `"*"` for all others; without one it raises. Nothing connects
     before the first call. In a process that forks, open it after the fork.
     """
@@ -72,6 +74,8 @@ class Client:
         observers: Sequence[Observer] = (),
     ) -> None:
         self._target, self._api_key = target_of(endpoints), api_key_of(api_key)
+        if credentials is None and wants_tls(endpoints):
+            credentials = credentials_from()
         self._credentials, self._options = credentials, options
         self._timeout, self._policies = options.timeout, bool(policies)
         self._outages = Outages(policies or {})

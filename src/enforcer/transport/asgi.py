@@ -22,6 +22,7 @@ from enforcer.transport.dispatch import (
     Call,
     FailedError,
 )
+from enforcer.transport.edge import BODY_SECONDS
 from enforcer.transport.framing import (
     CODINGS,
     INTERNAL,
@@ -222,6 +223,7 @@ class AsgiServer:
         await send(_trailers(call) if call.trailing else _OK)
 
     async def _stream(self, method: Method, call: _Call, receive: Receive, send: Send) -> None:
+        call.watched = True  # by the pump; and its request may last
         waiting: _Waiting = asyncio.Queue(MOST_WAITING)
         pump = asyncio.create_task(_pump(call, receive, waiting))
         began, status = False, None
@@ -270,6 +272,9 @@ class AsgiServer:
                     call.abandon(_Fate.EXPIRED)
                     continue
                 due = min(due, call.deadline)
+            if call.receive is None and not call.watched and call.started < now - BODY_SECONDS:
+                call.abandon(_Fate.EXPIRED)
+                continue
             if call.receive is not None and not call.watched and call.started < now - SWEEP_SECONDS:
                 call.watched = True
                 watching = asyncio.ensure_future(_watch(call, call.receive))

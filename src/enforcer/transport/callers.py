@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from enforcer.errors import ForbiddenError, UnauthenticatedError
+from enforcer.errors import ForbiddenError, OverloadedError, UnauthenticatedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,6 +18,8 @@ __all__ = ["KEPT_SECONDS", "Callers", "authorization_in", "needs"]
 KEPT_SECONDS = 5.0
 """A revoked key is refused after this long at the latest."""
 MOST_KEPT = 10_000
+MOST_STRANGERS = 64
+"""Look-ups at a time. Who sends made-up keys must not keep the database from those that were known a moment ago."""
 _SCHEME = "bearer "
 
 
@@ -48,6 +50,8 @@ class Callers:
         """Once for all calls that come meanwhile: else every call in flight asks when the time is over."""
         asked = self._asked.get(header)
         if asked is None:
+            if len(self._asked) >= MOST_STRANGERS and header not in self._known:
+                raise OverloadedError(MOST_STRANGERS)
             asked = self._asked[header] = asyncio.ensure_future(self._ask(header))
             asked.add_done_callback(lambda _: self._asked.pop(header, None))
         # A client that goes takes only its own call along.

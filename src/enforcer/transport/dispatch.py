@@ -17,6 +17,7 @@ from enforcer.transport.errors import status_of
 from enforcer.transport.framing import WireError
 from enforcer.transport.health import Health
 from enforcer.transport.reflection import reflection_methods
+from enforcer.transport.tenants import HEAVY, Tenants, weight_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -100,10 +101,13 @@ class Dispatch:
         metrics: Metrics,
         most_calls: int = MOST_CALLS,
         log: CallLog | None = None,
+        tenants: Tenants | None = None,
     ) -> None:
         self._running, self._most = 0, most_calls
         self._log = log or CallLog()
         self._slow_from = self._log.slow_from
+        self.tenants = tenants or Tenants()
+        self._calm = self.tenants.calm
         services = list(dict.fromkeys(method.service for method in methods))
         self.health = Health(services)
         everything = [*methods, *self.health.methods()]
@@ -117,7 +121,7 @@ class Dispatch:
         if self._running >= self._most or (call.deadline is not None and call.deadline <= start):
             self._refuse(method, call)
         self._running += 1
-        code = "CANCELLED"
+        code, share, weight = "CANCELLED", None, 0
         try:
             caller = self._known(call.authorization, start)
             if caller is None:
@@ -126,6 +130,9 @@ class Dispatch:
                 needs(caller, method.role)
             if caller is not None:
                 call.caller = caller
+                if self._running > self._calm or len(data) > HEAVY:
+                    weight = weight_of(len(data))
+                    share = self.tenants.enter(caller.tenant, weight, start)
             request = data if method.as_bytes else parsed(method.request, data)
             response = await method.answer(call, request)
             packed: bytes = (
@@ -142,6 +149,8 @@ class Dispatch:
             return packed
         finally:
             self._running -= 1
+            if share is not None:
+                share.running -= weight
             seconds = time.monotonic() - start
             self._finished(method.label, code, seconds)
             if seconds > self._slow_from:
@@ -155,13 +164,14 @@ class Dispatch:
         self._refuse(method, call)
         counted = bool(method.role)  # who watches health, or asks for protos, waits for nothing
         self._running += counted
-        code = "CANCELLED"
+        code, share = "CANCELLED", None
         try:
             caller = self._known(call.authorization, start) or await self._identified(method, call)
             if caller is not None:
                 call.caller = caller
                 if method.role not in ("check", ""):
                     needs(caller, method.role)
+                share = self.tenants.enter(caller.tenant, 1, start)
             call.ending = self.health.ended
             requests: AsyncIterator[Any] = messages
             if not method.as_bytes:
@@ -180,6 +190,8 @@ class Dispatch:
             code = "OK"
         finally:
             self._running -= counted
+            if share is not None:
+                share.running -= 1
             self._finished(method.label, code, time.monotonic() - start)
 
     def _refuse(self, method: Method, call: Call) -> None:

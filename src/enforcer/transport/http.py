@@ -13,6 +13,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from enforcer.errors import MisconfiguredError
+from enforcer.transport.connections import Connections, protocol
+from enforcer.transport.edge import LARGEST_HEADERS, Edge, certificates_of
+from enforcer.transport.headers import Protected
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["HttpServer"]
 
 DRAIN_SECONDS = 10
+_PLAIN = Edge()
 
 
 class _Server(uvicorn.Server):
@@ -38,7 +42,11 @@ class HttpServer:
     """Serves at `listen`, a port that workers may share. `readiness` says whether to send calls, and why."""
 
     def __init__(
-        self, listen: str, metrics: Metrics, readiness: Callable[[], tuple[bool, str]]
+        self,
+        listen: str,
+        metrics: Metrics,
+        readiness: Callable[[], tuple[bool, str]],
+        edge: Edge = _PLAIN,
     ) -> None:
         async def show_metrics(_: Request) -> Response:
             return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
@@ -67,14 +75,25 @@ class HttpServer:
                 Route("/readyz", ready),
             ]
         )
+        self._connections = Connections(edge.most_connections)
+        files = edge.tls
+        context = None if files is None else certificates_of(files).context()
+        certified = files is not None and files.authorities is not None
         self._server = _Server(
             uvicorn.Config(
-                app,
+                Protected(app, tls=files is not None, certified=certified),
+                http=protocol(self._connections),
+                ws="none",
                 log_config=None,  # its loggers say it as all others do
                 log_level="warning",
                 access_log=False,
                 lifespan="off",
+                server_header=False,
+                # Who asks is not what a header says.
+                proxy_headers=False,
+                h11_max_incomplete_event_size=LARGEST_HEADERS,
                 timeout_graceful_shutdown=DRAIN_SECONDS,
+                ssl_context_factory=None if context is None else lambda _, __: context,
             )
         )
         self._socket = _bound(listen)
@@ -83,6 +102,11 @@ class HttpServer:
     async def serve(self) -> None:
         """Until `stop`."""
         await self._server.serve(sockets=[self._socket])
+
+    @property
+    def connections(self) -> int:
+        """How many there are."""
+        return self._connections.open
 
     def stop(self) -> None:
         """Let `serve` end."""

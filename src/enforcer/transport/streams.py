@@ -12,6 +12,7 @@ from enforcer.gateway.replies import answered, fault_of
 from enforcer.gateway.requests import parsed
 from enforcer.gateway.wire import question_of, varint
 from enforcer.transport.services import Method
+from enforcer.transport.tenants import Tenants
 from enforcer.v1 import enforcer_pb2 as pb
 
 if TYPE_CHECKING:
@@ -28,17 +29,22 @@ __all__ = ["MOST_UNANSWERED", "stream_methods"]
 MOST_UNANSWERED: Final = 1024
 """Questions of one stream without an answer; what comes beyond is read later, so that the client has to wait."""
 LARGEST: Final = 256
+CHECKS_A_WEIGHT: Final = 10
+"""So many count as much as one call of their tenant."""
 MOST_DECIDING: Final = 4
 """Batches of one stream; what comes meanwhile collects."""
 READ_SECONDS: Final = 0.2
 """gRPC's clients throw away the answers that they have not read yet when an error comes: so long they have for that."""
 
 
-def stream_methods(check_each: CheckEach, sender: Sender) -> list[Method]:
+def stream_methods(
+    check_each: CheckEach, sender: Sender, tenants: Tenants | None = None
+) -> list[Method]:
     """`sender` says who calls, again for every batch: a key may be revoked while its stream lasts."""
+    among = tenants or Tenants()
 
     async def answer(call: Call, requests: AsyncIterator[bytes]) -> AsyncIterator[list[bytes]]:
-        stream = _Stream(call, check_each, sender)
+        stream = _Stream(call, check_each, sender, among)
         try:
             async for response in stream.run(requests):
                 yield response
@@ -68,8 +74,9 @@ def _looked_at(message: bytes) -> tuple[int, bytes | None]:
 class _Stream:
     """One of them. Without a timer: what has been read in one turn of the event loop is decided together."""
 
-    def __init__(self, call: Call, check_each: CheckEach, sender: Sender) -> None:
+    def __init__(self, call: Call, check_each: CheckEach, sender: Sender, tenants: Tenants) -> None:
         self._call, self._check_each, self._sender = call, check_each, sender
+        self._tenants = tenants
         self._waiting: deque[tuple[int, bytes]] = deque()
         self._answers: list[bytes] = []
         self._unanswered = 0
@@ -160,10 +167,14 @@ class _Stream:
 
     async def _decide(self, asked: list[tuple[int, bytes]]) -> None:
         caller = await self._sender(self._call.authorization)
+        weight = 1 + len(asked) // CHECKS_A_WEIGHT
+        share = await self._tenants.turn(caller.tenant, weight)
         try:
             outcomes = await self._check_each(caller.tenant, [check for _, check in asked])
         except MetergateError as error:
             outcomes = [fault_of(error)] * len(asked)
+        finally:
+            share.running -= weight
         for (place, _), outcome in zip(asked, outcomes, strict=True):
             self._tell(place, outcome)
         self._deciding -= 1

@@ -10,10 +10,13 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from meter.errors import MisconfiguredError
+from meter.tls import CertificateError, Certificates
+from meter.transport.credentials import server_credentials
 from meter.transport.ledger_service import LedgerService
 from meter.v1 import ledger_pb2, ledger_pb2_grpc, report_pb2, report_pb2_grpc
 
 if TYPE_CHECKING:
+    from meter.tls import TlsFiles
     from meter.transport.report_service import ReportService
 
 __all__ = ["Server"]
@@ -23,10 +26,12 @@ MAX_MESSAGE = 64 * 1024 * 1024
 
 
 class Server:
-    """Serves at `listen` (`host:port`, or `unix:/path`). Health says SERVING while `ready`."""
+    """Serves at `listen` (`host:port`, or `unix:/path`). Health says SERVING while `ready`. Without `tls`: plain text."""
 
-    def __init__(self, listen: str, *services: ReportService | LedgerService) -> None:
-        self._listen = listen
+    def __init__(
+        self, listen: str, *services: ReportService | LedgerService, tls: TlsFiles | None = None
+    ) -> None:
+        self._listen, self._tls = listen, tls
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE),
@@ -51,9 +56,15 @@ class Server:
         self.port = 0
 
     async def start(self) -> None:
-        """Listen. Raise `MisconfiguredError` when the address cannot be had."""
+        """Listen. Raise `MisconfiguredError` when the address cannot be had, or certificates cannot be used."""
         try:
-            self.port = self._server.add_insecure_port(self._listen)
+            if self._tls is None:
+                self.port = self._server.add_insecure_port(self._listen)
+            else:
+                credentials = server_credentials(Certificates(self._tls))
+                self.port = self._server.add_secure_port(self._listen, credentials)
+        except CertificateError as error:
+            raise MisconfiguredError(error.message) from error
         except RuntimeError as error:
             raise MisconfiguredError(
                 f"METERGATE_METER_LISTEN: cannot listen on {self._listen}: is the port in use?"

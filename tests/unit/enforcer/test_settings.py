@@ -1,4 +1,4 @@
-"""Settings of the journal that do not go together stop the start, each in a line that names them."""
+"""Settings that do not go together stop the start, each in a line that names them."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ def test_without_a_journal_features_fail_closed(monkeypatch: pytest.MonkeyPatch)
         ({"JOURNAL_DIR": "x", "JOURNAL_KAFKA": "1"}, "METERGATE_JOURNAL_KAFKA: set one of them"),
         ({"ENFORCER_NUMBER": "1"}, "METERGATE_ENFORCER_NUMBER: must be less than"),
         ({"MOST_ENFORCERS": "0"}, "METERGATE_MOST_ENFORCERS: "),
+        ({"TLS_CERT_FILE": "a.pem"}, "METERGATE_TLS_KEY_FILE: set both or none"),
+        ({"TLS_KEY_FILE": "a.key"}, "METERGATE_TLS_CERT_FILE and .*: set both or none"),
+        ({"TLS_CLIENT_CA_FILE": "a.pem"}, "CLIENT_CA_FILE: needs METERGATE_TLS_CERT_FILE"),
+        ({"METER_TLS_CLIENT_KEY_FILE": "a.key"}, "METER_TLS_CLIENT_KEY_FILE: set both or none"),
         ({"REDIS_URL": "redis+sentinel://a/main"}, "must have the form redis"),
     ],
 )

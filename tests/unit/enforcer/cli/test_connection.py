@@ -68,6 +68,13 @@ def test_an_endpoint_is_host_and_port(monkeypatch: pytest.MonkeyPatch, endpoint:
         find_gateway(None)
 
 
+def test_an_endpoint_over_tls_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not find_gateway(None).tls
+    monkeypatch.setenv(ENDPOINT, "grpcs://gateway.example:443")
+    found = find_gateway(None)
+    assert (found.endpoint, found.tls) == ("gateway.example:443", True)
+
+
 def test_an_ipv6_endpoint_has_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENDPOINT, "[::1]:50051")
     assert find_gateway(None).endpoint == "[::1]:50051"

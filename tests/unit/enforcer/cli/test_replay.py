@@ -105,12 +105,9 @@ async def run(
     monkeypatch.setattr(
         module,
         "grpc",
-        SimpleNamespace(
-            aio=SimpleNamespace(
-                insecure_channel=lambda *_, **__: Channel(), AioRpcError=AioRpcError
-            )
-        ),
+        SimpleNamespace(aio=SimpleNamespace(AioRpcError=AioRpcError)),
     )
+    monkeypatch.setattr(Gateway, "aio_channel", lambda _: Channel())
     monkeypatch.setattr(module, "EnforcerServiceStub", lambda _: gate)
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.001)
     sent = Replay(GATEWAY, "d1", ["a"], ReplayMode.ENFORCE, {}, 4, retry_for)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,8 @@ def _message(body: bytes, flag: int = 0) -> bytes:
     return bytes((flag,)) + len(body).to_bytes(4, "big") + body
 
 
-async def ask(*chunks: bytes, **changes: Any) -> dict[str, Any]:
-    """Send one request in chunks; the answer: HTTP status, body, headers and trailers together."""
+async def ask(*chunks: bytes, slow: bool = False, **changes: Any) -> dict[str, Any]:
+    """Send one request in chunks; the answer: HTTP status, body, headers and trailers together. `slow`: it does not end."""
     scope = {
         "type": "http",
         "method": "POST",
@@ -44,12 +45,14 @@ async def ask(*chunks: bytes, **changes: Any) -> dict[str, Any]:
     } | {name: value for name, value in changes.items() if name != "more"}
     scope["headers"] = [*scope["headers"], *changes.get("more", [])]
     waiting = [
-        {"type": "http.request", "body": chunk, "more_body": place + 1 < len(chunks)}
+        {"type": "http.request", "body": chunk, "more_body": slow or place + 1 < len(chunks)}
         for place, chunk in enumerate(chunks)
     ]
     answer: dict[str, Any] = {"body": b"", "headers": {}}
 
     async def receive() -> dict[str, Any]:
+        if not waiting and slow:
+            await asyncio.Event().wait()
         return waiting.pop(0) if waiting else {"type": "http.disconnect"}
 
     async def send(event: dict[str, Any]) -> None:
@@ -123,6 +126,15 @@ async def test_what_is_not_grpc_is_415() -> None:
 
 async def test_a_client_that_goes_in_the_middle_gets_nothing() -> None:
     assert "status" not in await ask()
+
+
+@pytest.mark.parametrize("chunks", [(), (_message(ECHO)[:3],), (_message(ECHO),)])
+async def test_a_request_that_does_not_end_is_given_up(
+    chunks: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("enforcer.transport.asgi.BODY_SECONDS", 0.05)
+    answer = await asyncio.wait_for(ask(*chunks, slow=True), 20)
+    assert answer["headers"][b"grpc-status"] == b"4"
 
 
 async def test_texts_of_errors_are_percent_encoded() -> None:

@@ -11,6 +11,10 @@ import pytest
 
 from enforcer.errors import MisconfiguredError
 from enforcer.transport import envoy
+from enforcer.transport.edge import Edge
+from enforcer.transport.envoy_edge import Secrets, guard
+from meter.tls import TlsFiles
+from tests.fixtures.certificates import Authority
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -122,6 +126,35 @@ def test_envoy_is_administered_through_a_private_socket_file_alone(tmp_path: Pat
     (listener,) = found["static_resources"]["listeners"]
     place = listener["address"]["socket_address"]
     assert (place["address"], place["port_value"]) == ("127.0.0.1", 5000)
+
+
+@pytest.mark.usefixtures("runs_here")
+def test_envoy_has_the_bounds_of_its_port(tmp_path: Path) -> None:
+    found: dict[str, Any] = envoy._configuration("127.0.0.1:5000", "a:b", tmp_path / "admin")
+    guard(found, Edge(most_streams=7, most_connections=8), None)
+    (listener,) = found["static_resources"]["listeners"]
+    (chain,) = listener["filter_chains"]
+    manager = chain["filters"][0]["typed_config"]
+    assert manager["request_headers_timeout"] == "10.0s"
+    assert manager["stream_flush_timeout"] == "30.0s"
+    assert manager["max_request_headers_kb"] == 16
+    assert manager["server_header_transformation"] == "PASS_THROUGH"
+    assert manager["http2_protocol_options"]["max_concurrent_streams"] == 7
+    monitors = found["overload_manager"]["resource_monitors"]
+    most = [one["typed_config"].get("max_active_downstream_connections") for one in monitors]
+    assert most == [None, 8]
+    assert "transport_socket" not in chain
+
+
+@pytest.mark.usefixtures("runs_here")
+def test_envoy_waits_no_longer_for_a_handshake(tmp_path: Path) -> None:
+    certificate, key = Authority().issue(tmp_path, "own")
+    files = TlsFiles(certificate, key)
+    found: dict[str, Any] = envoy._configuration("127.0.0.1:5000", "a:b", tmp_path / "admin")
+    guard(found, Edge(files), Secrets(files, tmp_path))
+    (chain,) = found["static_resources"]["listeners"][0]["filter_chains"]
+    assert chain["transport_socket_connect_timeout"] == "10.0s"
+    assert key.read_text() not in str(found), "it reads the files itself"
 
 
 def test_the_process_beside_envoy_imports_little() -> None:

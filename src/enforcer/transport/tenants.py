@@ -1,0 +1,88 @@
+"""What one tenant may take of a process: so many calls at once, so many in a second. Decision 26 says why so.
+
+A tenant that floods is refused at once, before anything is read or decided for it, so that others go on being served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from enforcer.errors import TenantOverShareError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["HEAVY", "Share", "Tenants", "weight_of"]
+
+HEAVY: Final = 4096
+"""Bytes of a request from which it counts however few calls there are: it has many checks in it."""
+STREAM_PAUSE_SECONDS: Final = 0.005
+RETRY_MS: Final = 100
+BURST_SECONDS: Final = 1.0
+"""A tenant may ask for what it has in so long at once."""
+
+
+class Share:
+    """What one tenant has now. `running`: the weight of its calls that count; `due`: when its rate is used up until."""
+
+    __slots__ = ("due", "running")
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.due = 0.0
+
+
+class Tenants:
+    """The shares of all tenants.
+
+    `most` calls at once for each, 0: as many as there are; `rate` calls in a second, 0: as many as come. `refused` is
+    told of each refusal: `concurrency` or `rate`. A call weighs more by the size of its request, see `weight_of`.
+
+    While no more than `calm` calls run in the whole process, nobody can have more than that, and nothing is counted:
+    a call compares one number. Beyond it every call is counted that begins, up to `most` less `calm` for each tenant:
+    with those that were not counted it has `most`.
+    """
+
+    def __init__(
+        self, most: int = 0, rate: int = 0, refused: Callable[[str], None] | None = None
+    ) -> None:
+        self._interval = 1.0 / rate if rate else 0.0
+        self.calm: float = -1.0 if rate else most // 2 if most else float("inf")
+        self._most: float = most - max(self.calm, 0) if most else float("inf")
+        self._refused = refused or (lambda _: None)
+        self._of: dict[str, Share] = {}
+
+    def enter(self, tenant: str, weight: int, now: float) -> Share:
+        """Count a call of this weight; whoever calls takes it off `running` again. Raise `TenantOverShareError`.
+
+        `now` is on the clock of `time.monotonic`. What is heavier than a whole share passes when nothing else runs.
+        """
+        share = self._of.get(tenant)
+        if share is None:
+            share = self._of[tenant] = Share()
+        if share.running and share.running + weight > self._most:
+            self._refused("concurrency")
+            raise TenantOverShareError("concurrency", RETRY_MS)
+        if self._interval:
+            if share.due > now + BURST_SECONDS:
+                self._refused("rate")
+                wait = share.due - BURST_SECONDS - now
+                raise TenantOverShareError("rate", max(int(wait * 1000), 1))
+            share.due = max(share.due, now) + weight * self._interval
+        share.running += weight
+        return share
+
+    async def turn(self, tenant: str, weight: int) -> Share:
+        """As `enter`, for the questions of a stream: they wait, and so does who asks them."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                return self.enter(tenant, weight, loop.time())
+            except TenantOverShareError:
+                await asyncio.sleep(STREAM_PAUSE_SECONDS)
+
+
+def weight_of(size: int) -> int:
+    """Of a call whose request has so many bytes: one, and one more for each KiB, which some ten checks have."""
+    return 1 + (size >> 10)
