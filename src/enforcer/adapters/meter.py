@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import grpc
 import grpc.aio
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from enforcer.errors import InternalError, MetergateError, MeterUnavailableError, RelayedError
-from meter.v1 import ledger_pb2_grpc, report_pb2_grpc
+from meter.v1 import ledger_pb2, ledger_pb2_grpc, report_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from meter.v1 import ledger_pb2, report_pb2
+    from meter.v1 import report_pb2
 
 __all__ = ["OPTIONS", "MeterClient"]
 
@@ -23,6 +24,7 @@ _Answer = TypeVar("_Answer")
 
 SECONDS = 60.0
 """A comparison waits for the rollup first."""
+ASK_SECONDS = 3.0
 _AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 OPTIONS: Final = [
     ("grpc.max_receive_message_length", 64 << 20),
@@ -51,6 +53,23 @@ class MeterClient:
     async def close(self) -> None:
         """End the connection."""
         await self._channel.close(None)
+
+    async def ask(self) -> None:
+        """Return when the meter answers this deployment's calls. Raise why not."""
+        health = health_pb2_grpc.HealthStub(self._channel)
+        own = {**self._own, "timeout": ASK_SECONDS}
+        try:
+            found = await health.Check(health_pb2.HealthCheckRequest(), timeout=ASK_SECONDS)
+            if found.status != health_pb2.HealthCheckResponse.SERVING:
+                raise MeterUnavailableError("the meter is not ready")
+            # Of no bucket: nothing is waited for. It knows whether the token is right.
+            await self._ledger.CatchUp(ledger_pb2.CatchUpRequest(), **own)
+        except grpc.aio.AioRpcError as error:
+            failed = _error(error)
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                failed = MeterUnavailableError(f"METERGATE_INTERNAL_TOKEN: {error.details()}")
+                failed.refused = True
+            raise failed from error
 
     async def query(
         self, tenant: str, request: report_pb2.QueryUsageRequest

@@ -115,7 +115,7 @@ async def test_it_waits_for_redis_and_goes_on_when_redis_comes_back(tmp_path: Pa
     meter = MeterProcess(tmp_path / "meter", valkey.url)
     meter.start()
     try:
-        async with meter.channel() as channel:
+        async with meter.channel("meter.v1.LedgerService") as channel:
             ledger = ledger_pb2_grpc.LedgerServiceStub(channel)
             valkey.start()
             outbox = Outbox(valkey.url)
