@@ -205,7 +205,7 @@ async def test_an_enforcer_serves_what_it_can_and_becomes_ready(  # noqa: PLR091
         assert lines(enforcer.log, "meter") == ["dependency is away", "dependency is up"]
         assert enforcer.log.count("buckets are closed") == 0
     finally:
-        await channel.close()
+        await channel.close(None)
         assert enforcer.end() == 0
         assert meter.end() == 0
         valkey.stop()
@@ -325,4 +325,4 @@ class rollup_calls:  # noqa: N801 - reads as a function
         return report_pb2_grpc.ReportServiceStub(self._channel)
 
     async def __aexit__(self, *_: object) -> None:
-        await self._channel.close()
+        await self._channel.close(None)

@@ -43,6 +43,8 @@ COMMANDS = {
     "reconcile": "repair.reconcile",
     "gap": "repair.gap_app",
     "kafka": "kafka.app",
+    "backup": "backup.backup",
+    "restore": "backup.restore",
 }
 """Where each is found. Only the one that is asked for is imported: most need no more than a connection."""
 
