@@ -50,7 +50,7 @@ from enforcer.transport.http import HttpServer
 from enforcer.transport.ratelimit import ratelimit_methods
 from enforcer.transport.services import methods
 from enforcer.transport.streams import stream_methods
-from meter.adapters.kafka.client import KafkaOptions, ask_kafka
+from meter.adapters.kafka.client import ASK_KAFKA_SECONDS, KafkaOptions, ask_kafka
 from meter.adapters.sql.marks import SqlMarks
 from meter.crash import crash_points
 from meter.errors import MeterError
@@ -325,7 +325,7 @@ async def _ask_kafka(health: Health) -> None:
     """Ask where the journals are."""
     kafka = health.add("kafka", Need.NEVER, "features that fail open fail closed")
     options = KafkaOptions.of(load_kafka())
-    await watch(kafka, lambda: ask_kafka(options))
+    await watch(kafka, lambda: ask_kafka(options), ASK_KAFKA_SECONDS)
 
 
 async def _ask_definitions(

@@ -24,7 +24,13 @@ from meter.adapters.clickhouse.migrate import migrate
 from meter.adapters.clickhouse.reader import ClickHouseReader
 from meter.adapters.clickhouse.series import ClickHouseSeries
 from meter.adapters.clickhouse.warehouse import ClickHouseWarehouse
-from meter.adapters.kafka.client import KafkaOptions, ask_kafka, prepare_topics, quiet_driver
+from meter.adapters.kafka.client import (
+    ASK_KAFKA_SECONDS,
+    KafkaOptions,
+    ask_kafka,
+    prepare_topics,
+    quiet_driver,
+)
 from meter.adapters.kafka.dead_letters import DeadLetters
 from meter.adapters.kafka.log import KafkaLog
 from meter.adapters.kafka.publisher import KafkaPublisher
@@ -33,7 +39,7 @@ from meter.adapters.sql.marks import SqlMarks
 from meter.audit import Audit
 from meter.crash import crash_points
 from meter.errors import MisconfiguredError, UnavailableError
-from meter.health import FIRST_PAUSE, Health, Need, State, backoff, watch
+from meter.health import ASK_EVERY, FIRST_PAUSE, Health, Need, State, backoff, watch
 from meter.lookup import Lookup
 from meter.metrics import Metrics, RelayMetrics
 from meter.open_files import allow_many_files
@@ -61,9 +67,9 @@ _log = structlog.get_logger(__name__)
 MISCONFIGURED = 78
 """Exit status for wrong settings, as EX_CONFIG of sysexits."""
 TELL_SECONDS = 0.1
-STOP_SECONDS = 10.0
+STOP_SECONDS = 8.0
 """So long a flush or a round may take to come to its end."""
-END_SECONDS = 5.0
+END_SECONDS = 2.0
 """And so long, then, what a thread still does."""
 
 
@@ -79,7 +85,7 @@ class _Process:
         self.services: list[ReportService | LedgerService] = []
         self.running: list[Running] = []
         self.prepare: list[tuple[Dependency, Callable[[], Awaitable[object]]]] = []
-        self.probes: list[tuple[Dependency, Callable[[], Awaitable[object]]]] = []
+        self.probes: list[tuple[Dependency, Callable[[], Awaitable[object]], float]] = []
 
     def needs_kafka(self, without: str) -> None:
         """Its topics have to be there."""
@@ -90,12 +96,12 @@ class _Process:
         # First who tells a wrong password from a broker that is away.
         self.prepare.append((kafka, lambda: ask_kafka(options)))
         self.prepare.append((kafka, lambda: prepare_topics(options, create=False)))
-        self.probes.append((kafka, lambda: ask_kafka(options)))
+        self.probes.append((kafka, lambda: ask_kafka(options), ASK_KAFKA_SECONDS))
 
     def needs_redis(self, source: OutboxLog, need: Need, without: str) -> None:
         """Where records come from."""
         if not any(one.name == "redis" for one in self.health.dependencies):
-            self.probes.append((self.health.add("redis", need, without), source.ask))
+            self.probes.append((self.health.add("redis", need, without), source.ask, ASK_EVERY))
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
@@ -238,10 +244,10 @@ def _add_rollup(process: _Process) -> None:
     sql = process.health.add("sql", Need.ALWAYS, "nothing is rolled up")
     warehouse = process.health.add("clickhouse", Need.ALWAYS, "no reports, nothing is rolled up")
     process.prepare += [(sql, marks.migrate), (warehouse, lambda: migrate(writer))]
-    process.probes.append((sql, marks.ask))
+    process.probes.append((sql, marks.ask, ASK_EVERY))
     remote = settings.clickhouse_url.startswith("http")
     if remote:  # what is in this process is there when it is
-        process.probes.append((warehouse, clickhouse("probe").ask))
+        process.probes.append((warehouse, clickhouse("probe").ask, ASK_EVERY))
     source = _add_log(process)
     options = Options(
         flush_interval=settings.meter_flush_interval_ms / 1000,

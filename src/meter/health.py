@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 __all__ = [
+    "ASK_EVERY",
     "FIRST_PAUSE",
     "Complaint",
     "Dependency",
@@ -191,8 +192,10 @@ async def backoff(stop: asyncio.Event, pause: float) -> float:
     return pause
 
 
-async def watch(dependency: Dependency, ask: Callable[[], Awaitable[object]]) -> None:
-    """Ask the server now and then, for ever, and tell how it was found."""
+async def watch(
+    dependency: Dependency, ask: Callable[[], Awaitable[object]], every: float = ASK_EVERY
+) -> None:
+    """Ask the server now and then, for ever, and tell how it was found. One that is up is asked `every` so many seconds."""
     while True:
         try:
             async with asyncio.timeout(ASK_SECONDS):
@@ -203,4 +206,4 @@ async def watch(dependency: Dependency, ask: Callable[[], Awaitable[object]]) ->
             dependency.failed(error)
         else:
             dependency.tell(State.UP)
-        await asyncio.sleep(ASK_EVERY)
+        await asyncio.sleep(every if dependency.state is State.UP else min(every, ASK_EVERY))

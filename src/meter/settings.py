@@ -88,7 +88,7 @@ class Settings(KafkaSettings):
     meter_compare_wait_seconds: float = Field(default=30.0, gt=0, le=600)
     """How long a comparison waits for the rollup before it answers UNAVAILABLE."""
     meter_metrics_listen: str = ""
-    """`host:port` of the Prometheus endpoint; empty = none."""
+    """`host:port` of /metrics, /healthz and /readyz; empty = none."""
     log_level: str = "info"
 
     @field_validator("meter_buckets")

@@ -266,7 +266,7 @@ async def test_relay_and_rollup_wait_for_each_server_and_go_on(  # noqa: PLR0915
             # PostgreSQL comes, and does not know the user: that is no server that is away.
             sql.refusing = False
             await waits("rollup", "sql", "clickhouse", "kafka", sql="refused")
-            rollup.end()
+            assert await asyncio.to_thread(rollup.end) == 0, "told to end while it waits"
             rollup.environment["METERGATE_METER_DATABASE_URL"] = (
                 f"postgresql+asyncpg://metergate@{database}"
             )

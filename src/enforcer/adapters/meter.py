@@ -48,6 +48,7 @@ class MeterClient:
         self._reports = report_pb2_grpc.ReportServiceStub(self._channel)
         self._ledger = ledger_pb2_grpc.LedgerServiceStub(self._channel)
         self._token = token
+        self._known = False
         self._own: Any = {"metadata": (("x-metergate-internal", token),), "timeout": SECONDS}
 
     async def close(self) -> None:
@@ -56,20 +57,23 @@ class MeterClient:
 
     async def ask(self) -> None:
         """Return when the meter answers this deployment's calls. Raise why not."""
-        health = health_pb2_grpc.HealthStub(self._channel)
-        own = {**self._own, "timeout": ASK_SECONDS}
+        health, known = health_pb2_grpc.HealthStub(self._channel), self._known
+        self._known = False
         try:
             found = await health.Check(health_pb2.HealthCheckRequest(), timeout=ASK_SECONDS)
             if found.status != health_pb2.HealthCheckResponse.SERVING:
                 raise MeterUnavailableError("the meter is not ready")
-            # Of no bucket: nothing is waited for. It knows whether the token is right.
-            await self._ledger.CatchUp(ledger_pb2.CatchUpRequest(), **own)
+            if not known:
+                # Of no bucket: nothing is waited for. It knows whether the token is right.
+                own = {**self._own, "timeout": ASK_SECONDS}
+                await self._ledger.CatchUp(ledger_pb2.CatchUpRequest(), **own)
         except grpc.aio.AioRpcError as error:
             failed = _error(error)
             if error.code() is grpc.StatusCode.UNAUTHENTICATED:
                 failed = MeterUnavailableError(f"METERGATE_INTERNAL_TOKEN: {error.details()}")
                 failed.refused = True
             raise failed from error
+        self._known = True
 
     async def query(
         self, tenant: str, request: report_pb2.QueryUsageRequest

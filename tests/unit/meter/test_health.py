@@ -93,7 +93,6 @@ def test_a_complaint_is_said_once_until_it_is_another_one(lines: list[Any]) -> N
 
 
 async def test_a_probe_tells_what_it_fails_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meter.health.ASK_EVERY", 0)
     monkeypatch.setattr("meter.health.ASK_SECONDS", 0.05)
     redis = Health().add("redis", Need.ALWAYS, "nothing works")
     answers: list[Exception | float] = [0, LogUnavailableError("gone"), ValueError("a bug"), 9]
@@ -110,7 +109,7 @@ async def test_a_probe_tells_what_it_fails_with(monkeypatch: pytest.MonkeyPatch)
         await asyncio.sleep(answer)
 
     with pytest.raises(asyncio.CancelledError):
-        await watch(redis, ask)
+        await watch(redis, ask, 0)
     assert seen == [
         (State.UP, ""),
         (State.AWAY, "gone"),

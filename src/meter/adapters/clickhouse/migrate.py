@@ -18,6 +18,8 @@ __all__ = ["migrate"]
 
 _log = structlog.get_logger(__name__)
 
+_GRAINS_BEFORE: Final = 10
+"""Databases with fewer migrations may be older than the hours, days and months beside the quarter hours."""
 _NEEDS_SINCE: Final = 12
 """From this migration on the table says which number a version has to know at least."""
 _NEEDS: Final = re.compile(r"^-- needs: (\d+)$", re.MULTILINE)
@@ -50,6 +52,8 @@ async def migrate(clickhouse: ClickHouse) -> int:
     known = _migrations()
     if unknown := applied - known.keys():
         await _work_on_newer(clickhouse, max(unknown), max(known))
+    if applied and max(applied) < _GRAINS_BEFORE:
+        await _must_have_grains(clickhouse)
     todo = [number for number in known if number not in applied]
     for number in todo:
         name, sql = known[number]
@@ -62,6 +66,20 @@ async def migrate(clickhouse: ClickHouse) -> int:
             note = f"INSERT INTO migrations (number, name, needs) VALUES {values}"  # noqa: S608
         await clickhouse.command(note)
     return len(todo)
+
+
+async def _must_have_grains(clickhouse: ClickHouse) -> None:
+    """The first tables kept quarter hours alone. Their keys, which no migration can change, lack the grain."""
+    sql = (
+        "SELECT count() FROM system.columns WHERE database = currentDatabase() AND table = 'usage'"
+    )
+    ((columns,),) = await clickhouse.rows(sql)
+    ((grains,),) = await clickhouse.rows(f"{sql} AND name = 'grain'")
+    if columns and not grains:
+        raise MisconfiguredError(
+            "METERGATE_CLICKHOUSE_URL: its tables are of a first version that kept quarter hours alone; they cannot be "
+            "brought up to date (docs/upgrade.md): begin with an empty database"
+        )
 
 
 async def _work_on_newer(clickhouse: ClickHouse, found: int, known: int) -> None:

@@ -21,8 +21,17 @@ if TYPE_CHECKING:
 
     from meter.settings import KafkaSettings
 
-__all__ = ["KafkaOptions", "ask_kafka", "kafka_failures", "prepare_topics", "quiet_driver"]
+__all__ = [
+    "ASK_KAFKA_SECONDS",
+    "KafkaOptions",
+    "ask_kafka",
+    "kafka_failures",
+    "prepare_topics",
+    "quiet_driver",
+]
 
+ASK_KAFKA_SECONDS = 10.0
+"""Between two questions to brokers that answer: each is a connection of its own."""
 REQUEST_MS = 10_000
 """A broker that does not answer for so long is away."""
 PATIENCE = 15.0
