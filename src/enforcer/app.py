@@ -55,12 +55,13 @@ from enforcer.transport.ratelimit import ratelimit_methods
 from enforcer.transport.services import methods
 from enforcer.transport.streams import stream_methods
 from enforcer.transport.tenants import Tenants
-from meter.adapters.kafka.client import KafkaOptions
+from meter.adapters.kafka.client import ASK_KAFKA_SECONDS, KafkaOptions, ask_kafka
 from meter.adapters.levels import Levels, LevelWatch
 from meter.adapters.sql.marks import SqlMarks
 from meter.adapters.traces import end_tracing, start_tracing
 from meter.crash import crash_points
 from meter.errors import MeterError
+from meter.health import FIRST_PAUSE, Complaint, Health, Need, State, backoff, watch
 from meter.settings import load_kafka
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from enforcer.ports.journal import Journal
     from enforcer.settings import Settings
     from enforcer.transport.services import Method
+    from meter.health import Dependency
 
 __all__ = ["Server", "run", "serve"]
 
@@ -98,6 +100,22 @@ class Server(Protocol):
         """Let running calls end."""
 
 
+class _Needs(Health):
+    """What an enforcer depends on."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.redis = self.add(
+            "redis",
+            Need.START if settings.fails_open else Need.ALWAYS,
+            "failure policies decide: what fails closed is answered UNAVAILABLE",
+        )
+        self.sql = self.add(
+            "sql", Need.START, "changes, and customers that were not asked for yet, are UNAVAILABLE"
+        )
+        self.meter = self.add("meter", Need.NEVER, "no reports; a restarted Redis is waited for")
+
+
 async def serve(
     settings: Settings,
     stop: asyncio.Event,
@@ -110,6 +128,7 @@ async def serve(
     metrics = Metrics()
     steps, domains = _steps(), _domains(settings)
     async with AsyncExitStack() as stack:
+        health = _Needs(settings)
         definitions = SqlDefinitions(settings.database_url, settings.buckets)
         stack.push_async_callback(definitions.close)
         usage = MeterClient(
@@ -141,10 +160,8 @@ async def serve(
         )
         http = None
         if settings.http_listen:
-            http = _serve_http(settings, metrics, counters, stack)
-        secret = await _lease_secret(definitions, stop)
-        if secret is None:
-            return
+            http = _serve_http(settings, metrics, health, stack)
+        secret = _Secret(definitions)
         counters.start()
         stack.push_async_callback(counters.close)
         programs = Programs(definitions, counters, settings.cached_programs)
@@ -172,7 +189,7 @@ async def serve(
         correcting = Correcting(listed, carrier, counters, usage, rules, definitions.aggregations)
         backfilling = Backfilling(listed, carrier, counters, programs, usage, rules)
         levels = _levels(settings, stack)
-        callers = Callers(definitions)
+        callers = Callers(definitions, secret.read)
         tenants = Tenants(
             settings.tenant_most_calls, settings.tenant_calls_per_second, metrics.over_share
         )
@@ -199,8 +216,11 @@ async def serve(
             # Events that have begun end before the counters do.
             stack.push_async_callback(end)
         _log.info("listening", listen=settings.listen)
+        health.started = True
+        opening = asyncio.create_task(_open(secret, health.sql, stop))
         background = [
-            asyncio.create_task(_tell_health(server, counters, metrics)),
+            asyncio.create_task(_tell_health(server, health, counters, metrics)),
+            asyncio.create_task(watch(health.meter, usage.ask)),
             asyncio.create_task(
                 _watch(Audits(counters, usage, definitions, settings.buckets), settings, metrics)
             ),
@@ -208,15 +228,14 @@ async def serve(
             asyncio.create_task(_finish_changes(definitions, counters)),
             asyncio.create_task(_finish_corrections(carrier, counters)),
             asyncio.create_task(LevelWatch(levels, ["enforcer"], settings.log_level).run()),
+            asyncio.create_task(_ask_definitions(opening, health.sql, definitions)),
         ]
         if counting is not None:
             background.append(asyncio.create_task(_count(counting, counters, metrics)))
+        if settings.journal_kafka:
+            background.append(asyncio.create_task(_ask_kafka(health)))
         _calm_collector()
-        await stop.wait()
-        _log.info("stopping")
-        for task in background:
-            task.cancel()
-        await asyncio.gather(*background, return_exceptions=True)
+        await _until(stop, health, opening, background)
 
 
 def _calm_collector() -> None:
@@ -301,10 +320,10 @@ def _marks(settings: Settings, stack: AsyncExitStack) -> Marks | None:
 
 
 def _serve_http(
-    settings: Settings, metrics: Metrics, counters: RedisCounters, stack: AsyncExitStack
+    settings: Settings, metrics: Metrics, health: Health, stack: AsyncExitStack
 ) -> tuple[HttpServer, Callable[[], Awaitable[None]]]:
     """The server, already serving, and what ends it: at the latest when `stack` is left."""
-    http = HttpServer(settings.http_listen, metrics, counters.readiness, edge_of(settings))
+    http = HttpServer(settings.http_listen, metrics, health, edge_of(settings))
     serving = asyncio.create_task(http.serve())
 
     async def end() -> None:
@@ -315,20 +334,72 @@ def _serve_http(
     return http, end
 
 
-async def _lease_secret(definitions: SqlDefinitions, stop: asyncio.Event) -> bytes | None:
-    """Wait for the definitions' database; None when the process is to end before it is there."""
-    pause = 0.2
+class _Secret:
+    """What signs tokens. Calls come before it is there: `read` lets them through when it is."""
+
+    def __init__(self, definitions: SqlDefinitions) -> None:
+        self._definitions = definitions
+        self._value: bytes | None = None
+
+    def __call__(self) -> bytes:
+        assert self._value is not None, "no call is let through before it is read"
+        return self._value
+
+    async def read(self) -> None:
+        """Have it read. Raise `DefinitionsUnavailableError`."""
+        if self._value is None:
+            self._value = await self._definitions.lease_secret()
+
+
+async def _open(secret: _Secret, sql: Dependency, stop: asyncio.Event) -> None:
+    """Wait for the definitions' database. Raise `MisconfiguredError` when its schema is of no use to this version."""
+    pause = FIRST_PAUSE
     while not stop.is_set():
         try:
-            return await definitions.lease_secret()
+            await secret.read()
         except DefinitionsUnavailableError as error:
-            _log.warning("waiting", error=error.message, pause=pause)
-            try:
-                async with asyncio.timeout(pause):
-                    await stop.wait()
-            except TimeoutError:
-                pause = min(pause * 2, 5.0)
-    return None
+            sql.failed(error)
+            pause = await backoff(stop, pause)
+        else:
+            sql.tell(State.UP)
+            return
+
+
+async def _until(
+    stop: asyncio.Event,
+    health: Health,
+    opening: asyncio.Task[None],
+    background: list[asyncio.Task[None]],
+) -> None:
+    """Let all of it work until the process is to end; raise what `opening` raises."""
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({stopping, opening}, return_when=asyncio.FIRST_COMPLETED)
+        if opening.done():
+            opening.result()
+            await stopping
+    finally:
+        _log.info("stopping")
+        health.stopping = True
+        ending = (stopping, opening, *background)
+        for task in ending:
+            task.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+
+
+async def _ask_kafka(health: Health) -> None:
+    """Ask where the journals are."""
+    kafka = health.add("kafka", Need.NEVER, "features that fail open fail closed")
+    options = KafkaOptions.of(load_kafka())
+    await watch(kafka, lambda: ask_kafka(options), ASK_KAFKA_SECONDS)
+
+
+async def _ask_definitions(
+    opening: asyncio.Task[None], sql: Dependency, definitions: SqlDefinitions
+) -> None:
+    """Ask the database now and then, once it was met."""
+    await asyncio.wait({opening})
+    await watch(sql, definitions.ask)
 
 
 async def _watch(audits: Audits, settings: Settings, metrics: Metrics) -> None:
@@ -337,20 +408,23 @@ async def _watch(audits: Audits, settings: Settings, metrics: Metrics) -> None:
         await audits.watch(settings.audit_interval_seconds, metrics.audited, metrics.audit_age.set)
 
 
-async def _tell_health(server: Server, counters: RedisCounters, metrics: Metrics) -> None:
-    told = ""
+async def _tell_health(
+    server: Server, health: _Needs, counters: RedisCounters, metrics: Metrics
+) -> None:
+    told = None
     while True:
-        serving, why = counters.readiness()
+        health.redis.tell(*counters.standing())
         metrics.ready.set(counters.serving)
-        if why != told:
-            await server.ready(serving=serving)
-            _log.info("readiness", serving=serving, state=why)
-            told = why
+        if health.ready is not told:
+            told = health.ready
+            await server.ready(serving=told)
+            _log.info("readiness", serving=told, state=health.state, missing=health.missing)
         await asyncio.sleep(0.1)
 
 
 async def _finish_changes(definitions: SqlDefinitions, counters: RedisCounters) -> None:
     """Project changes whose caller was cut off before their projection."""
+    complaint = Complaint("changes are waiting")
     while True:
         await counters.ready.wait()
         try:
@@ -360,20 +434,23 @@ async def _finish_changes(definitions: SqlDefinitions, counters: RedisCounters) 
             if left:
                 await definitions.projected(left)
                 _log.info("finished changes", accounts=len(left))
+            complaint.over()
         except MetergateError as error:
-            _log.warning("changes are waiting", reason=error.reason)
+            complaint.say(error.reason)
         await asyncio.sleep(UNFINISHED_SECONDS)
 
 
 async def _finish_corrections(carrier: Carrier, counters: RedisCounters) -> None:
     """Carry out corrections whose caller was cut off before they were."""
+    complaint = Complaint("corrections are waiting")
     while True:
         await counters.ready.wait()
         try:
             if buckets := await carrier.finish_all():
                 _log.info("finished corrections", buckets=buckets)
+            complaint.over()
         except MetergateError as error:
-            _log.warning("corrections are waiting", reason=error.reason)
+            complaint.say(error.reason)
         await asyncio.sleep(UNFINISHED_SECONDS)
 
 
@@ -401,7 +478,7 @@ async def _weigh(counting: Counting) -> None:
 
 async def _count(counting: Counting, counters: RedisCounters, metrics: Metrics) -> None:
     """Count what was allowed while the counters were away, here or by an enforcer that is gone."""
-    pause = COUNTING_SECONDS
+    pause, complaint = COUNTING_SECONDS, Complaint("journals are waiting")
     while True:
         await asyncio.sleep(pause)
         if not counters.serving:
@@ -409,14 +486,16 @@ async def _count(counting: Counting, counters: RedisCounters, metrics: Metrics) 
         try:
             await counting.count()
             pause = COUNTING_SECONDS
+            complaint.over()
         except MetergateError as error:
             metrics.counting_errors.inc()
-            _log.warning("journals are waiting", reason=error.reason, error=error.message)
+            complaint.say(error.reason, error=error.message)
             pause = min(pause * 2, LONGEST_COUNTING_PAUSE)
 
 
 async def _tick(counters: CounterStore, buckets: int, metrics: Metrics) -> None:
     """End what has expired, second by second. Every enforcer does it; each end happens once."""
+    complaint = Complaint("nothing expires for now")
     while True:
         await asyncio.sleep(TICK_SECONDS)
         metrics.settle()
@@ -425,8 +504,10 @@ async def _tick(counters: CounterStore, buckets: int, metrics: Metrics) -> None:
                 metrics.ended.inc(await counters.tick(bucket))
             except MetergateError as error:
                 metrics.tick_errors.inc()
-                _log.warning("tick failed", bucket=bucket, reason=error.reason)
+                complaint.say(error.reason, bucket=bucket)
                 break
+        else:
+            complaint.over()
 
 
 async def _run(settings: Settings) -> None:

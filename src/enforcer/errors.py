@@ -165,12 +165,13 @@ class ForbiddenError(MetergateError):
 
 
 class UnavailableError(MetergateError):
-    """Something is away."""
+    """Something is away. `refused`: it answers, and does not let this process in: a matter of settings."""
 
     reason = "UNAVAILABLE"
     code = Code.UNAVAILABLE
     http = 503
     retryable = True
+    refused = False
 
 
 class StoreUnavailableError(UnavailableError):

@@ -9,7 +9,8 @@ MeterError
 ├── RawExpiredError          the records are older than raw is kept
 ├── UnavailableError         something is away or behind; a retry can help
 │   ├── LogUnavailableError
-│   │   └── LogMovedError  other buckets are this process's now
+│   │   ├── LogMovedError  other buckets are this process's now
+│   │   └── TopicMissingError  nobody has made a topic yet
 │   ├── WarehouseUnavailableError
 │   ├── MarksUnavailableError
 │   └── RollupBehindError
@@ -38,6 +39,7 @@ __all__ = [
     "RawExpiredError",
     "ReportOverflowError",
     "RollupBehindError",
+    "TopicMissingError",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
@@ -118,12 +120,19 @@ class RawExpiredError(MeterError):
 
 
 class UnavailableError(MeterError):
-    """Something that the meter needs is away or behind."""
+    """Something that the meter needs is away or behind.
+
+    `refused`: it answers, and does not let this process in: a matter of settings, here or there.
+    """
 
     reason = "UNAVAILABLE"
     code = grpc.StatusCode.UNAVAILABLE
     http = 503
     retryable = True
+
+    def __init__(self, message: str, *, refused: bool = False, **metadata: str) -> None:
+        super().__init__(message, **metadata)
+        self.refused = refused
 
 
 class LogUnavailableError(UnavailableError):
@@ -136,6 +145,13 @@ class LogMovedError(LogUnavailableError):
     """The log's buckets were dealt anew among processes: begin again with those of this one."""
 
     reason = "LOG_MOVED"
+
+
+class TopicMissingError(LogUnavailableError):
+    """A topic is missing: it may still be made, by whoever sets the deployment up."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, refused=True)
 
 
 class WarehouseUnavailableError(UnavailableError):

@@ -16,6 +16,7 @@ import structlog
 
 from meter.core.sequence import START, Position
 from meter.errors import LogMovedError, LogUnavailableError
+from meter.health import Complaint
 from meter.ports.traces import Untraced
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Relay:
         self._traces = traces
         self._options = options or RelayOptions()
         self._steps = steps
+        self._complaint = Complaint("relay starts again")
         self._stopping = asyncio.Event()
         self._sent: dict[int, Position] = {}
         self._ahead: asyncio.Task[Batch] | None = None
@@ -83,11 +85,12 @@ class Relay:
             try:
                 await self.round(self._options.idle_wait)
                 pause = FIRST_PAUSE
+                self._complaint.over()
             except LogMovedError:
                 await self.begin_again()
             except LogUnavailableError as error:
                 self._metrics.failures.inc()
-                _log.warning("relay starts again", error=error.message, pause=pause)
+                self._complaint.say(error.message)
                 await self.begin_again()
                 try:
                     async with asyncio.timeout(pause):

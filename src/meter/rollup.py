@@ -30,6 +30,7 @@ import structlog
 from meter.core.records import RecordType
 from meter.core.sequence import START, Entry, Gap, Position, Range, Sequencer, Verdict
 from meter.errors import FencedError, GapUnknownError, UnavailableError
+from meter.health import Complaint
 from meter.ports.traces import Untraced
 from meter.progress import FIRST_PAUSE, Progress, SharedProgress
 
@@ -122,6 +123,7 @@ class Rollup:
         self._metrics, self._traces = metrics, traces
         self._options = options or Options()
         self._steps = steps
+        self._complaint = Complaint("rollup starts again")
         self._stopping, self._again = asyncio.Event(), asyncio.Event()
         self._sequencers: dict[int, Sequencer] = {}
         self._stored: set[tuple[int, int, int]] = set()
@@ -152,14 +154,16 @@ class Rollup:
                     began = time.monotonic()
                     await self.flush(self._options.idle_wait)
                     pause = FIRST_PAUSE
+                    self._complaint.over()
                     if self._ahead is None:
                         await self._rest(time.monotonic() - began)
             except (UnavailableError, FencedError) as error:
                 self._metrics.failures.labels(error.reason).inc()
                 await self._forget()
-                _log.warning(
-                    "rollup starts again", reason=error.reason, error=error.message, pause=pause
-                )
+                if isinstance(error, FencedError):
+                    _log.warning("rollup starts again", reason=error.reason, error=error.message)
+                else:
+                    self._complaint.say(error.reason, error=error.message)
                 await self._pause(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
         await self._forget()

@@ -101,7 +101,7 @@ class Settings(KafkaSettings):
     meter_compare_wait_seconds: float = Field(default=30.0, gt=0, le=600)
     """How long a comparison waits for the rollup before it answers UNAVAILABLE."""
     meter_metrics_listen: str = ""
-    """`host:port` of the Prometheus endpoint; empty = none."""
+    """`host:port` of /metrics, /healthz and /readyz; empty = none."""
     tracing: bool = False
     """Whether records of traced calls are traced on; where spans go is said by OpenTelemetry's variables OTEL_…."""
     log_level: str = "info"

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import grpc
 import grpc.aio
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from enforcer.errors import InternalError, MetergateError, MeterUnavailableError, RelayedError
 from meter.transport.credentials import channel_credentials
-from meter.v1 import ledger_pb2_grpc, report_pb2_grpc
+from meter.v1 import ledger_pb2, ledger_pb2_grpc, report_pb2_grpc
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
     from meter.tls import Certificates
-    from meter.v1 import ledger_pb2, report_pb2
+    from meter.v1 import report_pb2
 
 __all__ = ["OPTIONS", "MeterClient"]
 
@@ -28,6 +29,7 @@ SECONDS = 60.0
 """A comparison waits for the rollup first."""
 TLS: Final = "grpcs://"
 """Before an endpoint that speaks it."""
+ASK_SECONDS = 3.0
 _AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 OPTIONS: Final = [
     ("grpc.max_receive_message_length", 64 << 20),
@@ -50,6 +52,7 @@ class MeterClient:
     def __init__(self, endpoint: str, token: str, certificates: Certificates | None = None) -> None:
         self._endpoint, self._certificates = endpoint.removeprefix(TLS), certificates
         self._token = token
+        self._known = False
         self._leaving: set[asyncio.Task[None]] = set()
         self._open()
 
@@ -88,6 +91,26 @@ class MeterClient:
         for leaving in tuple(self._leaving):
             leaving.cancel()
         await self._channel.close(None)
+
+    async def ask(self) -> None:
+        """Return when the meter answers this deployment's calls. Raise why not."""
+        health, known = health_pb2_grpc.HealthStub(self._channel), self._known
+        self._known = False
+        try:
+            found = await health.Check(health_pb2.HealthCheckRequest(), timeout=ASK_SECONDS)
+            if found.status != health_pb2.HealthCheckResponse.SERVING:
+                raise MeterUnavailableError("the meter is not ready")
+            if not known:
+                # Of no bucket: nothing is waited for. It knows whether the token is right.
+                own = {**self._own, "timeout": ASK_SECONDS}
+                await self._ledger.CatchUp(ledger_pb2.CatchUpRequest(), **own)
+        except grpc.aio.AioRpcError as error:
+            failed = _error(error)
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                failed = MeterUnavailableError(f"METERGATE_INTERNAL_TOKEN: {error.details()}")
+                failed.refused = True
+            raise failed from error
+        self._known = True
 
     async def query(
         self, tenant: str, request: report_pb2.QueryUsageRequest

@@ -44,6 +44,8 @@ COMMANDS = {
     "gap": "repair.gap_app",
     "kafka": "kafka.app",
     "log-level": "loglevel.log_level",
+    "backup": "backup.backup",
+    "restore": "backup.restore",
 }
 """Where each is found. Only the one that is asked for is imported: most need no more than a connection."""
 

@@ -254,7 +254,7 @@ class _Gateway:
         self._folder.write_secret(self._folder.endpoint, plan.endpoint)
         http = plan.http_endpoint
         self._terminal.say(f"gRPC         {plan.endpoint}")
-        self._terminal.say(f"HTTP         {http} (POST /v1/events, /metrics, /healthz)")
+        self._terminal.say(f"HTTP         {http} (POST /v1/events, /metrics, /healthz, /readyz)")
         self._terminal.say(f"API key      in {self._folder.api_key}")
         self._terminal.say(
             "ready",

@@ -77,7 +77,7 @@ class Gateway:
         self,
         counters: CounterStore,
         programs: Programs,
-        secret: bytes,
+        secret: bytes | Callable[[], bytes],
         observe: Callable[[Mode, Reason], None] = lambda _mode, _reason: None,
         emergency: Emergency | None = None,
         *,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from enforcer.errors import ForbiddenError, OverloadedError, UnauthenticatedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from enforcer.ports.definitions import Caller, Definitions
 
@@ -24,10 +24,15 @@ _SCHEME = "bearer "
 
 
 class Callers:
-    """Callers by the value of the header. Unknown keys are not remembered: nobody can fill the memory with them."""
+    """Callers by the value of the header. Unknown keys are not remembered: nobody can fill the memory with them.
 
-    def __init__(self, definitions: Definitions) -> None:
-        self._definitions = definitions
+    `opened` returns when the process has what it needs to answer calls, or raises why it has not.
+    """
+
+    def __init__(
+        self, definitions: Definitions, opened: Callable[[], Awaitable[object]] | None = None
+    ) -> None:
+        self._definitions, self._opened = definitions, opened
         self._known: dict[str, tuple[float, Caller]] = {}
         self._asked: dict[str, asyncio.Future[Caller]] = {}
 
@@ -60,6 +65,8 @@ class Callers:
     async def _ask(self, header: str) -> Caller:
         if not header[: len(_SCHEME)].lower() == _SCHEME:
             raise UnauthenticatedError("the authorization must be `Bearer <key>`")
+        if self._opened is not None:
+            await self._opened()
         caller = await self._definitions.caller(header[len(_SCHEME) :].strip())
         if caller is None:
             self._known.pop(header, None)

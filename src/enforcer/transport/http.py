@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from enforcer.errors import MisconfiguredError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from enforcer.metrics import Metrics
+    from meter.health import Health
 
 __all__ = ["HttpServer"]
 
@@ -39,15 +40,9 @@ class _Server(uvicorn.Server):
 
 
 class HttpServer:
-    """Serves at `listen`, a port that workers may share. `readiness` says whether to send calls, and why."""
+    """Serves at `listen`, a port that workers may share. `health` says whether to send calls, and what is missing."""
 
-    def __init__(
-        self,
-        listen: str,
-        metrics: Metrics,
-        readiness: Callable[[], tuple[bool, str]],
-        edge: Edge = _PLAIN,
-    ) -> None:
+    def __init__(self, listen: str, metrics: Metrics, health: Health, edge: Edge = _PLAIN) -> None:
         async def show_metrics(_: Request) -> Response:
             return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
@@ -55,8 +50,8 @@ class HttpServer:
             return PlainTextResponse("ok\n")
 
         async def ready(_: Request) -> Response:
-            fine, why = readiness()
-            return PlainTextResponse(f"{why}\n", status_code=200 if fine else 503)
+            fine, page = health.page()
+            return JSONResponse(page, status_code=200 if fine else 503)
 
         async def events(request: Request) -> Response:
             if self.events is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import structlog
 
@@ -89,10 +89,8 @@ class Application:
         """It ended before it could be asked."""
         error = self._serving.exception()
         if isinstance(error, MisconfiguredError):
-            sys.stderr.write(f"enforcer: {redacted(error.message)}\n")
-            sys.stderr.flush()
-            # Nothing is served yet, and Envoy would only tell that something failed.
-            os._exit(MISCONFIGURED)
+            # Envoy would only tell that something failed.
+            _misconfigured(error)
         if error is not None:
             _log.error("cannot start", exc_info=error)
         os.write(self._control, DONE)
@@ -111,6 +109,14 @@ class Application:
 
     def _ended(self, serving: asyncio.Task[None]) -> None:
         if not serving.cancelled() and (error := serving.exception()) is not None:
+            if isinstance(error, MisconfiguredError):
+                _misconfigured(error)
             _log.error("serving failed", exc_info=error)
             os._exit(1)
         os.write(self._control, DONE)
+
+
+def _misconfigured(error: MisconfiguredError) -> NoReturn:
+    sys.stderr.write(f"enforcer: {redacted(error.message)}\n")
+    sys.stderr.flush()
+    os._exit(MISCONFIGURED)

@@ -18,6 +18,7 @@ from enforcer.metrics import Metrics
 from enforcer.transport.callers import Callers
 from enforcer.transport.events import LARGEST_BODY, EventsEndpoint
 from enforcer.transport.http import HttpServer
+from meter.health import Health
 from tests.fixtures.valkey import ValkeyProcess
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ async def sender(service: Service) -> AsyncIterator[Sender]:
         Programs(definitions, store, now_ms=service.clock),
         await definitions.lease_secret(),
     )
-    server = HttpServer("127.0.0.1:0", Metrics(), lambda: (True, "ready"))
+    server = HttpServer("127.0.0.1:0", Metrics(), Health())
     serving = asyncio.create_task(server.serve())
     server.events = EventsEndpoint(Events(definitions, gateway), Callers(definitions), Metrics())
     yield Sender(service, server.port)

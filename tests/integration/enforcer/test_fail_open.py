@@ -26,6 +26,7 @@ from enforcer.ports.definitions import Caller
 from enforcer.ratelimit import rls_pb2 as rls
 from enforcer.v1 import enforcer_pb2 as pb
 from meter.core.records import RecordType
+from meter.health import State
 from tests.fixtures.records import Records
 from tests.fixtures.valkey import ValkeyProcess
 from tests.outpost import AMOUNT, CATALOG, Outpost, outpost, records_of
@@ -411,22 +412,23 @@ async def test_without_a_journal_that_can_be_written_features_fail_closed(
     await agree(post, server, 1 + AMOUNT)
 
 
-async def test_readiness_tells_the_truth(server: ValkeyProcess, tmp_path: Path) -> None:
+async def test_how_the_server_is_found_is_the_truth(server: ValkeyProcess, tmp_path: Path) -> None:
     server.stop()
     async with outpost(server.url, tmp_path) as post:
-        fine, why = post.counters.readiness()
-        assert (fine, why[:9]) == (False, "counters:"), "no server was ever met"
+        state, why = post.counters.standing()
+        assert state is not State.UP, "no server was ever met"
+        assert why
         server.start()
         await post.serving()
-        assert post.counters.readiness() == (True, "ready")
+        assert post.counters.standing() == (State.UP, "")
         await post.check("open")
         server.kill()
         await post.held_back()
-        fine, why = post.counters.readiness()
-        assert (fine, why[:9]) == (True, "degraded:"), "what fails open is answered here"
+        state, why = post.counters.standing()
+        assert state is State.AWAY, why
         server.start()
         await post.serving()
-        assert post.counters.readiness() == (True, "ready")
+        assert post.counters.standing() == (State.UP, "")
 
 
 async def test_an_emptied_server_is_an_outage_until_it_is_made_again(

@@ -17,6 +17,7 @@ from enforcer.transport import connections
 from enforcer.transport.edge import LARGEST_HEADERS, Edge
 from enforcer.transport.headers import HEADERS
 from enforcer.transport.http import HttpServer
+from meter.health import Health
 from meter.tls import TlsFiles
 from tests.fixtures.certificates import Authority
 
@@ -35,7 +36,7 @@ POST = b"POST /v1/events HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n\r\n"
 
 @asynccontextmanager
 async def served(edge: Edge = Edge()) -> AsyncIterator[HttpServer]:  # noqa: B008 - a value
-    server = HttpServer("127.0.0.1:0", Metrics(), lambda: (True, "ready"), edge)
+    server = HttpServer("127.0.0.1:0", Metrics(), Health(), edge)
     serving = asyncio.create_task(server.serve())
     try:
         async with asyncio.timeout(LONG):
@@ -235,7 +236,7 @@ def test_one_address_has_only_its_share_of_connections() -> None:
 
 
 def test_its_loggers_have_no_way_out_of_their_own() -> None:
-    server = HttpServer("127.0.0.1:0", Metrics(), lambda: (True, "ready"))
+    server = HttpServer("127.0.0.1:0", Metrics(), Health())
     try:
         for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
             logger = logging.getLogger(name)

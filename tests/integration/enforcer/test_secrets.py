@@ -112,7 +112,7 @@ async def test_a_redis_that_is_away_is_told_without_its_password(
     counters = RedisCounters(RedisOptions(url, 1), nobody)
     counters.start()
     await asyncio.sleep(0)
-    _, why = counters.readiness()
+    why = counters.last_error
     await counters.close()
     assert WORD not in why
     assert WORD not in "".join(capfd.readouterr())

@@ -98,6 +98,8 @@ class Line:
         self._closing = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.last_error = "not connected yet"
+        self.failure: Exception | None = None
+        """Why the last attempt to connect failed."""
         self.met = False
         self.answered: Callable[[Batch, float], None] = lambda _batch, _now: None
         """Is told of every batch that was answered, and when."""
@@ -138,8 +140,7 @@ class Line:
                 ConnectionLostError,
                 MetergateError,
             ) as error:
-                self.last_error = str(error) or type(error).__name__
-                _log.warning("no connection to Redis", error=self.last_error)
+                self.last_error, self.failure = str(error) or type(error).__name__, error
                 if link is not None:
                     link.close()
                 await asyncio.sleep(delay)
@@ -176,6 +177,7 @@ class Line:
         self._slots = list(range(1, SLOTS + 1))
         self._probing = False
         self.ready.set()
+        self.failure = None
         self.met = self.met or self.connected
         self._schedule()
 

@@ -37,7 +37,7 @@ async def keep_open(
     if mender is None:
         closed.update(dict.fromkeys(closed, "there is no meter to ask"))
         return
-    pause = 0.05
+    pause, said = 0.05, ""
     while True:
         if not closed:
             closing.clear()
@@ -60,6 +60,8 @@ async def keep_open(
             serve(opened)
             pause = 0.05
         if closed:
-            _log.warning("buckets are closed", buckets=closed, pause=pause)
+            if (why := str(sorted(closed.items()))) != said:
+                said = why
+                _log.warning("buckets are closed", buckets=closed)
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE)

@@ -14,9 +14,14 @@ from enforcer.adapters.counters.line import NOT_LOADED, Line
 from enforcer.adapters.counters.options import RedisOptions
 from enforcer.core.commands import EpochStale, HoldGone, KeyReused, TooMuch, idempotency
 from enforcer.core.corrections import Corrected
-from enforcer.errors import StoreUnavailableError
+from enforcer.errors import (
+    DefinitionsUnavailableError,
+    StoreMisconfiguredError,
+    StoreUnavailableError,
+)
 from meter.core.records import RecordType
 from meter.core.sequence import Position
+from meter.health import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,6 +34,16 @@ if TYPE_CHECKING:
     from enforcer.ports.ledger import Ledger
 
 __all__ = ["RedisCounters", "RedisOptions"]
+
+
+_STARTING = ("LOADING", "MASTERDOWN", "TRYAGAIN", "BUSY")
+
+
+def _refused(failure: Exception | None) -> bool:
+    """Whether the server was there and did not let this process work: a wrong password, a setting that loses counters."""
+    if isinstance(failure, hiredis.ReplyError):
+        return not str(failure).startswith(_STARTING)
+    return isinstance(failure, StoreMisconfiguredError)
 
 
 class RedisCounters:
@@ -78,17 +93,23 @@ class RedisCounters:
         """Whether there is a connection, calls pass, and at least one bucket can be asked."""
         return self._line.connected and self.breaker.closed
 
-    def readiness(self) -> tuple[bool, str]:
-        """Whether calls should be sent to this enforcer, and why.
-
-        Not before it has met the store. Later an outage of the store is no reason to be taken out of service: what fails
-        open is answered here, the rest gets a clear fault, and other enforcers are no better off.
-        """
+    def standing(self) -> tuple[State, str]:
+        """How the server is found, and why it is of no use."""
+        line = self._line
         if self.serving:
-            return True, "ready"
-        if self._line.options.fail_open_wait is None or not self._line.met:
-            return self._line.connected, f"counters: {self._line.last_error}"
-        return True, f"degraded: failure policies decide, counters: {self._line.last_error}"
+            return State.UP, ""
+        if line.ready.is_set():
+            if not line.breaker.closed:
+                return State.AWAY, line.last_error
+            closed = (
+                "" if line.hands is None else "; ".join(sorted(set(line.hands.closed.values())))
+            )
+            return State.WAITING, f"the counters are held against the records: {closed}"
+        if isinstance(line.failure, DefinitionsUnavailableError):
+            return State.WAITING, line.last_error
+        if line.failure is None and not line.met:
+            return State.UNKNOWN, line.last_error
+        return (State.REFUSED if _refused(line.failure) else State.AWAY), line.last_error
 
     async def _hold(self, operation: str, bucket: int, *arguments: Any) -> list[Any]:
         """One operation of `hold.lua`. They may all be repeated, so a lost connection only costs time."""

@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import event, insert, inspect, select, text, update
+import structlog
+from sqlalchemy import event, insert, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
@@ -27,6 +28,8 @@ from enforcer.core.model import Customer, Feature, Node
 from enforcer.core.rebuild import Account
 from enforcer.errors import DefinitionsUnavailableError, MisconfiguredError
 from enforcer.ports.definitions import Applied, Caller, LimitName, Touched
+from meter.adapters.sql.refusals import is_database_error, refusal
+from meter.adapters.sql.schema import Fit, Schema
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterable
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ROLES", "SqlDefinitions"]
 
+_log = structlog.get_logger(__name__)
 ROLES = ("check", "admin")
 _LEASE_SECRET = "leases"  # noqa: S105 - the name of a secret
 _TRIES = 250
@@ -97,24 +101,29 @@ def _write_ahead(cursor: Any) -> None:
     raise DefinitionsUnavailableError("the definitions' database stays locked by another process")
 
 
-_VERSION: Final = "alembic_version"
-"""Table with the number of the last migration that was applied."""
+_SCHEMA: Final = Schema(Path(__file__).parent / "migrations", "alembic_version", "schema_needs")
 
 
-def _upgrade(connection: Connection) -> None:
-    folder = Path(__file__).parent / "migrations"
-    if inspect(connection).has_table(_VERSION):
-        version = connection.scalar(text(f"SELECT version_num FROM {_VERSION}"))  # noqa: S608
-        if version == max(file.name[:4] for file in (folder / "versions").glob("[0-9]*.py")):
-            return
-    # Takes longer to import than all else here, and is seldom needed.
-    from alembic import command  # noqa: PLC0415
-    from alembic.config import Config  # noqa: PLC0415
+def _away(error: Exception) -> DefinitionsUnavailableError:
+    why = refusal(error)
+    found = DefinitionsUnavailableError(
+        f"the definitions' database does not answer: {why or type(error).__name__}"
+    )
+    found.refused = bool(why)
+    return found
 
-    config = Config()
-    config.set_main_option("script_location", str(folder))
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+
+def _look_at(fit: Fit, what: str) -> None:
+    """Raise unless this version can work on the schema."""
+    if fit is Fit.TOO_NEW:
+        raise MisconfiguredError(f"METERGATE_DATABASE_URL: {what}")
+    if fit is Fit.BEHIND:
+        # Not for ever, perhaps: who migrates may not have come to it yet.
+        error = DefinitionsUnavailableError(f"definitions: {what}")
+        error.refused = True
+        raise error
+    if fit is Fit.NEWER:
+        _log.warning("the schema is newer", database="definitions", what=what)
 
 
 class SqlDefinitions:
@@ -127,6 +136,7 @@ class SqlDefinitions:
         self._engine = _engine(url)
         self._postgres = self._engine.dialect.name == "postgresql"
         self._buckets = buckets
+        self._fits = False
 
     async def close(self) -> None:
         """Close all connections."""
@@ -134,7 +144,15 @@ class SqlDefinitions:
 
     @asynccontextmanager
     async def _transaction(self, *, write: bool = False) -> AsyncIterator[AsyncConnection]:
-        """One consistent view of the database; writers one after the other."""
+        """One consistent view of the database; writers one after the other. The first one looks at the schema."""
+        async with self._begun(write=write) as connection:
+            if not self._fits:
+                _look_at(*await connection.run_sync(_SCHEMA.fit))
+                self._fits = True
+            yield connection
+
+    @asynccontextmanager
+    async def _begun(self, *, write: bool = False) -> AsyncIterator[AsyncConnection]:
         options: dict[str, Any] = {"write": write}
         if self._postgres:
             options["isolation_level"] = "READ COMMITTED" if write else "REPEATABLE READ"
@@ -144,20 +162,34 @@ class SqlDefinitions:
                 async with connection.begin():
                     yield connection
         except (SQLAlchemyError, OSError, TimeoutError) as error:
-            raise DefinitionsUnavailableError(
-                f"the definitions' database does not answer: {type(error).__name__}"
-            ) from error
+            raise _away(error) from error
+        except Exception as error:
+            if is_database_error(error):
+                raise _away(error) from error
+            raise
 
     def transaction(self, *, write: bool = False) -> AbstractAsyncContextManager[AsyncConnection]:
         """For what other modules of this adapter keep in the same database."""
         return self._transaction(write=write)
 
     async def migrate(self) -> None:
-        """Bring the schema up to date. Safe to call from several processes: one does it, the others wait."""
-        async with self._transaction(write=True) as connection:
+        """Bring the schema up to date. Safe to call from several processes: one does it, the others wait.
+
+        Raise `MisconfiguredError` when a newer version has made a schema of it that this one cannot work on.
+        """
+        async with self._begun(write=True) as connection:
             if self._postgres:
                 await connection.execute(text("SELECT pg_advisory_xact_lock(7268901)"))
-            await connection.run_sync(_upgrade)
+            fit, what = await connection.run_sync(_SCHEMA.fit)
+            if fit is Fit.BEHIND:
+                await connection.run_sync(_SCHEMA.upgrade)
+            else:
+                _look_at(fit, what)
+
+    async def ask(self) -> None:
+        """Return when the database answers, with a schema that this version can work on."""
+        async with self._transaction() as connection:
+            await connection.execute(select(1))
 
     # -- reading
 

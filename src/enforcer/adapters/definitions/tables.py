@@ -34,6 +34,7 @@ __all__ = [
     "plans",
     "products",
     "review",
+    "schema_needs",
     "seals",
     "secrets",
     "subscriptions",
@@ -278,4 +279,12 @@ review = Table(
     Column("state", String, nullable=False),
     UniqueConstraint("tenant", "key"),
     sqlite_autoincrement=True,
+)
+
+schema_needs = Table(
+    "schema_needs",
+    metadata,
+    Column("one", Integer, primary_key=True, autoincrement=False),
+    Column("needs", String(4), nullable=False),
+    comment="One row: the schema's number that a version has to know at least.",
 )

@@ -7,6 +7,7 @@ of chDB belongs to this process: another one cannot open it.
 from __future__ import annotations
 
 import asyncio
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -28,6 +29,10 @@ CHDB = "chdb:"
 _UNCOMPILED: Final = {"compile_expressions": "0", "compile_aggregate_expressions": "0"}
 """Machine code for the few expressions of a flush takes half a second to make, after each start, and saves no time
 that could be measured: not with a thousand records in a flush, nor with 30,000."""
+
+_CODE: Final = re.compile(r"[Cc]ode: (\d+)")
+_REFUSALS: Final = (81, 192, 193, 194, 497, 516)
+"""ClickHouse's codes for an unknown database or user, a wrong or missing password, missing rights."""
 
 T = TypeVar("T")
 
@@ -84,6 +89,10 @@ class ClickHouse:
             lambda client: client.raw_insert(table, columns, row_binary, fmt="RowBinary")
         )
 
+    async def ask(self) -> None:
+        """Return when the server answers. Raise `WarehouseUnavailableError`."""
+        await self.rows("SELECT 1")
+
     async def close(self) -> None:
         """Close the connection when the running statement has ended."""
 
@@ -105,4 +114,5 @@ class ClickHouse:
             return await asyncio.get_running_loop().run_in_executor(self._thread, run)
         except (ClickHouseError, OSError, RuntimeError) as error:
             lines = str(error).splitlines() or [type(error).__name__]
-            raise WarehouseUnavailableError(f"ClickHouse: {lines[0]}") from error
+            refused = any(int(code) in _REFUSALS for code in _CODE.findall(str(error)))
+            raise WarehouseUnavailableError(f"ClickHouse: {lines[0]}", refused=refused) from error

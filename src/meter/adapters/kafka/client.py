@@ -9,24 +9,45 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from aiokafka import errors
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.conn import create_conn
 from aiokafka.errors import KafkaError, for_code
 
-from meter.errors import LogUnavailableError, MisconfiguredError
+from meter.errors import LogUnavailableError, MisconfiguredError, TopicMissingError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from meter.settings import KafkaSettings
 
-__all__ = ["KafkaOptions", "kafka_failures", "prepare_topics", "quiet_driver"]
+__all__ = [
+    "ASK_KAFKA_SECONDS",
+    "KafkaOptions",
+    "ask_kafka",
+    "kafka_failures",
+    "prepare_topics",
+    "quiet_driver",
+]
 
+ASK_KAFKA_SECONDS = 10.0
+"""Between two questions to brokers that answer: each is a connection of its own."""
 REQUEST_MS = 10_000
 """A broker that does not answer for so long is away."""
 PATIENCE = 15.0
 """Seconds for anything that is asked of Kafka: longer than one request and a second try."""
 JOURNAL_HOURS = 30 * 24
 """What nobody has counted for so long is lost."""
+_REFUSALS = (
+    errors.AuthenticationFailedError,
+    errors.AuthenticationMethodNotSupported,
+    errors.SaslAuthenticationFailed,
+    errors.UnsupportedSaslMechanismError,
+    errors.ClusterAuthorizationFailedError,
+    errors.GroupAuthorizationFailedError,
+    errors.TopicAuthorizationFailedError,
+    ssl.SSLError,
+)
 UNKNOWN_TOPIC = 3
 TOPIC_EXISTS = 36
 
@@ -108,7 +129,28 @@ async def kafka_failures(doing: str, seconds: float = PATIENCE) -> AsyncIterator
             yield
     except (KafkaError, OSError, TimeoutError) as error:
         what = str(error) or type(error).__name__
-        raise LogUnavailableError(f"Kafka: {doing} failed: {what}") from error
+        refused = isinstance(error, _REFUSALS)
+        raise LogUnavailableError(f"Kafka: {doing} failed: {what}", refused=refused) from error
+
+
+async def ask_kafka(options: KafkaOptions) -> None:
+    """Return when one of the brokers lets this process in. Raise `LogUnavailableError` saying what the last one said.
+
+    The driver's clients try all brokers and tell of none: a wrong password looks like a broker that is away.
+    """
+    access = {name: value for name, value in options.access.items() if name != "bootstrap_servers"}
+    failed: LogUnavailableError | None = None
+    for server in options.servers.split(","):
+        host, _, port = server.strip().rpartition(":")
+        try:
+            async with kafka_failures(f"reaching {server.strip()}"):
+                (await create_conn(host, int(port), **access)).close()
+        except LogUnavailableError as error:
+            failed = error
+        else:
+            return
+    assert failed is not None, "there is at least one"
+    raise failed
 
 
 @asynccontextmanager
@@ -128,7 +170,8 @@ async def prepare_topics(
     """Check the topics, and create those that are missing if asked to; return which were created.
 
     Records are deleted by age alone (never compacted), and are acknowledged when all replicas but one
-    have them. Raise `MisconfiguredError` when a topic is missing or has another number of partitions.
+    have them. Raise `TopicMissingError` when a topic is missing, `MisconfiguredError` when it has another number of
+    partitions.
     """
     made: dict[str, bool] = {}
     async with _administering(options) as admin:
@@ -151,7 +194,7 @@ async def prepare_topics(
                     )
                 continue
             if not create:
-                raise MisconfiguredError(f"topic {name} is missing: run `metergate kafka init`")
+                raise TopicMissingError(f"topic {name} is missing: run `metergate kafka init`")
             least = JOURNAL_HOURS if name == options.journal else 0
             await _create(admin, name, partitions, replication, max(retention_hours, least))
     return made

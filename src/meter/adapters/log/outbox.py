@@ -10,7 +10,7 @@ import structlog
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 
 from meter.adapters.log.shares import Shares
 from meter.core.keys import outbox
@@ -30,6 +30,13 @@ MOST_AT_ONCE = 8_000
 """Of one command: Redis answers no check meanwhile."""
 FIELDS = 4
 """Of a stream entry as Redis sends it: names and values of `b` and `e`."""
+
+
+def _unavailable(doing: str, error: Exception) -> LogUnavailableError:
+    """A server that answers with an error lets nobody in, or not this one; but while it loads its data it is away."""
+    refused = isinstance(error, (AuthenticationError, NoPermissionError, ResponseError))
+    refused = refused and not str(error).startswith(("LOADING", "MASTERDOWN"))
+    return LogUnavailableError(f"{doing} failed: {error}", refused=refused)
 
 
 def _as_sent(reply: Any, **_: Any) -> Any:
@@ -81,14 +88,14 @@ class OutboxLog:
             async with asyncio.timeout(10):
                 return await self._shares.mine(self._buckets)
         except (RedisError, OSError, TimeoutError) as error:
-            raise LogUnavailableError(f"dealing the buckets failed: {error}") from error
+            raise _unavailable("dealing the buckets", error) from error
 
     async def read(self, after: Mapping[int, Position], limit: int, timeout_ms: int) -> Batch:
         try:
             async with asyncio.timeout(timeout_ms / 1000 + 10):
                 return await self._read(after, limit, timeout_ms)
         except (RedisError, OSError, TimeoutError) as error:
-            raise LogUnavailableError(f"reading the outbox failed: {error}") from error
+            raise _unavailable("reading the outbox", error) from error
 
     async def _read(self, after: Mapping[int, Position], limit: int, timeout_ms: int) -> Batch:
         seconds, micros = await self._redis.time()
@@ -136,7 +143,15 @@ class OutboxLog:
             async with asyncio.timeout(10):
                 await pipe.execute()
         except (RedisError, OSError, TimeoutError) as error:
-            raise LogUnavailableError(f"trimming the outbox failed: {error}") from error
+            raise _unavailable("trimming the outbox", error) from error
+
+    async def ask(self) -> None:
+        """Return when the server answers. Raise `LogUnavailableError`."""
+        try:
+            async with asyncio.timeout(10):
+                await self._redis.execute_command("PING")  # type: ignore[no-untyped-call]
+        except (RedisError, OSError, TimeoutError) as error:
+            raise _unavailable("asking Redis", error) from error
 
     async def backlog(self) -> int:
         pipe = self._redis.pipeline(transaction=False)
@@ -146,7 +161,7 @@ class OutboxLog:
             async with asyncio.timeout(10):
                 lengths = await pipe.execute()
         except (RedisError, OSError, TimeoutError) as error:
-            raise LogUnavailableError(f"measuring the outbox failed: {error}") from error
+            raise _unavailable("measuring the outbox", error) from error
         return sum(lengths)
 
     async def close(self) -> None:

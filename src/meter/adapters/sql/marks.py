@@ -9,12 +9,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import delete, event, func, insert, inspect, select, text, update
+import structlog
+from sqlalchemy import delete, event, func, insert, select, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from meter.adapters.sql import sharing
+from meter.adapters.sql.refusals import is_database_error, refusal
+from meter.adapters.sql.schema import Fit, Schema
 from meter.adapters.sql.tables import accepted_gaps, manifests, marks
 from meter.core.sequence import START, Gap, Position, Range
 from meter.errors import FencedError, MarksUnavailableError, MisconfiguredError
@@ -23,12 +26,11 @@ from meter.ports.marks import Manifest
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
-    from sqlalchemy import Connection
-
     from meter.ports.marks import Standing
 
 __all__ = ["SqlMarks"]
 
+_log = structlog.get_logger(__name__)
 KEPT = 1_000
 """How many applied manifests stay, to look things up."""
 STILL_PAUSE = 0.05
@@ -61,24 +63,14 @@ def _engine(url: str) -> AsyncEngine:
     return engine
 
 
-_VERSION: Final = "meter_alembic_version"
-"""Table with the number of the last migration that was applied."""
+_SCHEMA: Final = Schema(
+    Path(__file__).parent / "migrations", "meter_alembic_version", "meter_schema_needs"
+)
 
 
-def _upgrade(connection: Connection) -> None:
-    folder = Path(__file__).parent / "migrations"
-    if inspect(connection).has_table(_VERSION):
-        version = connection.scalar(text(f"SELECT version_num FROM {_VERSION}"))  # noqa: S608
-        if version == max(file.name[:4] for file in (folder / "versions").glob("[0-9]*.py")):
-            return
-    # Takes longer to import than all else here, and is seldom needed.
-    from alembic import command  # noqa: PLC0415
-    from alembic.config import Config  # noqa: PLC0415
-
-    config = Config()
-    config.set_main_option("script_location", str(folder))
-    config.attributes["connection"] = connection
-    command.upgrade(config, "head")
+def _away(error: Exception) -> MarksUnavailableError:
+    why = refusal(error)
+    return MarksUnavailableError(f"marks: {why or error}", refused=bool(why))
 
 
 class SqlMarks:
@@ -95,14 +87,31 @@ class SqlMarks:
         except IntegrityError as error:
             raise FencedError("another process has created a mark at the same time") from error
         except (SQLAlchemyError, OSError) as error:
-            raise MarksUnavailableError(f"marks: {error}") from error
+            raise _away(error) from error
+        except Exception as error:
+            if is_database_error(error):
+                raise _away(error) from error
+            raise
 
     async def migrate(self) -> None:
-        """Bring the schema up to date. Safe to call from several processes: one does it, the others wait."""
+        """Bring the schema up to date. Safe to call from several processes: one does it, the others wait.
+
+        Raise `MisconfiguredError` when a newer version has made a schema of it that this one cannot work on.
+        """
         async with self._transaction() as connection:
             if self._engine.dialect.name == "postgresql":
                 await connection.execute(text("SELECT pg_advisory_xact_lock(7268902)"))
-            await connection.run_sync(_upgrade)
+            fit, what = await connection.run_sync(_SCHEMA.fit)
+            if fit is Fit.TOO_NEW:
+                raise MisconfiguredError(f"METERGATE_METER_DATABASE_URL: {what}")
+            if fit is Fit.NEWER:
+                _log.warning("the schema is newer", database="marks", what=what)
+            await connection.run_sync(_SCHEMA.upgrade)
+
+    async def ask(self) -> None:
+        """Return when the database answers. Raise `MarksUnavailableError`."""
+        async with self._transaction() as connection:
+            await connection.execute(select(1))
 
     async def load(self, buckets: Iterable[int]) -> Mapping[int, Position]:
         wanted = list(buckets)

@@ -15,7 +15,15 @@ from sqlalchemy import (
     func,
 )
 
-__all__ = ["accepted_gaps", "manifests", "marks", "members", "metadata", "stillness"]
+__all__ = [
+    "accepted_gaps",
+    "manifests",
+    "marks",
+    "members",
+    "metadata",
+    "schema_needs",
+    "stillness",
+]
 
 metadata = MetaData()
 
@@ -74,4 +82,12 @@ stillness = Table(
     Column("until_ms", BigInteger, nullable=False, server_default="0"),
     Column("free_ms", BigInteger, nullable=False, server_default="0"),
     comment="One row: until when no slice may be claimed, for whom, and when the next may ask for it.",
+)
+
+schema_needs = Table(
+    "meter_schema_needs",
+    metadata,
+    Column("one", Integer, primary_key=True, autoincrement=False),
+    Column("needs", String(4), nullable=False),
+    comment="One row: the schema's number that a version has to know at least.",
 )
