@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
-from prometheus_client import start_http_server
+from prometheus_client import CollectorRegistry, start_http_server
 
 from meter import settings as settings_module
 from meter.adapters.clickhouse.client import ClickHouse
@@ -32,6 +32,7 @@ from meter.adapters.sql.marks import SqlMarks
 from meter.audit import Audit
 from meter.crash import crash_points
 from meter.errors import MisconfiguredError, UnavailableError
+from meter.exposition import whole
 from meter.lookup import Lookup
 from meter.metrics import Metrics, RelayMetrics
 from meter.open_files import allow_many_files
@@ -48,6 +49,8 @@ from meter.transport.server import Server
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from prometheus_client.registry import Collector
+
     from meter.ports.log import LogSource
     from meter.settings import Settings
 
@@ -62,22 +65,25 @@ MISCONFIGURED = 78
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Run until `stop`. Raise `MisconfiguredError` when the settings do not work out."""
     async with AsyncExitStack() as stack:
-        metrics = Metrics()
+        registry = CollectorRegistry()
         services: list[ReportService | LedgerService] = []
         running: list[Running] = []
         if settings.kafka_servers:
             await _patiently(lambda: prepare_topics(KafkaOptions.of(settings), create=False), stop)
+        observe = None
         if "rollup" in settings.meter_roles:
+            metrics = Metrics(registry)
+            observe = metrics.call
             await _add_rollup(settings, stop, stack, metrics, services, running)
         if "relay" in settings.meter_roles:
-            await _add_relay(settings, stack, metrics, running)
+            await _add_relay(settings, stack, RelayMetrics(registry), running)
         if stop.is_set():
             return
-        server = Server(settings.meter_listen, *services)
+        server = Server(settings.meter_listen, *services, observe=observe)
         await server.start()
         stack.push_async_callback(server.stop)
         if settings.meter_metrics_listen:
-            _serve_metrics(settings.meter_metrics_listen, metrics, stack)
+            _serve_metrics(settings.meter_metrics_listen, whole(registry), stack)
         await server.ready(serving=True)
         _log.info("ready", listen=settings.meter_listen, roles=sorted(settings.meter_roles))
         await _run_until(stop, running)
@@ -108,7 +114,7 @@ async def _run_until(stop: asyncio.Event, running: list[Running]) -> None:
 
 
 async def _add_relay(
-    settings: Settings, stack: AsyncExitStack, metrics: Metrics, running: list[Running]
+    settings: Settings, stack: AsyncExitStack, metrics: RelayMetrics, running: list[Running]
 ) -> None:
     """Outboxes to Kafka."""
     member = f"{settings.kafka_instance or 'relay'}-{secrets.token_hex(4)}"
@@ -116,8 +122,7 @@ async def _add_relay(
     stack.push_async_callback(source.close)
     publisher = KafkaPublisher(KafkaOptions.of(settings))
     stack.push_async_callback(publisher.close)
-    relay_metrics = RelayMetrics(metrics.registry)
-    running.append(Relay(source, publisher, relay_metrics, steps=crash_points("relay")))
+    running.append(Relay(source, publisher, metrics, steps=crash_points("relay")))
 
 
 def _add_log(settings: Settings, stack: AsyncExitStack, metrics: Metrics) -> LogSource:
@@ -182,10 +187,10 @@ async def _add_rollup(
     ]
 
 
-def _serve_metrics(listen: str, metrics: Metrics, stack: AsyncExitStack) -> None:
+def _serve_metrics(listen: str, shown: Collector, stack: AsyncExitStack) -> None:
     host, _, port = listen.rpartition(":")
     try:
-        http, thread = start_http_server(int(port), host, metrics.registry)
+        http, thread = start_http_server(int(port), host, shown)
     except OSError as error:
         raise MisconfiguredError(
             f"METERGATE_METER_METRICS_LISTEN: cannot listen on {listen}: {error.strerror}"

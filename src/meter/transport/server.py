@@ -11,9 +11,12 @@ from grpc_reflection.v1alpha import reflection
 
 from meter.errors import MisconfiguredError
 from meter.transport.ledger_service import LedgerService
+from meter.transport.observed import Observed
 from meter.v1 import ledger_pb2, ledger_pb2_grpc, report_pb2, report_pb2_grpc
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from meter.transport.report_service import ReportService
 
 __all__ = ["Server"]
@@ -23,16 +26,25 @@ MAX_MESSAGE = 64 * 1024 * 1024
 
 
 class Server:
-    """Serves at `listen` (`host:port`, or `unix:/path`). Health says SERVING while `ready`."""
+    """Serves at `listen` (`host:port`, or `unix:/path`). Health says SERVING while `ready`.
 
-    def __init__(self, listen: str, *services: ReportService | LedgerService) -> None:
+    `observe(method, code, seconds)` is told of every finished call of `services`.
+    """
+
+    def __init__(
+        self,
+        listen: str,
+        *services: ReportService | LedgerService,
+        observe: Callable[[str, str, float], None] | None = None,
+    ) -> None:
         self._listen = listen
         self._server = grpc.aio.server(
+            interceptors=[Observed(observe)] if observe else [],
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE),
                 ("grpc.max_send_message_length", MAX_MESSAGE),
                 ("grpc.so_reuseport", 0),
-            ]
+            ],
         )
         self._names: list[str] = []
         for service in services:
