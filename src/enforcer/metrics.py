@@ -14,7 +14,7 @@ from enforcer.core.breaker import BreakerState
 from enforcer.core.program import Model, Reason
 from enforcer.core.rules import Mode
 from meter.exposition import BUILD, Catalogue, Label, built, exposition
-from meter.metrics import BUCKET, METER, RELAY
+from meter.metrics import BUCKET, CODE, METER, RELAY
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -32,7 +32,6 @@ _NOBODY: Final = "", "other"
 """All accounts without a name."""
 
 _METHOD = Label("method", "service and method; of events over HTTP, their path", 64)
-_CODE = Label("code", "gRPC's name of the status", 17)
 _MODE = Label.of("mode", "how was asked: see modes.md", (mode.name for mode in Mode))
 _REASON = Label.of("reason", "why it was decided so", (reason.name for reason in Reason))
 _MODEL = Label.of(
@@ -54,7 +53,7 @@ _ACCOUNT = Label(
 )
 
 ENFORCER: Final = Catalogue("enforcer", "Enforcers, workers of one address together.")
-RPCS = ENFORCER.counter("rpcs", "Calls by method and gRPC status.", _METHOD, _CODE)
+RPCS = ENFORCER.counter("rpcs", "Calls by method and gRPC status.", _METHOD, CODE)
 RPC_SECONDS = ENFORCER.histogram(
     "rpc_seconds",
     "Time from a call's arrival to its answer; of a stream, to its end.",
@@ -67,7 +66,7 @@ DECISIONS = ENFORCER.counter(
 FAULTS = ENFORCER.counter(
     "check_faults",
     "Checks in batches and streams that failed by themselves: a unary call would have had this status.",
-    _CODE,
+    CODE,
 )
 ACCOUNT_DECISIONS = ENFORCER.counter(
     "account_decisions",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from grpc import StatusCode
 from prometheus_client import CollectorRegistry
 
 from meter.errors import (
@@ -18,7 +19,7 @@ from meter.errors import (
 )
 from meter.exposition import BUILD, Catalogue, Label, built
 
-__all__ = ["BUCKET", "METER", "RELAY", "STAGES", "Metrics", "RelayMetrics"]
+__all__ = ["BUCKET", "CODE", "METER", "RELAY", "STAGES", "Metrics", "RelayMetrics"]
 
 STAGES = (
     *("read", "store", "claim", "review", "usage", "ledger", "aggregates", "recompute"),
@@ -35,7 +36,7 @@ SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.
 
 BUCKET: Final = Label("bucket", "a bucket's number, below `METERGATE_BUCKETS`", 65_536)
 _METHOD = Label("method", "service and method", 32)
-_CODE = Label("code", "gRPC's name of the status", 17)
+CODE: Final = Label.of("code", "gRPC's name of the status", (code.name for code in StatusCode))
 _STAGE = Label.of("stage", "a part of a flush", STAGES)
 _REASON = Label.of(
     "reason",
@@ -44,7 +45,7 @@ _REASON = Label.of(
 )
 
 METER: Final = Catalogue("meter", "Processes with the role `rollup`.")
-RPCS = METER.counter("rpcs", "Calls by method and gRPC status.", _METHOD, _CODE)
+RPCS = METER.counter("rpcs", "Calls by method and gRPC status.", _METHOD, CODE)
 RPC_SECONDS = METER.histogram(
     "rpc_seconds", "Time from a call's arrival to its answer.", _METHOD, bounds=SECONDS
 )
@@ -58,7 +59,9 @@ REVIEW = METER.counter(
 DEAD_LETTERS = METER.counter(
     "dead_letters", "Messages of the topic that were no records and went to the dead letters."
 )
-DAYS_DROPPED = METER.counter("raw_days_dropped", "Days of raw records that were dropped.")
+DAYS_DROPPED = METER.counter(
+    "raw_partitions_dropped", "Days of raw records that were dropped, as a whole each."
+)
 NOT_RECOMPUTED = METER.counter(
     "windows_not_recomputed",
     "Corrected windows whose least, greatest, latest and distinct values stay: raw is gone.",
