@@ -148,7 +148,7 @@ def test_every_rule_is_evaluated_and_what_is_recorded_is_there(
         return [one for group in watched.get("rules")["groups"] for one in group["rules"]]
 
     recorded = {one["name"] for one in rules() if one["type"] == "recording"}
-    assert len(recorded) == 30
+    assert len(recorded) > 20
     assert until_found(stack, watched, {name: name for name in recorded}) == {}
     for one in rules():
         assert one["health"] == "ok", f"{one['name']}: {one.get('lastError')}"
