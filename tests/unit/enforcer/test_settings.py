@@ -1,4 +1,4 @@
-"""Settings of the journal that do not go together stop the start, each in a line that names them."""
+"""Settings that cannot be, or do not go together, stop the start, each in a line that names them."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ def test_without_a_journal_features_fail_closed(monkeypatch: pytest.MonkeyPatch)
         ({"JOURNAL_DIR": "x", "JOURNAL_KAFKA": "1"}, "METERGATE_JOURNAL_KAFKA: set one of them"),
         ({"ENFORCER_NUMBER": "1"}, "METERGATE_ENFORCER_NUMBER: must be less than"),
         ({"MOST_ENFORCERS": "0"}, "METERGATE_MOST_ENFORCERS: "),
+        ({"METRICS_NAMED": '["acme"]'}, "METERGATE_METRICS_NAMED: .*`tenant/account`"),
+        ({"METRICS_ACCOUNTS": "1001"}, "METERGATE_METRICS_ACCOUNTS: "),
         ({"REDIS_URL": "redis+sentinel://a/main"}, "must have the form redis"),
     ],
 )
