@@ -24,7 +24,7 @@ Units are seconds, records and the features' own units. What is a time (`_timest
 
 ## Accounts
 
-`enforcer_account_decisions_total` names accounts up to a bound, and counts all others as `account="other"` with an empty tenant. Always named are those of `METERGATE_METRICS_NAMED` (at most 100). Beside them each process names up to `METERGATE_METRICS_ACCOUNTS` (20) accounts by itself: one that made a good part of all decisions of ten seconds, 1 in 40 with 20 names, has a name from then on until the process ends. What it asked before is part of `other`, and another process may name others: the sum over everything is exact, an account's own series is a lower bound. See [decision 22](decisions/0022-accounts-in-metrics.md).
+`enforcer_account_decisions_total` names accounts up to a bound, and counts all others as `account="other"`. Always named are those of `METERGATE_METRICS_NAMED` (at most 100). Beside them each process names up to `METERGATE_METRICS_ACCOUNTS` (20) accounts by itself: one that made a good part of all decisions of ten seconds, 1 in 40 with 20 names, has a name from then on until the process ends. What it asked before is part of `other`, and another process may name others: the sum over everything is exact, an account's own series is a lower bound. See [decision 22](decisions/0022-accounts-in-metrics.md).
 """
 
 

@@ -536,6 +536,7 @@ PIPELINE = Dashboard(
     ),
 )
 
+SOLD: Final = 'model!="none"'
 DENIED: Final = 'mode!="PEEK",reason!="ALLOWED"'
 BUSINESS = Dashboard(
     "metergate-business",
@@ -567,8 +568,8 @@ BUSINESS = Dashboard(
                     6,
                 ),
                 Panel(
-                    "Seats in use",
-                    "Live leases of all customers.",
+                    "Live leases",
+                    "Of all customers. The many leases of a named user are one seat.",
                     one(f"max(enforcer_leases{{{JOB}}})"),
                     "short",
                     "stat",
@@ -591,8 +592,8 @@ BUSINESS = Dashboard(
                     "The ten that ask most",
                     "Accounts that have a name in metrics; all others are `other`.",
                     one(
-                        f"topk(10, {summed('enforcer_account_decisions_total', 'tenant, account')})",
-                        "{{tenant}}/{{account}}",
+                        f"topk(10, {summed('enforcer_account_decisions_total', 'account')})",
+                        "{{account}}",
                     ),
                     "reqps",
                     "bargauge",
@@ -605,11 +606,11 @@ BUSINESS = Dashboard(
                         "topk(10, "
                         + summed(
                             "enforcer_account_decisions_total",
-                            "tenant, account",
+                            "account",
                             f'{JOB},outcome="denied"',
                         )
                         + ")",
-                        "{{tenant}}/{{account}}",
+                        "{{account}}",
                     ),
                     "reqps",
                     "bargauge",
@@ -619,8 +620,8 @@ BUSINESS = Dashboard(
                     "Decisions by account",
                     "Over time.",
                     one(
-                        summed("enforcer_account_decisions_total", "tenant, account"),
-                        "{{tenant}}/{{account}}",
+                        summed("enforcer_account_decisions_total", "account"),
+                        "{{account}}",
                     ),
                     "reqps",
                     width=24,
@@ -658,9 +659,9 @@ BUSINESS = Dashboard(
                 ),
                 Panel(
                     "Share denied by model",
-                    "Of the decisions of each model.",
+                    "Of the decisions of each model. `none`, where nothing entitles, is left out: all of it is denied.",
                     one(
-                        f"{summed('enforcer_decisions_total', 'model', f'{JOB},{DENIED}')}"
+                        f"{summed('enforcer_decisions_total', 'model', f'{JOB},{DENIED},{SOLD}')}"
                         f" / ({summed('enforcer_decisions_total', 'model')} > 0) or vector(0)",
                         "{{model}}",
                     ),
@@ -682,10 +683,10 @@ BUSINESS = Dashboard(
                     "ops",
                 ),
                 Panel(
-                    "Seats, reservations and allowances",
+                    "Leases, reservations and allowances",
                     "Held at the moment.",
                     (
-                        Query(f"max(enforcer_leases{{{JOB}}})", "seats"),
+                        Query(f"max(enforcer_leases{{{JOB}}})", "leases"),
                         Query(f"max(enforcer_reservations{{{JOB}}})", "reservations, allowances"),
                     ),
                 ),

@@ -28,8 +28,8 @@ SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5
 SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 WEIGH_SECONDS: Final = 10.0
 """So often accounts are looked for that deserve a name."""
-_NOBODY: Final = "", "other"
-"""All accounts without a name."""
+_OTHER: Final = "other"
+"""All accounts without a name of their own, each of which has a slash."""
 
 _METHOD = Label("method", "service and method; of events over HTTP, their path", 64)
 _MODE = Label.of("mode", "how was asked: see modes.md", (mode.name for mode in Mode))
@@ -47,9 +47,10 @@ _OUTCOME = Label.of(
         *("fail_closed", "in_doubt", "no_journal", "journal_failed"),
     ),
 )
-_TENANT = Label("tenant", "empty beside `other`", 1)
 _ACCOUNT = Label(
-    "account", "one of `METERGATE_METRICS_ACCOUNTS` and `METERGATE_METRICS_NAMED`, or `other`", 1101
+    "account",
+    "`tenant/account` of up to `METERGATE_METRICS_ACCOUNTS` accounts and of those in `METERGATE_METRICS_NAMED`, or `other`",
+    1101,
 )
 
 ENFORCER: Final = Catalogue("enforcer", "Enforcers, workers of one address together.")
@@ -71,7 +72,6 @@ FAULTS = ENFORCER.counter(
 ACCOUNT_DECISIONS = ENFORCER.counter(
     "account_decisions",
     "Decisions by account, for those that have a name here.",
-    _TENANT,
     _ACCOUNT,
     Label.of("outcome", "whether anything was granted", ("allowed", "denied")),
 )
@@ -197,33 +197,33 @@ class Accounts:
         self._counter, self._left = counter, most
         self._share = 1 / (2 * most) if most else 1.0
         self._named = frozenset(named)
-        self._names: dict[int, tuple[str, str]] = {}
+        self._names: dict[int, str] = {}
         self._weights: dict[int, int] = {}
         self._programs: dict[int, Program] = {}
         for outcome in ("allowed", "denied"):
-            counter.labels(*_NOBODY, outcome)
+            counter.labels(_OTHER, outcome)
 
     def add(
         self, decisions: Mapping[tuple[int, bool], int], programs: Mapping[int, Program]
     ) -> None:
         """So many decisions by account and by whether something was granted; a program of each account."""
-        sums: dict[tuple[str, str, str], int] = {}
+        sums: dict[tuple[str, str], int] = {}
         for (account, granted), count in decisions.items():
             name = self._names.get(account)
             if name is None and self._named:
                 name = self._by_setting(programs[account])
             if name is None:
-                name = _NOBODY
+                name = _OTHER
                 self._programs[account] = programs[account]
             self._weights[account] = self._weights.get(account, 0) + count
-            series = *name, "allowed" if granted else "denied"
+            series = name, "allowed" if granted else "denied"
             sums[series] = sums.get(series, 0) + count
         for series, count in sums.items():
             self._counter.labels(*series).inc(count)
 
-    def _by_setting(self, program: Program) -> tuple[str, str] | None:
-        name = program.tenant, program.account_key
-        if "/".join(name) not in self._named:
+    def _by_setting(self, program: Program) -> str | None:
+        name = _name(program)
+        if name not in self._named:
             return None
         self._names[program.account_id] = name
         return name
@@ -234,11 +234,14 @@ class Accounts:
         heavy = sorted(self._programs, key=self._weights.__getitem__, reverse=True)[: self._left]
         for account in heavy:
             if self._weights[account] >= least:
-                program = self._programs[account]
-                self._names[account] = program.tenant, program.account_key
+                self._names[account] = _name(self._programs[account])
                 self._left -= 1
         self._weights.clear()
         self._programs.clear()
+
+
+def _name(program: Program) -> str:
+    return f"{program.tenant}/{program.account_key}"
 
 
 class Metrics:

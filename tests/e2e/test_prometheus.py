@@ -188,5 +188,5 @@ def test_what_is_shown_keeps_to_the_forms_and_bounds_of_the_catalogue(
     )
     assert (done.returncode, done.stdout + done.stderr) == (0, b"")
     customers = re.findall(rb'="[^"]*watched[^"]*"', text)
-    assert set(customers) <= {b'="watched"'}, "an account at most, never a customer's feature"
+    assert set(customers) <= {b'="demo/watched"'}, "an account at most, never a customer's feature"
     assert watched.query('count({job="metergate"})')[0][1] < 2_000

@@ -172,12 +172,12 @@ def test_the_heaviest_accounts_are_named_and_the_rest_is_counted_together() -> N
     ask(1, 5)
     ask(2, 5)
     ask(3, 5)
-    assert by_account(metrics) == {"a1": 5, "a2": 5, "other": 105}
+    assert by_account(metrics) == {"demo/a1": 5, "demo/a2": 5, "other": 105}
     metrics.weigh()
     ask(3, 1000)
     metrics.weigh()
     ask(3, 1)
-    assert by_account(metrics) == {"a1": 5, "a2": 5, "other": 1106}, "names never grow"
+    assert by_account(metrics) == {"demo/a1": 5, "demo/a2": 5, "other": 1106}, "names never grow"
 
 
 def test_an_account_that_asks_little_does_not_take_a_name() -> None:
@@ -195,11 +195,11 @@ def test_an_account_that_the_settings_name_is_named_from_its_first_decision() ->
     metrics.decision(program(7), Mode.ENFORCE, decided(0, Reason.QUOTA_EXCEEDED))
     metrics.decision(program(8), Mode.ENFORCE, decided())
     found = values(metrics.text())
-    name = 'enforcer_account_decisions_total{account="%s",outcome="%s",tenant="%s"}'
-    assert found[name % ("a7", "allowed", "demo")] == 1
-    assert found[name % ("a7", "denied", "demo")] == 1
-    assert found[name % ("other", "allowed", "")] == 1
-    assert found[name % ("other", "denied", "")] == 0
+    name = 'enforcer_account_decisions_total{account="%s",outcome="%s"}'
+    assert found[name % ("demo/a7", "allowed")] == 1
+    assert found[name % ("demo/a7", "denied")] == 1
+    assert found[name % ("other", "allowed")] == 1
+    assert found[name % ("other", "denied")] == 0
 
 
 def test_an_empty_outbox_is_as_old_as_the_look_at_it() -> None:
