@@ -14,7 +14,7 @@ WORKERS     ?= 2
 SERVERS     ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up kafka test test-fast matrix guards fuzz audit loadtest lint format proto lock clean
+.PHONY: help setup up kafka test test-fast matrix guards fuzz audit loadtest lint format proto pages lock clean
 
 help: ## List the commands
 	@echo "Metergate: make COMMAND [ARGS='...']"
@@ -120,6 +120,8 @@ lint: $(STAMP) ## Check style, types, imports, protos, and that generated code i
 	$(BIN)/lint-imports
 	$(BIN)/buf lint proto
 	$(BIN)/python proto/generate.py --check
+	$(BIN)/python deploy/metrics_page.py --check
+	$(BIN)/python deploy/grafana/generate.py --check
 
 format: $(STAMP) ## Rewrite the code in the house style
 	$(BIN)/ruff check --fix-only
@@ -127,6 +129,10 @@ format: $(STAMP) ## Rewrite the code in the house style
 
 proto: $(STAMP) ## Generate the protos' code in src/
 	$(BIN)/python proto/generate.py
+
+pages: $(STAMP) ## Generate docs/metrics.md and the dashboards in deploy/grafana
+	$(BIN)/python deploy/metrics_page.py
+	$(BIN)/python deploy/grafana/generate.py
 
 # In an environment of its own: the present one may be what has to change.
 lock: ## Write constraints.txt and requirements.lock (UPGRADE=1 moves every pin)

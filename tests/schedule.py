@@ -30,6 +30,7 @@ ORDER: Final[Sequence[Sequence[str]]] = (
     ),
     (  # a gateway that is left as it was found
         "e2e/test_main_job.py",
+        "e2e/test_prometheus.py",
         "e2e/test_up.py",
         "e2e/test_allowances.py",
         "e2e/test_client.py",

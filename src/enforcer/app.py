@@ -9,6 +9,7 @@ import asyncio
 import gc
 import signal
 import sys
+import time
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 
 from enforcer.adapters.counters.redis import RedisCounters, RedisOptions
+from enforcer.adapters.counters.stock import RedisStock
 from enforcer.adapters.definitions.corrections import SqlCorrections
 from enforcer.adapters.definitions.sql import SqlDefinitions
 from enforcer.adapters.journal.files import FileJournal
@@ -30,6 +32,7 @@ from enforcer.errors import (
     JournalUnavailableError,
     MetergateError,
     MisconfiguredError,
+    StoreUnavailableError,
 )
 from enforcer.gateway import Gateway
 from enforcer.gateway.audits import Audits
@@ -41,7 +44,7 @@ from enforcer.gateway.emergency import Emergency
 from enforcer.gateway.events import Events
 from enforcer.gateway.programs import Programs
 from enforcer.gateway.ratelimit import RateLimits
-from enforcer.metrics import Metrics
+from enforcer.metrics import WEIGH_SECONDS, Metrics
 from enforcer.transport.callers import Callers
 from enforcer.transport.calllog import CallLog
 from enforcer.transport.corrections import correction_methods
@@ -82,6 +85,7 @@ _log = structlog.get_logger(__name__)
 TICK_SECONDS = 1.0
 UNFINISHED_SECONDS = 5.0
 """A change that was stored but not projected counts after this long at the latest."""
+STOCK_SECONDS = 2.0
 COUNTING_SECONDS = 0.5
 """Between two looks at the journals."""
 LONGEST_COUNTING_PAUSE = 10.0
@@ -125,7 +129,7 @@ async def serve(
 
     `carry` makes what carries the calls; they come from its `start` on.
     """
-    metrics = Metrics()
+    metrics = Metrics(settings.metrics_accounts, settings.metrics_named)
     steps, domains = _steps(), _domains(settings)
     async with AsyncExitStack() as stack:
         health = _Needs(settings)
@@ -175,8 +179,9 @@ async def serve(
             counters,
             programs,
             secret,
-            observe=metrics.decision,
-            emergency=emergency,
+            metrics.decision,
+            emergency,
+            failed=metrics.fault,
             traced=settings.tracing,
         )
         counting = None
@@ -225,6 +230,8 @@ async def serve(
                 _watch(Audits(counters, usage, definitions, settings.buckets), settings, metrics)
             ),
             asyncio.create_task(_tick(counters, settings.buckets, metrics)),
+            asyncio.create_task(_weigh_accounts(metrics)),
+            asyncio.create_task(_take_stock(settings, metrics)),
             asyncio.create_task(_finish_changes(definitions, counters)),
             asyncio.create_task(_finish_corrections(carrier, counters)),
             asyncio.create_task(LevelWatch(levels, ["enforcer"], settings.log_level).run()),
@@ -508,6 +515,28 @@ async def _tick(counters: CounterStore, buckets: int, metrics: Metrics) -> None:
                 break
         else:
             complaint.over()
+
+
+async def _weigh_accounts(metrics: Metrics) -> None:
+    while True:
+        await asyncio.sleep(WEIGH_SECONDS)
+        metrics.weigh()
+
+
+async def _take_stock(settings: Settings, metrics: Metrics) -> None:
+    """Look at what lies in Redis, unless another enforcer does. While it is away the time of the last look stands still."""
+    if not settings.audit_interval_seconds:
+        return
+    stock = RedisStock(settings.redis_url, settings.buckets, settings.store_reply_seconds)
+    try:
+        while True:
+            try:
+                metrics.taken_stock(await stock.look(), time.time())
+            except StoreUnavailableError as error:
+                _log.warning("no look at the outboxes", error=error.message)
+            await asyncio.sleep(STOCK_SECONDS)
+    finally:
+        stock.close()
 
 
 async def _run(settings: Settings) -> None:

@@ -1,26 +1,168 @@
-"""Every metric of the enforcer. No label is a customer or a tenant: cardinality is bounded.
+"""Every metric of the enforcer, and with `meter.metrics` the whole catalogue, from which docs/metrics.md is made.
 
-With several workers, PROMETHEUS_MULTIPROC_DIR names a folder that they share; any of them then answers for all.
+No label is a customer. Accounts are named up to a bound that a setting has, all others are counted together.
 """
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from enforcer.core.breaker import BreakerState
+from enforcer.core.program import Model, Reason
+from enforcer.core.rules import Mode
+from meter.exposition import BUILD, Catalogue, Label, built, exposition
+from meter.metrics import BUCKET, CODE, METER, RELAY
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from enum import IntEnum
+    from collections.abc import Collection, Mapping, Sequence
 
-__all__ = ["Metrics"]
+    from enforcer.core.commands import Decision, Stock
+    from enforcer.core.program import Program
 
-_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+__all__ = ["CATALOGUE", "ENFORCER", "WEIGH_SECONDS", "Accounts", "Metrics"]
+
+SECONDS: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+WEIGH_SECONDS: Final = 10.0
+"""So often accounts are looked for that deserve a name."""
+_OTHER: Final = "other"
+"""All accounts without a name of their own, each of which has a slash."""
+
+_METHOD = Label("method", "service and method; of events over HTTP, their path", 64)
+_MODE = Label.of("mode", "how was asked: see modes.md", (mode.name for mode in Mode))
+_REASON = Label.of("reason", "why it was decided so", (reason.name for reason in Reason))
+_MODEL = Label.of(
+    "model",
+    "the licence model that is drawn from first, or that gives; `none` where nothing entitles",
+    (model.name.lower() for model in Model),
+)
+_OUTCOME = Label.of(
+    "outcome",
+    "what the failure policy made of it",
+    (
+        *("allowed", "repeated", "denied", "exhausted", "check_only"),
+        *("fail_closed", "in_doubt", "no_journal", "journal_failed"),
+    ),
+)
+_ACCOUNT = Label(
+    "account",
+    "`tenant/account` of up to `METERGATE_METRICS_ACCOUNTS` accounts and of those in `METERGATE_METRICS_NAMED`, or `other`",
+    1101,
+)
+
+ENFORCER: Final = Catalogue("enforcer", "Enforcers, workers of one address together.")
+RPCS = ENFORCER.counter("rpcs", "Calls by method and gRPC status.", _METHOD, CODE)
+RPC_SECONDS = ENFORCER.histogram(
+    "rpc_seconds",
+    "Time from a call's arrival to its answer; of a stream, to its end.",
+    _METHOD,
+    bounds=SECONDS,
+)
+DECISIONS = ENFORCER.counter(
+    "decisions", "Decisions by mode, reason and licence model.", _MODE, _REASON, _MODEL
+)
+FAULTS = ENFORCER.counter(
+    "check_faults",
+    "Checks in batches and streams that failed by themselves: a unary call would have had this status.",
+    CODE,
+)
+ACCOUNT_DECISIONS = ENFORCER.counter(
+    "account_decisions",
+    "Decisions by account, for those that have a name here.",
+    _ACCOUNT,
+    Label.of("outcome", "whether anything was granted", ("allowed", "denied")),
+)
+OVER_USE = ENFORCER.counter(
+    "over_use_units",
+    "Units granted past what was included: sold overage and overdraft, and what `RECORD_ONLY` recorded past a limit.",
+    _MODE,
+)
+DESCRIPTORS = ENFORCER.counter(
+    "ratelimit_descriptors",
+    "Descriptors that Envoys sent.",
+    Label.of(
+        "outcome",
+        "what became of it: see envoy.md",
+        ("decided", "unmapped", "unknown", "unusable"),
+    ),
+)
+OVER_SHARE = ENFORCER.counter(
+    "tenant_refusals",
+    "Calls that were not taken as their tenant had its share.",
+    Label.of("limit", "which share", ("concurrency", "rate")),
+)
+BATCH = ENFORCER.histogram(
+    "batch_checks", "Checks that travelled to Redis in one script call.", bounds=SIZES
+)
+SCRIPT = ENFORCER.histogram(
+    "script_seconds", "Time from sending a script call to its reply.", bounds=SECONDS
+)
+TICKED = ENFORCER.counter(
+    "tick_records", "Records that the background tick wrote: expiries and merged denials."
+)
+TICK_ERRORS = ENFORCER.counter("tick_errors", "Ticks that failed; they are tried again.")
+EMERGENCIES = ENFORCER.counter(
+    "emergency_checks", "Checks that came while the counters were away, by outcome.", _OUTCOME
+)
+COUNTED = ENFORCER.counter(
+    "emergency_counted", "Uses that were allowed without counters and are counted now."
+)
+EMERGENCY_OVER_USE = ENFORCER.counter(
+    "emergency_over_use_units",
+    "Units allowed without counters that went past a limit when they were counted.",
+)
+COUNTING_ERRORS = ENFORCER.counter(
+    "emergency_counting_errors",
+    "Times that the counting of journals had to stop; it is begun again.",
+)
+BREAKER = ENFORCER.gauge(
+    "breaker_state",
+    "Whether calls to Redis pass: 0 they do, 1 a probe has succeeded, 2 they are held back.",
+)
+TRANSITIONS = ENFORCER.counter(
+    "breaker_transitions",
+    "Changes of the breaker by the state that it turned to.",
+    Label.of("state", "the new one", (state.name for state in BreakerState)),
+)
+READY = ENFORCER.gauge(
+    "ready",
+    "1 while this worker has a Redis connection with opened generations, and calls pass.",
+    of="least",
+)
+OUTBOX = ENFORCER.gauge(
+    "outbox_records",
+    "Records in all outboxes, not yet taken and trimmed by relay or rollup. As the next four from the enforcer that audits.",
+)
+OUTBOX_OLDEST = ENFORCER.gauge(
+    "outbox_oldest_timestamp_seconds",
+    "When the oldest record in the outboxes was decided; the time of looking when they are empty; 0 until then.",
+)
+LEASES = ENFORCER.gauge("leases", "Live leases, of all customers.")
+RESERVATIONS = ENFORCER.gauge(
+    "reservations", "Reservations and allowances that are held, of all customers."
+)
+STOCK_TIME = ENFORCER.gauge(
+    "stock_timestamp_seconds", "When these were looked at last; 0 until then."
+)
+DRIFT = ENFORCER.gauge(
+    "audit_drift_counters",
+    "Counters that differ from their records, at the last comparison of each bucket.",
+    BUCKET,
+)
+GAPS = ENFORCER.gauge(
+    "audit_gaps", "Open gaps in sequences, at the last comparison of each bucket.", BUCKET
+)
+AUDIT_AGE = ENFORCER.gauge(
+    "audit_age_seconds",
+    "How long ago the bucket was compared with its records that has waited longest.",
+)
+INFO = ENFORCER.gauge("build_info", "1 for the version that runs.", *BUILD)
+
+CATALOGUE: Final = (ENFORCER, METER, RELAY)
+"""Of both packages."""
 
 
 class _Tally:
@@ -49,157 +191,127 @@ class _Tally:
         return found
 
 
-def _forget_dead(folder: Path) -> None:
-    """Drop what workers said of themselves that have died. What they counted stays."""
-    for place in folder.glob("gauge_live*_*.db"):
-        try:
-            os.kill(int(place.stem.rpartition("_")[2]), 0)
-        except ProcessLookupError:
-            place.unlink(missing_ok=True)
+class Accounts:
+    """Counts decisions by account under at most `most` names of its own choice, and those in `named`.
+
+    An account gets a name when for some seconds it made a good part of all decisions, and keeps it for the life of the
+    process: a series that comes and goes would count nothing right. So names run out, and never grow.
+    """
+
+    def __init__(self, counter: Counter, most: int, named: Collection[str]) -> None:
+        self._counter, self._left = counter, most
+        self._share = 1 / (2 * most) if most else 1.0
+        self._named = frozenset(named)
+        self._names: dict[int, str] = {}
+        self._weights: dict[int, int] = {}
+        self._programs: dict[int, Program] = {}
+        for outcome in ("allowed", "denied"):
+            counter.labels(_OTHER, outcome)
+
+    def add(
+        self, decisions: Mapping[tuple[int, bool], int], programs: Mapping[int, Program]
+    ) -> None:
+        """So many decisions by account and by whether something was granted; a program of each account."""
+        sums: dict[tuple[str, str], int] = {}
+        for (account, granted), count in decisions.items():
+            name = self._names.get(account)
+            if name is None and self._named:
+                name = self._by_setting(programs[account])
+            if name is None:
+                name = _OTHER
+                self._programs[account] = programs[account]
+            self._weights[account] = self._weights.get(account, 0) + count
+            series = name, "allowed" if granted else "denied"
+            sums[series] = sums.get(series, 0) + count
+        for series, count in sums.items():
+            self._counter.labels(*series).inc(count)
+
+    def _by_setting(self, program: Program) -> str | None:
+        name = _name(program)
+        if name not in self._named:
+            return None
+        self._names[program.account_id] = name
+        return name
+
+    def weigh(self) -> None:
+        """Give names to those that made a good part of what was counted since the last time."""
+        least = self._share * sum(self._weights.values())
+        heavy = sorted(self._programs, key=self._weights.__getitem__, reverse=True)[: self._left]
+        for account in heavy:
+            if self._weights[account] >= least:
+                self._names[account] = _name(self._programs[account])
+                self._left -= 1
+        self._weights.clear()
+        self._programs.clear()
+
+
+def _name(program: Program) -> str:
+    return f"{program.tenant}/{program.account_key}"
 
 
 class Metrics:
-    """The catalogue. What every call changes is tallied, and put into the registry by `settle`.
+    """What an enforcer counts. What every call changes is tallied, and put into the registry by `settle`.
 
     There one number costs as much as the rest of a call's way through the transport.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, accounts: int = 0, named: Collection[str] = ()) -> None:
         self.registry = registry = CollectorRegistry()
-        self._shared = os.environ.get("PROMETHEUS_MULTIPROC_DIR", "")
-        if self._shared:
-            _forget_dead(Path(self._shared))
-        self._calls = Counter(
-            "enforcer_rpcs",
-            "Calls by method and gRPC status.",
-            ("method", "code"),
-            registry=registry,
-        )
-        self._seconds = Histogram(
-            "enforcer_rpc_seconds",
-            "Time from a call's arrival to its answer.",
-            ("method",),
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._decisions = Counter(
-            "enforcer_decisions",
-            "Decisions by mode and reason.",
-            ("mode", "reason"),
-            registry=registry,
-        )
-        self._descriptors = Counter(
-            "enforcer_ratelimit_descriptors",
-            "Descriptors that Envoys sent, by outcome: decided, unmapped, unknown, unusable.",
-            ("outcome",),
-            registry=registry,
-        )
-        self._over_share = Counter(
-            "enforcer_tenant_refusals",
-            "Calls that were not taken as their tenant had its share, by limit: concurrency, rate.",
-            ("limit",),
-            registry=registry,
-        )
-        self.batch = Histogram(
-            "enforcer_batch_checks",
-            "Checks that travelled to Redis in one script call.",
-            buckets=_SIZES,
-            registry=registry,
-        )
-        self.script = Histogram(
-            "enforcer_script_seconds",
-            "Time from sending a script call to its reply.",
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self.ended = Counter(
-            "enforcer_tick_records",
-            "Records that the background tick wrote: expiries and merged denials.",
-            registry=registry,
-        )
-        self.tick_errors = Counter(
-            "enforcer_tick_errors", "Ticks that failed; they are tried again.", registry=registry
-        )
-        self._emergencies = Counter(
-            "enforcer_emergency_checks",
-            "Checks that came while the counters were away, by outcome.",
-            ("outcome",),
-            registry=registry,
-        )
-        self._counted = Counter(
-            "enforcer_emergency_counted",
-            "Uses that were allowed without counters and are counted now.",
-            registry=registry,
-        )
-        self._over_use = Counter(
-            "enforcer_emergency_over_use_units",
-            "Units allowed without counters that went past a limit when they were counted.",
-            registry=registry,
-        )
-        self.counting_errors = Counter(
-            "enforcer_emergency_counting_errors",
-            "Times that the counting of journals had to stop; it is begun again.",
-            registry=registry,
-        )
-        self._breaker = Gauge(
-            "enforcer_breaker_state",
-            "Whether calls to Redis pass: 0 they do, 1 a probe has succeeded, 2 they are held back.",
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self._transitions = Counter(
-            "enforcer_breaker_transitions",
-            "Changes of the breaker by the state that it turned to.",
-            ("state",),
-            registry=registry,
-        )
-        self._drift = Gauge(
-            "enforcer_audit_drift_counters",
-            "Counters that differ from their records, at the last comparison of each bucket.",
-            ("bucket",),
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self._gaps = Gauge(
-            "enforcer_audit_gaps",
-            "Open gaps in sequences, at the last comparison of each bucket.",
-            ("bucket",),
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self.audit_age = Gauge(
-            "enforcer_audit_age_seconds",
-            "How long ago the bucket was compared with its records that has waited longest.",
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self.ready = Gauge(
-            "enforcer_ready",
-            "1 while this worker has a Redis connection with opened generations, and calls pass.",
-            registry=registry,
-            multiprocess_mode="livemin",
-        )
+        self._calls = RPCS.on(registry)
+        self._seconds = RPC_SECONDS.on(registry)
+        self._decisions = DECISIONS.on(registry)
+        self._faults = FAULTS.on(registry)
+        self._accounts = Accounts(ACCOUNT_DECISIONS.on(registry), accounts, named)
+        self._over = OVER_USE.on(registry)
+        self._descriptors = DESCRIPTORS.on(registry)
+        self._over_share = OVER_SHARE.on(registry)
+        self.batch = BATCH.on(registry)
+        self.script = SCRIPT.on(registry)
+        self.ended = TICKED.on(registry)
+        self.tick_errors = TICK_ERRORS.on(registry)
+        self._emergencies = EMERGENCIES.on(registry)
+        self._counted = COUNTED.on(registry)
+        self._over_use = EMERGENCY_OVER_USE.on(registry)
+        self.counting_errors = COUNTING_ERRORS.on(registry)
+        self._breaker = BREAKER.on(registry)
+        self._transitions = TRANSITIONS.on(registry)
+        self.ready = READY.on(registry)
+        self._outbox, self._oldest = OUTBOX.on(registry), OUTBOX_OLDEST.on(registry)
+        self._leases, self._reservations = LEASES.on(registry), RESERVATIONS.on(registry)
+        self._looked = STOCK_TIME.on(registry)
+        self._drift = DRIFT.on(registry)
+        self._gaps = GAPS.on(registry)
+        self.audit_age = AUDIT_AGE.on(registry)
+        built(INFO.on(registry))
         self._finished: dict[tuple[str, str], _Tally] = {}
         self._decided: dict[int, int] = {}
-        self._named: dict[int, tuple[str, str]] = {}
-        self._batches, self._scripts = _Tally(_SIZES), _Tally(_SECONDS)
+        self._whose: dict[int, Program] = {}
+        self._past: dict[Mode, int] = {}
+        self._batches, self._scripts = _Tally(SIZES), _Tally(SECONDS)
 
     def call(self, method: str, code: str, seconds: float) -> None:
         """One finished call."""
         tally = self._finished.get((method, code))
         if tally is None:
-            tally = self._finished[method, code] = _Tally(_SECONDS)
+            tally = self._finished[method, code] = _Tally(SECONDS)
         tally.observe(seconds)
 
-    def decision(self, mode: IntEnum, reason: IntEnum) -> None:
+    def decision(self, program: Program, mode: Mode, decision: Decision) -> None:
         """One decision."""
-        # One number, as the hash of an enum is a call.
-        key = mode << 8 | reason
+        # One number, as the hash of an enum is a call; the account, model, mode and reason are in it.
+        numbers = decision.numbers
+        key = program.under << 16 | mode << 8 | int(numbers[0])
         try:
             self._decided[key] += 1
         except KeyError:
             self._decided[key] = 1
-            self._named[key] = mode.name, reason.name
+            self._whose[key >> 24] = program
+        if numbers[2]:
+            self._past[mode] = self._past.get(mode, 0) + decision.overage
+
+    def fault(self, code: str) -> None:
+        """One check of many that failed by itself."""
+        self._faults.labels(code).inc()
 
     def descriptor(self, outcome: str) -> None:
         """One descriptor of an Envoy."""
@@ -238,17 +350,43 @@ class Metrics:
         for (method, code), tally in self._finished.items():
             if count := tally.settle(self._seconds.labels(method)):
                 self._calls.labels(method, code).inc(count)
-        for key, count in self._decided.items():
-            self._decisions.labels(*self._named[key]).inc(count)
-        self._decided.clear()
+        self._settle_decisions()
+        for mode, units in self._past.items():
+            self._over.labels(mode.name).inc(units)
+        self._past.clear()
         self._batches.settle(self.batch)
         self._scripts.settle(self.script)
+
+    def _settle_decisions(self) -> None:
+        """Of all accounts first, as there may be thousands, and then into the registry."""
+        kinds: dict[int, int] = {}
+        accounts: dict[tuple[int, bool], int] = {}
+        for key, count in self._decided.items():
+            kind, account = key & 0xFFFFFF, (key >> 24, key & 0xFF == Reason.ALLOWED)
+            kinds[kind] = kinds.get(kind, 0) + count
+            accounts[account] = accounts.get(account, 0) + count
+        self._decided.clear()
+        for kind, count in kinds.items():
+            mode, reason = Mode(kind >> 8 & 0xFF), Reason(kind & 0xFF)
+            model = Model(kind >> 16).name.lower()
+            self._decisions.labels(mode.name, reason.name, model).inc(count)
+        self._accounts.add(accounts, self._whose)
+        self._whose.clear()
+
+    def weigh(self) -> None:
+        """Name accounts that made much of what was decided since the last time: every `WEIGH_SECONDS`."""
+        self.settle()
+        self._accounts.weigh()
+
+    def taken_stock(self, stock: Stock, now: float) -> None:
+        """What lies in the store, and when, in seconds since 1970, that was looked up."""
+        self._outbox.set(stock.outbox)
+        self._oldest.set(now if stock.oldest_ms is None else stock.oldest_ms / 1000)
+        self._leases.set(stock.leases)
+        self._reservations.set(stock.reservations)
+        self._looked.set(now)
 
     def text(self) -> bytes:
         """The exposition, of all workers if they share a folder."""
         self.settle()
-        if not self._shared:
-            return generate_latest(self.registry)
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        return generate_latest(registry)
+        return exposition(self.registry)

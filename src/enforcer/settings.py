@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -99,6 +100,11 @@ class Settings(BaseSettings):
     audit_interval_seconds: float = Field(default=60.0, ge=0, le=86_400)
     """Every so often one bucket's counters are held against its records; 0 = never. One enforcer of a deployment is
     enough. A comparison that takes long is repeated less often: it never takes more than a twentieth of the time."""
+    metrics_accounts: int = Field(default=20, ge=0, le=1_000)
+    """How many accounts get a count of their own in /metrics when they make much of all decisions, in the life of the
+    process; all others are counted as `other`."""
+    metrics_named: frozenset[str] = Field(default=frozenset(), max_length=100)
+    """Accounts that have a count of their own in any case, as a JSON list of `tenant/account`."""
     cached_programs: int = Field(default=100_000, ge=100, le=10_000_000)
     """How many customers' terms for a feature stay compiled."""
     backfill_days: int = Field(default=400, ge=2, le=36_500)
@@ -155,6 +161,13 @@ class Settings(BaseSettings):
         host, _, port = value.rpartition(":")
         if value and (not host or not port.isdigit()):
             raise ValueError("must be host:port")
+        return value
+
+    @field_validator("metrics_named")
+    @classmethod
+    def _named(cls, value: frozenset[str]) -> frozenset[str]:
+        if not all(re.fullmatch(r"[^/]+/[^/]+", one) for one in value):
+            raise ValueError("must be a JSON list of `tenant/account`")
         return value
 
     @field_validator("seal_after_days")

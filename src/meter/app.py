@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
+from prometheus_client import CollectorRegistry
 
 from meter import settings as settings_module
 from meter.adapters.clickhouse.client import ClickHouse
@@ -41,6 +42,7 @@ from meter.audit import Audit
 from meter.core.redact import redacted
 from meter.crash import crash_points
 from meter.errors import MisconfiguredError, UnavailableError
+from meter.exposition import whole
 from meter.health import ASK_EVERY, FIRST_PAUSE, Health, Need, State, backoff, watch
 from meter.logs import configure_logs, secrets_in
 from meter.lookup import Lookup
@@ -86,7 +88,8 @@ class _Process:
 
     def __init__(self, settings: Settings, stack: AsyncExitStack, traces: Traces) -> None:
         self.settings, self.stack, self.traces = settings, stack, traces
-        self.metrics, self.health = Metrics(), Health()
+        self.registry, self.health = CollectorRegistry(), Health()
+        self.observe: Callable[[str, str, float], None] | None = None
         self.services: list[ReportService | LedgerService] = []
         self.running: list[Running] = []
         self.prepare: list[tuple[Dependency, Callable[[], Awaitable[object]]]] = []
@@ -121,13 +124,19 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         if "relay" in settings.meter_roles:
             _add_relay(process)
         health = process.health
-        server = Server(settings.meter_listen, *process.services, tls=settings.tls, health=health)
+        server = Server(
+            settings.meter_listen,
+            *process.services,
+            tls=settings.tls,
+            health=health,
+            observe=process.observe,
+        )
         await server.start()
         stack.push_async_callback(server.stop)
         if settings.meter_metrics_listen:
             from meter.transport.http import Pages  # noqa: PLC0415 - where it is wanted
 
-            pages = Pages(settings.meter_metrics_listen, process.metrics.registry, health)
+            pages = Pages(settings.meter_metrics_listen, whole(process.registry), health)
             stack.callback(pages.close)
         telling = asyncio.create_task(_tell_health(server, health))
         stack.push_async_callback(_cancel, telling)
@@ -216,7 +225,7 @@ def _add_relay(process: _Process) -> None:
     process.needs_redis(source, Need.ALWAYS, "nothing is relayed")
     publisher = KafkaPublisher(KafkaOptions.of(settings))
     stack.push_async_callback(publisher.close)
-    relay_metrics = RelayMetrics(process.metrics.registry)
+    relay_metrics = RelayMetrics(process.registry)
     steps = crash_points("relay")
     relay = Relay(source, publisher, relay_metrics, steps=steps, traces=process.traces)
     process.running.append(relay)
@@ -231,7 +240,7 @@ def _traces(settings: Settings, stack: AsyncExitStack) -> Traces:
     return SpannedBatches(provider.get_tracer("metergate.meter"))
 
 
-def _add_log(process: _Process) -> LogSource:
+def _add_log(process: _Process, metrics: Metrics) -> LogSource:
     """Where the rollup reads records: Kafka, or the outboxes themselves."""
     settings, stack = process.settings, process.stack
     if not settings.kafka_servers:
@@ -241,7 +250,7 @@ def _add_log(process: _Process) -> LogSource:
         return outbox
     process.needs_kafka("reports are as of when it went away")
     options = KafkaOptions.of(settings)
-    dead = DeadLetters(options, process.metrics.dead_letters.inc)
+    dead = DeadLetters(options, metrics.dead_letters.inc)
     stack.push_async_callback(dead.close)
     log = KafkaLog(options, settings.buckets, dead)
     stack.push_async_callback(log.close)
@@ -250,7 +259,8 @@ def _add_log(process: _Process) -> LogSource:
 
 def _add_rollup(process: _Process) -> None:
     """Records to rollups, and the questions about them."""
-    settings, stack, metrics = process.settings, process.stack, process.metrics
+    settings, stack, metrics = process.settings, process.stack, Metrics(process.registry)
+    process.observe = metrics.call
 
     def clickhouse(role: str) -> ClickHouse:
         client = ClickHouse(settings.clickhouse_url, role)
@@ -267,7 +277,7 @@ def _add_rollup(process: _Process) -> None:
     remote = settings.clickhouse_url.startswith("http")
     if remote:  # what is in this process is there when it is
         process.probes.append((warehouse, clickhouse("probe").ask, ASK_EVERY))
-    source = _add_log(process)
+    source = _add_log(process, metrics)
     options = Options(
         flush_interval=settings.meter_flush_interval_ms / 1000,
         flush_records=settings.meter_flush_records,

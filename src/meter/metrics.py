@@ -1,95 +1,138 @@
-"""Every metric of the meter. Labels are buckets and stages, never customers: cardinality is bounded."""
+"""Every metric of the meter's processes. Labels are buckets and stages, never customers: cardinality is bounded.
+
+docs/metrics.md is made from here and from `enforcer.metrics`.
+"""
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from typing import Final
 
-__all__ = ["Metrics", "RelayMetrics"]
+from grpc import StatusCode
+from prometheus_client import CollectorRegistry
+
+from meter.errors import (
+    FencedError,
+    LogMovedError,
+    LogUnavailableError,
+    MarksUnavailableError,
+    WarehouseUnavailableError,
+)
+from meter.exposition import BUILD, Catalogue, Label, built
+
+__all__ = ["BUCKET", "CODE", "METER", "RELAY", "STAGES", "Metrics", "RelayMetrics"]
 
 STAGES = (
     *("read", "store", "claim", "review", "usage", "ledger", "aggregates", "recompute"),
     *("seats", "denials", "applied", "commit"),
 )
+FAILED: Final = (
+    FencedError,
+    LogMovedError,
+    LogUnavailableError,
+    MarksUnavailableError,
+    WarehouseUnavailableError,
+)
+SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 30)
+
+BUCKET: Final = Label("bucket", "a bucket's number, below `METERGATE_BUCKETS`", 65_536)
+_METHOD = Label("method", "service and method", 32)
+CODE: Final = Label.of("code", "gRPC's name of the status", (code.name for code in StatusCode))
+_STAGE = Label.of("stage", "a part of a flush", STAGES)
+_REASON = Label.of(
+    "reason",
+    "the reason of the error, as logs have it",
+    (error.reason for error in FAILED),
+)
+
+METER: Final = Catalogue("meter", "Processes with the role `rollup`.")
+RPCS = METER.counter("rpcs", "Calls by method and gRPC status.", _METHOD, CODE)
+RPC_SECONDS = METER.histogram(
+    "rpc_seconds", "Time from a call's arrival to its answer.", _METHOD, bounds=SECONDS
+)
+READ = METER.counter("records_read", "Records read from the log.")
+ROLLED = METER.counter("records_rolled", "Records whose effects are in the rollups.")
+REPEATS = METER.counter("record_repeats", "Records that came again and were dropped.")
+REVIEW = METER.counter(
+    "records_for_review",
+    "Records that could not be decoded, or came too late for their generation.",
+)
+DEAD_LETTERS = METER.counter(
+    "dead_letters", "Messages of the topic that were no records and went to the dead letters."
+)
+DAYS_DROPPED = METER.counter(
+    "raw_partitions_dropped", "Days of raw records that were dropped, as a whole each."
+)
+NOT_RECOMPUTED = METER.counter(
+    "windows_not_recomputed",
+    "Corrected windows whose least, greatest, latest and distinct values stay: raw is gone.",
+)
+HELD = METER.gauge("bucket_held", "1 for a bucket that waits at a gap in its sequence.", BUCKET)
+LAG = METER.gauge(
+    "lag_records",
+    "Records in the log that are not rolled up yet: the rollup's lag. Without Kafka the log is the outboxes.",
+)
+FRESH = METER.gauge(
+    "fresh_timestamp_seconds",
+    "Every record that was decided before this time is rolled up: reports are so fresh. 0 until it is known.",
+    of="least",
+)
+FLUSH = METER.histogram("flush_seconds", "Duration of a flush's stages.", _STAGE)
+FAILURES = METER.counter(
+    "rollup_failures",
+    "Flushes that failed and began again from the durable marks, by reason.",
+    _REASON,
+)
+METER_BUILD = METER.gauge("build_info", "1 for the version that runs.", *BUILD)
+
+RELAY: Final = Catalogue("relay", "Processes with the role `relay`: the outboxes to Kafka.")
+RELAYED = RELAY.counter("records", "Records stored in Kafka and trimmed.")
+RELAY_FAILURES = RELAY.counter(
+    "failures", "Rounds that failed; what was not trimmed is sent again."
+)
+BUCKETS = RELAY.gauge("buckets", "Buckets that this relay serves.")
+WAITING = RELAY.gauge(
+    "outbox_records",
+    "Records in all outboxes, not yet trimmed: the relays' lag, as this one sees it.",
+)
+PUBLISHING = RELAY.histogram(
+    "publish_seconds", "From handing records to Kafka until they are stored."
+)
+RELAY_BUILD = RELAY.gauge("build_info", "1 for the version that runs.", *BUILD)
 
 
 class Metrics:
-    """The catalogue, in a registry of its own, so that two meters in one process do not collide."""
+    """What a rollup counts, in a registry of its own unless one is given."""
 
-    def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        self.read = Counter("meter_records_read", "Records read from the log.", registry=registry)
-        self.rolled = Counter(
-            "meter_records_rolled", "Records whose effects are in the rollups.", registry=registry
-        )
-        self.repeats = Counter(
-            "meter_record_repeats", "Records that came again and were dropped.", registry=registry
-        )
-        self.review = Counter(
-            "meter_records_for_review",
-            "Records that could not be decoded, or came too late for their generation.",
-            registry=registry,
-        )
-        self.dead_letters = Counter(
-            "meter_dead_letters",
-            "Messages of the topic that were no records and went to the dead letters.",
-            registry=registry,
-        )
-        self.days_dropped = Counter(
-            "meter_raw_days_dropped", "Days of raw records that were dropped.", registry=registry
-        )
-        self.expired_windows = Counter(
-            "meter_windows_not_recomputed",
-            "Corrected windows whose least, greatest, latest and distinct values stay: raw is gone.",
-            registry=registry,
-        )
-        self.held = Gauge(
-            "meter_bucket_held",
-            "1 for a bucket that waits at a gap in its sequence.",
-            ["bucket"],
-            registry=registry,
-        )
-        self.lag = Gauge(
-            "meter_lag_records", "Records in the log that are not rolled up yet.", registry=registry
-        )
-        self.freshness = Gauge(
-            "meter_freshness_seconds",
-            "Age of the newest moment up to which every record is rolled up.",
-            registry=registry,
-        )
-        self.stage = Histogram(
-            "meter_flush_seconds",
-            "Duration of a flush's stages.",
-            ["stage"],
-            buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
-            registry=registry,
-        )
-        self.failures = Counter(
-            "meter_rollup_failures",
-            "Flushes that failed and began again from the durable marks, by reason.",
-            ["reason"],
-            registry=registry,
-        )
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry = registry or CollectorRegistry()
+        self.read = READ.on(registry)
+        self.rolled = ROLLED.on(registry)
+        self.repeats = REPEATS.on(registry)
+        self.review = REVIEW.on(registry)
+        self.dead_letters = DEAD_LETTERS.on(registry)
+        self.days_dropped = DAYS_DROPPED.on(registry)
+        self.expired_windows = NOT_RECOMPUTED.on(registry)
+        self.held = HELD.on(registry)
+        self.lag = LAG.on(registry)
+        self.fresh = FRESH.on(registry)
+        self.stage = FLUSH.on(registry)
+        self.failures = FAILURES.on(registry)
+        self._rpcs, self._seconds = RPCS.on(registry), RPC_SECONDS.on(registry)
+        built(METER_BUILD.on(registry))
+
+    def call(self, method: str, code: str, seconds: float) -> None:
+        """One finished call."""
+        self._rpcs.labels(method, code).inc()
+        self._seconds.labels(method).observe(seconds)
 
 
 class RelayMetrics:
-    """What a relay shows, in the registry of its process."""
+    """What a relay counts, in the registry of its process."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.relayed = Counter(
-            "relay_records", "Records stored in Kafka and trimmed.", registry=registry
-        )
-        self.failures = Counter(
-            "relay_failures",
-            "Rounds that failed; what was not trimmed is sent again.",
-            registry=registry,
-        )
-        self.buckets = Gauge("relay_buckets", "Buckets that this relay serves.", registry=registry)
-        self.waiting = Gauge(
-            "relay_outbox_records", "Records in all outboxes, not yet trimmed.", registry=registry
-        )
-        self.publishing = Histogram(
-            "relay_publish_seconds",
-            "From handing records to Kafka until they are stored.",
-            buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
-            registry=registry,
-        )
+        self.relayed = RELAYED.on(registry)
+        self.failures = RELAY_FAILURES.on(registry)
+        self.buckets = BUCKETS.on(registry)
+        self.waiting = WAITING.on(registry)
+        self.publishing = PUBLISHING.on(registry)
+        built(RELAY_BUILD.on(registry))

@@ -401,7 +401,7 @@ class Rollup:
             if self._sequencers[bucket].gap is None:
                 self.progress.fresh_ms[bucket] = max(ms, self.progress.fresh_ms.get(bucket, 0))
         if (fresh := self.progress.fresh_until_ms) is not None:
-            self._metrics.freshness.set(max(0.0, time.time() - fresh / 1000))
+            self._metrics.fresh.set(fresh / 1000)
 
     def _hold(self) -> None:
         """Stop reading buckets whose gap has outlasted the look ahead or the patience."""

@@ -158,7 +158,6 @@ class Plan:
                 _environment(
                     self._settings()
                     | self._marks()
-                    | self._metrics()
                     | ({} if worker == 1 else {"METERGATE_AUDIT_INTERVAL_SECONDS": "0"})
                 ),
                 ready,
@@ -166,12 +165,6 @@ class Plan:
             )
             for worker in range(1, self.workers + 1)
         ]
-
-    def _metrics(self) -> dict[str, str]:
-        """Where several workers count, so that each of them can tell what all have counted."""
-        if self.workers == 1:
-            return {}
-        return {"PROMETHEUS_MULTIPROC_DIR": str(self.folder.metrics)}
 
     def _marks(self) -> dict[str, str]:
         """What proves to an enforcer without a meter that a restarted Valkey has all that was rolled up."""
@@ -195,6 +188,8 @@ class Plan:
             "METERGATE_MOST_ENFORCERS": str(self.workers),
             "METERGATE_BUCKETS": BUCKETS,
             "METERGATE_INTERNAL_TOKEN": self.token,
+            # All processes count there, so that /metrics of any enforcer tells of all.
+            "PROMETHEUS_MULTIPROC_DIR": str(self.folder.metrics),
             **({"METERGATE_RATELIMIT_FILE": str(self.ratelimit)} if self.ratelimit else {}),
             **(self.kafka.settings if self.kafka else {}),
         }

@@ -242,12 +242,12 @@ class _Gateway:
         self._terminal.say(f"data folder {self._folder.path}", event="data_folder")
         await supervisor.start(plan.valkey(), within=START_SECONDS)
         key = await self._definitions()
+        shutil.rmtree(self._folder.metrics, ignore_errors=True)
+        self._folder.metrics.mkdir(mode=0o700)
         if plan.kafka is not None:
             await self._topics(plan.kafka)
             await supervisor.start(plan.relay(), within=START_SECONDS)
         await supervisor.start(plan.meter(), within=START_SECONDS)
-        shutil.rmtree(self._folder.metrics, ignore_errors=True)
-        self._folder.metrics.mkdir(mode=0o700)
         await supervisor.start(*plan.enforcers(), within=START_SECONDS)
         if not self._folder.seeded.exists():
             await self._seed(key)

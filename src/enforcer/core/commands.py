@@ -38,6 +38,7 @@ __all__ = [
     "Sent",
     "Settled",
     "SliceStale",
+    "Stock",
     "TooMuch",
     "decided",
     "fingerprint",
@@ -315,3 +316,13 @@ class BucketState:
     generation: int
     last: int
     counters: tuple[Counter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """What lies in a store: records in the outboxes, when the oldest was decided (None: there is none), what is held."""
+
+    outbox: int
+    oldest_ms: int | None
+    leases: int
+    reservations: int

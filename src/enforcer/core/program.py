@@ -51,6 +51,7 @@ __all__ = [
     "Kind",
     "Label",
     "Level",
+    "Model",
     "Program",
     "Reason",
     "Shape",
@@ -96,6 +97,33 @@ class Kind(IntEnum):
     RATE = 7
     WINDOW = 8
     SEATS = 9
+
+
+class Model(IntEnum):
+    """The licence model that a program is counted under: that of what is drawn first, else of what gives.
+
+    NONE: nothing entitles at the moment. Rates beside something that gives are no model of their own.
+    """
+
+    NONE = 0
+    BOOLEAN = 1
+    CONFIG = 2
+    QUOTA = 3
+    PAYG = 4
+    RATE = 5
+    CREDITS = 6
+    TIERED = 7
+    CONCURRENT = 8
+
+
+_MODELS = {
+    Kind.QUOTA: Model.QUOTA,
+    Kind.OVERAGE: Model.QUOTA,
+    Kind.CREDITS: Model.CREDITS,
+    Kind.OVERDRAFT: Model.CREDITS,
+    Kind.PAYG: Model.PAYG,
+    Kind.TIER: Model.TIERED,
+}
 
 
 class Family(IntEnum):
@@ -235,9 +263,29 @@ class Program:
         init=False, compare=False, repr=False
     )
     """For replies: how their limits begin and whether they are tiers, by code, limit and what was drawn."""
+    under: int = field(init=False, compare=False, repr=False)
+    """What its decisions are counted under: account x 256 + `Model`, one number as every check adds to it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", {})
+        object.__setattr__(self, "under", self.account_id << 8 | self.model)
+
+    @property
+    def model(self) -> Model:
+        """See `Model`."""
+        if self.verdict is not Reason.ALLOWED:
+            return Model.NONE
+        supplies = [view for chain in self.chains if chain.supply for view in chain.views]
+        if supplies:
+            return _MODELS[supplies[0].kind]
+        kinds = {view.kind for view in self.views}
+        if Kind.SEATS in kinds:
+            return Model.CONCURRENT
+        if self.config:
+            return Model.CONFIG
+        if Kind.QUOTA in kinds:  # nothing but caps
+            return Model.QUOTA
+        return Model.RATE if kinds else Model.BOOLEAN
 
     @property
     def views(self) -> tuple[View, ...]:

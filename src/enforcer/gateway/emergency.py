@@ -100,6 +100,7 @@ class Emergency:
             granted = min(ask.quantity, left)
         if ask.mode is Mode.CHECK_ONLY:
             reason = Reason.ALLOWED if granted else Reason.EMERGENCY_EXHAUSTED
+            self._observe("check_only")
             return self._decision(program, reason, granted)
         if not granted:
             # Usage that has happened cannot be denied, and what may have run must not be: the client asks again.

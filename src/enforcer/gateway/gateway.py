@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from enforcer.core.commands import Answer
-    from enforcer.core.program import Program, Reason
+    from enforcer.core.program import Program
     from enforcer.gateway.emergency import Emergency
     from enforcer.ports.counters import CounterStore
 
@@ -68,9 +68,10 @@ _ATOMIC_MODES = (Mode.ENFORCE, Mode.CHECK_ONLY, Mode.RECORD_ONLY)
 class Gateway:
     """Every operation takes the caller's tenant and a message, and gives a message or raises a `MetergateError`.
 
-    `observe(mode, reason)` is told of every decision. `secret` signs the tokens of leases and reservations. `emergency`
-    answers checks while the counters are away; without it every feature fails closed. `traced`: calls may be, and their
-    records say so. What is held for a time has its own objects: `reservations`, `allowances`, `leases`.
+    `observe(program, mode, decision)` is told of every decision, `failed(code)` of each check in a batch that failed by
+    itself. `secret` signs the tokens of leases and reservations. `emergency` answers checks while the counters are away;
+    without it every feature fails closed. `traced`: calls may be, and their records say so. What is held for a time has
+    its own objects: `reservations`, `allowances`, `leases`.
     """
 
     def __init__(
@@ -78,16 +79,19 @@ class Gateway:
         counters: CounterStore,
         programs: Programs,
         secret: bytes | Callable[[], bytes],
-        observe: Callable[[Mode, Reason], None] = lambda _mode, _reason: None,
+        observe: Callable[[Program, Mode, Decision], None] = lambda _program, _mode, _decision: (
+            None
+        ),
         emergency: Emergency | None = None,
         *,
+        failed: Callable[[str], None] = lambda _code: None,
         traced: bool = False,
     ) -> None:
         self._counters, self._programs = counters, programs
         self._common = self._common_untraced if traced else programs.skeletons.ask
         """The ask of a check like most, without a detour; None for one that `_asked` has to look at."""
         self._emergency = emergency
-        self._observe = observe
+        self._observe, self._failed = observe, failed
         tokens = Tokens(secret)
         self.reservations = Reservations(counters, self._decide_one, tokens)
         self.allowances = Allowances(counters, self._decide_one, tokens)
@@ -105,7 +109,7 @@ class Gateway:
                 asked = self._asked(tenant, parsed(pb.CheckRequest, message))
                 return check_bytes(*(await self._without_store(asked, error)), asked.quantity)
             if isinstance(answer, Decision):
-                self._observe(ask.mode, answer.reason)
+                self._observe(ask.program, ask.mode, answer)
                 return check_bytes(ask.program, answer, ask.quantity)
             await self._mend(self._asked(tenant, parsed(pb.CheckRequest, message)), answer)
         asked = self._asked(tenant, parsed(pb.CheckRequest, message))
@@ -128,7 +132,7 @@ class Gateway:
             raise error
         ask, version = asked.ask(program), asked.name.version
         decision = await self._emergency.decide(program, ask, version, error)
-        self._observe(asked.mode, decision.reason)
+        self._observe(program, asked.mode, decision)
         return program, decision
 
     async def check_batch(self, tenant: str, message: bytes) -> bytes:
@@ -171,6 +175,9 @@ class Gateway:
         opened = await asyncio.gather(*(self._opened(whole(at), outcomes[at]) for at in away))
         for place, outcome in zip(away, opened, strict=True):
             outcomes[place] = outcome
+        for outcome in outcomes:
+            if isinstance(outcome, MetergateError):
+                self._failed(outcome.code.name)
         return [
             fault_of(outcome) if isinstance(outcome, MetergateError) else check_bytes(*outcome)
             for outcome in outcomes
@@ -234,7 +241,7 @@ class Gateway:
             program = await self._program_of(asked)
             (answer,) = await self._counters.decide((asked.ask(program),))
             if isinstance(answer, Decision):
-                self._observe(asked.mode, answer.reason)
+                self._observe(program, asked.mode, answer)
                 return program, answer
             rounds = rounds or Rounds(asked.name.customer, 5)
             rounds.another(await self._mend(asked, answer))
@@ -268,8 +275,8 @@ class Gateway:
             place = self._not_decided(answers)
             if place is None:
                 decisions = [answer for answer in answers if isinstance(answer, Decision)]
-                for asked, decision in zip(group, decisions, strict=True):
-                    self._observe(asked.mode, decision.reason)
+                for asked, program, decision in zip(group, programs, decisions, strict=True):
+                    self._observe(program, asked.mode, decision)
                 return programs, decisions
             rounds.another(await self._mend(group[place], answers[place]))
 
@@ -305,7 +312,7 @@ class Gateway:
             if isinstance(reply, MetergateError):
                 outcomes[place] = reply
             elif isinstance(answer := reply[0], Decision):
-                self._observe(ask.mode, answer.reason)
+                self._observe(ask.program, ask.mode, answer)
                 outcomes[place] = ask.program, answer, ask.quantity
             else:
                 one = asked[place]

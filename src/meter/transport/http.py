@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from wsgiref.types import StartResponse, WSGIEnvironment
 
-    from prometheus_client import CollectorRegistry
+    from prometheus_client.registry import Collector
 
     from meter.health import Health
 
@@ -45,7 +45,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 class Pages:
     """Serves `/metrics`, `/healthz` and `/readyz` at `listen` (`host:port`). Make it on the event loop."""
 
-    def __init__(self, listen: str, registry: CollectorRegistry, health: Health) -> None:
+    def __init__(self, listen: str, registry: Collector, health: Health) -> None:
         loop, metrics = asyncio.get_running_loop(), make_wsgi_app(registry)
 
         def answer(environ: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:

@@ -16,6 +16,7 @@ from meter.tls import CertificateError, Certificates
 from meter.transport.calls import faults
 from meter.transport.credentials import server_credentials
 from meter.transport.ledger_service import LedgerService
+from meter.transport.observed import Observed
 from meter.v1 import ledger_pb2, ledger_pb2_grpc, report_pb2, report_pb2_grpc
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class Server:
     """Serves at `listen` (`host:port`, or `unix:/path`). Health says SERVING while `ready`. Without `tls`: plain text.
 
     `health` says whether the process has started, before which no call is let through; without it all are.
+
+    `observe(method, code, seconds)` is told of every finished call of `services`.
     """
 
     def __init__(
@@ -74,11 +77,12 @@ class Server:
         *services: ReportService | LedgerService,
         tls: TlsFiles | None = None,
         health: Health | None = None,
+        observe: Callable[[str, str, float], None] | None = None,
     ) -> None:
         self._listen, self._tls = listen, tls
         gate = _Gate(health)
         self._server = grpc.aio.server(
-            interceptors=[gate],
+            interceptors=[*([Observed(observe)] if observe else []), gate],
             options=[
                 ("grpc.max_receive_message_length", MAX_MESSAGE),
                 ("grpc.max_send_message_length", MAX_MESSAGE),

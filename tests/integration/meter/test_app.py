@@ -12,6 +12,7 @@ import urllib.request
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+import grpc.aio
 import pytest
 
 from meter.v1 import ledger_pb2, ledger_pb2_grpc, report_pb2, report_pb2_grpc
@@ -223,11 +224,20 @@ async def test_metrics_are_served_where_the_setting_says(
                 ledger_pb2.CompareRequest(buckets=[counters(0, place.sequence, 5)]),
                 metadata=metadata(),
             )
+            with pytest.raises(grpc.aio.AioRpcError):
+                await ledger_pb2_grpc.LedgerServiceStub(channel).Compare(
+                    ledger_pb2.CompareRequest()
+                )
             text = await asyncio.to_thread(read, f"http://127.0.0.1:{port}/metrics")
     finally:
         meter.end()
     assert "meter_records_rolled_total 2.0" in text
     assert 'meter_flush_seconds_count{stage="usage"} 1.0' in text
+    for code in ("OK", "UNAUTHENTICATED"):
+        call = f'meter_rpcs_total{{code="{code}",method="meter.v1.LedgerService/Compare"}}'
+        assert f"{call} 1.0" in text
+    assert 'meter_rpc_seconds_count{method="meter.v1.LedgerService/Compare"} 2.0' in text
+    assert "grpc.health" not in text
 
 
 @pytest.mark.parametrize(

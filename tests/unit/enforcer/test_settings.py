@@ -1,4 +1,4 @@
-"""Settings that do not go together stop the start, each in a line that names them."""
+"""Settings that cannot be, or do not go together, stop the start, each in a line that names them."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ def test_without_a_journal_features_fail_closed(monkeypatch: pytest.MonkeyPatch)
         ({"TLS_KEY_FILE": "a.key"}, "METERGATE_TLS_CERT_FILE and .*: set both or none"),
         ({"TLS_CLIENT_CA_FILE": "a.pem"}, "CLIENT_CA_FILE: needs METERGATE_TLS_CERT_FILE"),
         ({"METER_TLS_CLIENT_KEY_FILE": "a.key"}, "METER_TLS_CLIENT_KEY_FILE: set both or none"),
+        ({"METRICS_NAMED": '["acme"]'}, "METERGATE_METRICS_NAMED: .*`tenant/account`"),
+        ({"METRICS_ACCOUNTS": "1001"}, "METERGATE_METRICS_ACCOUNTS: "),
         ({"REDIS_URL": "redis+sentinel://a/main"}, "must have the form redis"),
     ],
 )
