@@ -11,6 +11,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from enforcer.errors import MisconfiguredError
 from meter.core.sentinel import watched
+from meter.errors import MeterError
+from meter.settings import secrets_folder
 
 __all__ = ["Settings", "load"]
 
@@ -82,6 +84,7 @@ class Settings(BaseSettings):
     seal_after_days: int = Field(default=0, ge=0, le=36_500)
     """Calendar months (UTC) are sealed so many days after their end: 0 never, else at least 2."""
     log_level: str = "info"
+    """What is logged, from this level on."""
 
     @field_validator("redis_url")
     @classmethod
@@ -156,7 +159,12 @@ def load() -> Settings:
     Raise `MisconfiguredError` whose one-line message names each wrong setting, without its value.
     """
     try:
-        return Settings()  # type: ignore[call-arg]  # required ones come from the environment
+        folder = secrets_folder()
+    except MeterError as error:
+        raise MisconfiguredError(error.message) from error
+    try:
+        # What is required comes from the environment, or from a file.
+        return Settings(_secrets_dir=folder)  # type: ignore[call-arg]
     except ValidationError as error:
         faults = "; ".join(
             ": ".join(

@@ -43,6 +43,7 @@ COMMANDS = {
     "reconcile": "repair.reconcile",
     "gap": "repair.gap_app",
     "kafka": "kafka.app",
+    "config": "config.app",
 }
 """Where each is found. Only the one that is asked for is imported: most need no more than a connection."""
 
