@@ -143,9 +143,9 @@ async def _add_rollup(
     running: list[Running],
 ) -> None:
     """Records to rollups, and the questions about them."""
-    writer = ClickHouse(settings.clickhouse_url, "writer")
+    writer = ClickHouse(settings.clickhouse_url, "writer", settings.clickhouse_cluster)
     stack.push_async_callback(writer.close)
-    reader = ClickHouse(settings.clickhouse_url, "reader")
+    reader = ClickHouse(settings.clickhouse_url, "reader", settings.clickhouse_cluster)
     stack.push_async_callback(reader.close)
     marks = SqlMarks(settings.meter_database_url)
     stack.push_async_callback(marks.close)
@@ -168,7 +168,7 @@ async def _add_rollup(
     questions = ClickHouseReader(reader)
     reports = Reports(questions, rollup.whole.fresh_until, token.encode())
     # An audit reads all of raw: reports do not wait behind it.
-    auditor = ClickHouse(settings.clickhouse_url, "auditor")
+    auditor = ClickHouse(settings.clickhouse_url, "auditor", settings.clickhouse_cluster)
     stack.push_async_callback(auditor.close)
     audited = ClickHouseReader(auditor)
     audit = Audit(rollup.whole, audited, marks, settings.meter_compare_wait_seconds)

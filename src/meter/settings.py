@@ -76,8 +76,8 @@ class Settings(KafkaSettings):
     """`chdb:<folder>` for the engine in this process, or `http(s)://user:password@host:port/database`. Empty: `chdb:` and
     the folder `clickhouse` of `data_dir`."""
     clickhouse_cluster: str = ""
-    """The cluster of that server (`system.clusters`), of one shard with several replicas: tables are made on all of them
-    and replicate. Fixed for the tables' life. Empty: one server."""
+    """What the server calls the cluster that it is in (`system.clusters`), of one shard with several replicas: tables are
+    made on all of them and replicate. Fixed for the tables' life. Empty: one server."""
     meter_database_url: str = ""
     """SQLAlchemy URL of marks and manifests: `sqlite+aiosqlite:///…` or `postgresql+asyncpg://…`. Empty: the file
     `meter.db` of `data_dir`."""
@@ -134,8 +134,10 @@ class Settings(KafkaSettings):
     @field_validator("clickhouse_cluster")
     @classmethod
     def _cluster(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9_.-]*", value):
-            raise ValueError("must be a cluster's name, of letters, digits, dots, - and _")
+        if not re.fullmatch(r"[A-Za-z0-9_.{}-]*", value):
+            raise ValueError(
+                "must be a cluster's name, of letters, digits, dots, - and _, or {macro}"
+            )
         return value
 
     @field_validator("meter_roles", mode="before")

@@ -44,6 +44,9 @@ COMMANDS = {
     "gap": "repair.gap_app",
     "kafka": "kafka.app",
     "config": "config.app",
+    "migrate": "stores.migrate",
+    "key": "stores.key_app",
+    "health": "health.health",
 }
 """Where each is found. Only the one that is asked for is imported: most need no more than a connection."""
 
