@@ -64,7 +64,7 @@ def test_it_is_valid_by_the_specification(compose_spec: Tool, folder: Path) -> N
     assert model["services"].keys() == {*PROCESSES, *COMMANDS, *STORES, *WATCHERS}
     wrong = (folder / "compose.yaml").read_text().replace("stop_grace_period", "stop_grace")
     (folder / "wrong.yaml").write_text(wrong)
-    with pytest.raises(ToolError, match="additional properties 'stop_grace' not allowed"):
+    with pytest.raises(ToolError, match="stop_grace"):
         compose_spec.run("wrong.yaml", cwd=folder)
 
 
@@ -109,9 +109,7 @@ def test_processes_agree_on_what_all_have_to_have_alike(
 def test_no_password_is_in_it_and_what_is_secret_is_read_from_files(folder: Path) -> None:
     text = (folder / "compose.yaml").read_text()
     written = {file.name: file.read_text() for file in (folder / "secrets").iterdir()}
-    assert not re.search(
-        r"PASSWORD: |requirepass|://[^/\s]*:[^/\s]*@", text
-    )
+    assert not re.search(r"PASSWORD: |requirepass|://[^/\s]*:[^/\s]*@", text)
     named = set(re.findall(r"file: \./secrets/(\w+)", text))
     assert named == written.keys()
     # Of each store the same in both places.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+import clickhouse_connect
 import pytest
 
-from meter.adapters.clickhouse import client as client_module
 from meter.adapters.clickhouse import migrate, slices
 from meter.adapters.clickhouse.client import ClickHouse
 from meter.adapters.clickhouse.cluster import SETTINGS, everywhere, on_cluster
 from meter.core.sequence import Range
+from meter.errors import WarehouseUnavailableError
 from meter.ports.marks import Manifest
 
 if TYPE_CHECKING:
@@ -99,10 +100,10 @@ async def test_the_engine_knows_the_settings_that_replicas_need(
         given.append(options.get("settings"))
         raise OSError
 
-    monkeypatch.setattr(client_module.clickhouse_connect, "get_client", connect)
+    monkeypatch.setattr(clickhouse_connect, "get_client", connect)
     for cluster, settings in ((CLUSTER, SETTINGS), ("", {})):
         client = ClickHouse("http://nowhere", "writer", cluster)
-        with pytest.raises(client_module.WarehouseUnavailableError):
+        with pytest.raises(WarehouseUnavailableError):
             await client.rows("SELECT 1")
         await client.close()
         assert given.pop() == settings
