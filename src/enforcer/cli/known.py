@@ -219,7 +219,9 @@ def _shown(default: Any) -> str:
     return str(default)
 
 
-_PASSWORD = re.compile(r"(?<=://)([^/@\s]*:)?[^/@\s:]*(?=@)")
+_LOGIN: Final = re.compile(r"(?<=://).*(?=@)", re.DOTALL)
+"""Up to the last @: a password may have one, though it should be written %40."""
+_PARAMETER: Final = re.compile(r"(pass\w*=)[^&]*", re.IGNORECASE)
 
 
 def redacted(setting: Setting, value: str) -> str:
@@ -228,9 +230,9 @@ def redacted(setting: Setting, value: str) -> str:
         return "***" if value else ""
     if not setting.has_password:
         return value
-    return _PASSWORD.sub(lambda found: _without_password(found[0]), value)
+    return _PARAMETER.sub(r"\1***", _LOGIN.sub(_without_password, value))
 
 
-def _without_password(user: str) -> str:
-    name, colon, _ = user.partition(":")
-    return f"{name}:***" if colon else name
+def _without_password(login: re.Match[str]) -> str:
+    user, colon, _ = login[0].partition(":")
+    return f"{user}:***" if colon else user

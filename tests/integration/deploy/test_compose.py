@@ -68,17 +68,35 @@ def test_it_is_valid_by_the_specification(compose_spec: Tool, folder: Path) -> N
         compose_spec.run("wrong.yaml", cwd=folder)
 
 
-def test_what_it_mounts_is_there(services: dict[str, Any]) -> None:
+def test_what_watches_finds_what_it_watches(services: dict[str, Any]) -> None:
     mounted = [
         volume.split(":")[0]
         for service in services.values()
         for volume in service.get("volumes", [])
         if volume.startswith("./")
     ]
-    assert mounted
+    assert len(mounted) == 3
     if not (DEPLOY / "prometheus").is_dir():
         pytest.skip("deploy/prometheus and deploy/grafana are not here")
     assert [place for place in mounted if not (DEPLOY / place).is_dir()] == []
+    prometheus = YAML(typ="safe").load(DEPLOY / "prometheus" / "prometheus.yml")
+    ports = {"enforcer": 8080, "meter": 9464, "relay": 9464}
+    assert services["rollup"]["networks"]["stores"]["aliases"] == ["meter"]
+    scraped = {
+        name: one["port"]
+        for job in prometheus["scrape_configs"]
+        for one in job.get("dns_sd_configs", [])
+        for name in one["names"]
+    }
+    assert scraped == ports
+    sources = DEPLOY / "grafana" / "provisioning" / "datasources"
+    urls = [
+        one["url"]
+        for file in sources.iterdir()
+        for one in YAML(typ="safe").load(file)["datasources"]
+    ]
+    assert urls == ["http://prometheus:9090"]
+    assert set(services["prometheus"]["networks"]) & set(services["grafana"]["networks"])
 
 
 @pytest.mark.parametrize("name", PROCESSES)

@@ -154,6 +154,9 @@ def test_what_holds_is_shown_without_secrets(
 ) -> None:
     monkeypatch.setenv("METERGATE_REDIS_URL", "redis+sentinel://app:hidden@a:1,b:2/main")
     monkeypatch.setenv("METERGATE_CLICKHOUSE_URL", "http://:hidden@ch:8123/default")
+    monkeypatch.setenv(
+        "METERGATE_METER_DATABASE_URL", "postgresql+asyncpg://m:hid@d/en@db/x?password=hidden&a=b"
+    )
     monkeypatch.setenv("METERGATE_KAFKA_PASSWORD", "hidden")
     assert run("show", "--json") == 0
     said = capsys.readouterr().out
@@ -165,6 +168,10 @@ def test_what_holds_is_shown_without_secrets(
         "environment",
     )
     assert shown["METERGATE_DATABASE_URL"][0] == "postgresql+asyncpg://metergate:***@db/definitions"
+    assert (
+        shown["METERGATE_METER_DATABASE_URL"][0]
+        == "postgresql+asyncpg://m:***@db/x?password=***&a=b"
+    )
     assert shown["METERGATE_CLICKHOUSE_URL"][0] == "http://:***@ch:8123/default"
     assert shown["METERGATE_INTERNAL_TOKEN"] == ("***", "environment")
     assert shown["METERGATE_BUCKETS"] == ("8", "default")
