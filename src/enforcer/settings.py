@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from enforcer.errors import MisconfiguredError
 from meter.core.sentinel import watched
 from meter.errors import MeterError
-from meter.settings import secrets_folder
+from meter.settings import no_json, secrets_folder
 
 __all__ = ["Settings", "load"]
 
@@ -165,6 +165,8 @@ def load() -> Settings:
     try:
         # What is required comes from the environment, or from a file.
         return Settings(_secrets_dir=folder)  # type: ignore[call-arg]
+    except SettingsError as error:
+        raise MisconfiguredError(f"wrong settings: {no_json(error)}") from None
     except ValidationError as error:
         faults = "; ".join(
             ": ".join(

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from meter.core.sentinel import watched
 from meter.errors import MisconfiguredError
 
-__all__ = ["KafkaSettings", "Settings", "load", "load_kafka", "secrets_folder"]
+__all__ = ["KafkaSettings", "Settings", "load", "load_kafka", "no_json", "secrets_folder"]
 
 MIN_TOKEN = 16
 SECRETS_DIR = "METERGATE_SECRETS_DIR"
@@ -261,10 +261,18 @@ def secrets_folder() -> Path | None:
     return Path(named)
 
 
+def no_json(error: SettingsError) -> str:
+    """Which setting is not even JSON, of those that have to be."""
+    found = re.search(r'field "(\w+)"', str(error))
+    return f"METERGATE_{found[1].upper()}: must be JSON" if found else str(error)
+
+
 def _load(kind: type[S]) -> S:
     folder = secrets_folder()
     try:
         return kind(_secrets_dir=folder)  # type: ignore[call-arg]  # of BaseSettings
+    except SettingsError as error:
+        raise MisconfiguredError(f"wrong settings: {no_json(error)}") from None
     except ValidationError as error:
         faults = "; ".join(
             f"METERGATE_{'_'.join(str(part) for part in fault['loc']).upper()}: {fault['msg']}"

@@ -8,9 +8,12 @@ import signal
 import time
 import tomllib
 from pathlib import Path
+from subprocess import TimeoutExpired
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import pytest
+from ruamel.yaml import YAML
 
 from enforcer.client import Client
 from tests.fixtures.image import steps
@@ -27,6 +30,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 TOKEN = "a token of sixteen or more"
 WAIT_SECONDS = 60
+RUNNING = ("rollup", "relay", "enforcer")
+
+pytestmark = pytest.mark.timeout(600)
+"""Half a minute on a machine that has nothing else to do."""
 
 
 def locked(file: str) -> dict[str, set[str]]:
@@ -70,24 +77,6 @@ def test_the_image_says_how_it_is_run() -> None:
     assert not any("ADD" in name for name in by_name)
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    folder = tmp_path / "data"
-    folder.mkdir()
-    folder.chmod(0o777)
-    for place in (tmp_path, *tmp_path.parents[:1]):
-        place.chmod(0o755)
-    return folder
-
-
-@pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[ValkeyProcess]:
-    server = ValkeyProcess(tmp_path / "valkey")
-    server.start()
-    yield server
-    server.kill()
-
-
 def test_what_is_in_it_is_one_wheel_and_its_packages(image: Image) -> None:
     told = json.loads(
         image.run(
@@ -112,76 +101,148 @@ def test_what_is_in_it_is_one_wheel_and_its_packages(image: Image) -> None:
     assert "".join(steps()[-1].value) == "metergate-enforcer" == "".join(image.command)
 
 
-async def test_enforcer_and_meter_run_from_it(
-    image: Image, valkey: ValkeyProcess, clickhouse_url: str, data: Path
-) -> None:
-    ports = [free_port() for _ in range(4)]
-    secrets = {
-        "metergate_internal_token": TOKEN,
-        "metergate_database_url": "sqlite+aiosqlite:////data/definitions.db",
-        "metergate_meter_database_url": "sqlite+aiosqlite:////data/meter.db",
-        "metergate_clickhouse_url": clickhouse_url,
-    }
-    for name, text in secrets.items():
-        (data / name).write_text(text + "\n")
-    settings = {
-        "METERGATE_SECRETS_DIR": "/data",
-        "METERGATE_REDIS_URL": valkey.url,
-        "METERGATE_LISTEN": f"127.0.0.1:{ports[0]}",
-        "METERGATE_HTTP_LISTEN": f"127.0.0.1:{ports[1]}",
-        "METERGATE_METER_LISTEN": f"127.0.0.1:{ports[2]}",
-        "METERGATE_METER_ENDPOINT": f"127.0.0.1:{ports[2]}",
-        "METERGATE_METER_METRICS_LISTEN": f"127.0.0.1:{ports[3]}",
-        "METERGATE_TRANSPORT": "envoy",
-    }
-    where: dict[str, Any] = {"settings": settings, "volumes": {"/data": data}}
-    assert image.run("metergate", "config", "check", **where) == "fine for enforcer and meter\n"
-    assert image.run("metergate", "migrate", **where).count("up to date") == 3
-    key = image.run(
-        "metergate", "key", "create", "demo", "--role", "admin", "--new-tenant", **where
-    )
-    logs = {name: (data / f"{name}.log").open("wb") for name in ("meter", "enforcer")}
-    running = {
-        "meter": image.start("metergate-meter", stderr=logs["meter"], **where),
-        "enforcer": image.start(stderr=logs["enforcer"], **where),
-    }
-    try:
-        await until_healthy(image, where, running)
-        catalog = ROOT / "deploy" / "sample-catalog.yaml"
-        (data / "catalog.yaml").write_bytes(catalog.read_bytes())
-        asking: dict[str, Any] = {
-            "settings": {
-                "METERGATE_ENDPOINT": settings["METERGATE_LISTEN"],
-                "METERGATE_API_KEY": key.strip(),
+class Deployment:
+    """The services of deploy/compose.yaml, from the image, on the stores of the tests.
+
+    Each has the settings and secrets that it has there, but for the addresses, which are this machine's.
+    """
+
+    def __init__(self, image: Image, folder: Path, stores: Mapping[str, str]) -> None:
+        self._image, self._folder, self._stores = image, folder, stores
+        self._services = YAML(typ="safe").load(ROOT / "deploy" / "compose.yaml")["services"]
+        self.ports = {(name, one): free_port() for name in RUNNING for one in image.ports}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def address(self, name: str, port: str) -> str:
+        return f"127.0.0.1:{self.ports[name, port]}"
+
+    def _options(self, name: str) -> dict[str, Any]:
+        service = self._services[name]
+        secrets = self._folder / name
+        secrets.mkdir(exist_ok=True)
+        for secret in service.get("secrets", []):
+            (secrets / secret).write_text(self._stores.get(secret, TOKEN) + "\n")
+        settings = dict(service["environment"])
+        for setting, address in self._image.environment.items():
+            port = address.rpartition(":")[2]
+            if setting.startswith("METERGATE_") and name in RUNNING:
+                settings[setting] = self.address(name, port)
+        for setting, stored in self._stores.items():
+            if setting in settings:
+                settings[setting] = stored
+        if "METERGATE_METER_ENDPOINT" in settings:
+            settings["METERGATE_METER_ENDPOINT"] = self.address("rollup", "7411")
+        return {
+            "settings": settings,
+            "volumes": {
+                settings.get("METERGATE_SECRETS_DIR", "/run/secrets"): secrets,
+                "/data": self._folder,
+                # PostgreSQL's socket file.
+                **({"/postgres": Path(self._stores["socket"])} if "socket" in self._stores else {}),
             },
-            "volumes": {"/data": data},
         }
-        assert "created" in image.run("metergate", "apply", "/data/catalog.yaml", **asking)
-        async with Client(settings["METERGATE_LISTEN"], key.strip()) as client:
-            assert await client.check("acme", "api.calls", 3)
-        used = await asyncio.to_thread(
-            image.run, "metergate", "usage", "--meter", "api.calls", "--json", **asking
+
+    def run(self, name: str, *arguments: str) -> str:
+        """Run a job of the file to its end."""
+        service = self._services[name]
+        command = [*service.get("entrypoint", []), *service.get("command", []), *arguments]
+        return self._image.run(*command, **self._options(name))
+
+    def start(self, name: str) -> None:
+        """Start a service, whose log is beside its secrets."""
+        command = self._services[name].get("command", self._image.command)
+        with (self._folder / f"{name}.log").open("wb") as log:
+            self._processes[name] = self._image.start(*command, stderr=log, **self._options(name))
+
+    async def healthy(self, name: str) -> None:
+        """Wait as an engine does: by the service's health check, within the image."""
+        check = (
+            self._services[name].get("healthcheck", {}).get("test", ["CMD", *self._image.health])
         )
-        assert json.loads(used)["total"] == 3
-    finally:
+        options = self._options(name)
+        give_up = time.monotonic() + WAIT_SECONDS
+        while (
+            await asyncio.to_thread(self._image.run, *check[1:], check=False, **options)
+            != "serving\n"
+        ):
+            assert self._processes[name].poll() is None, self.logs()
+            assert time.monotonic() < give_up, self.logs()
+
+    def end(self) -> dict[str, int]:
+        """Send all of them the image's stop signal; return their statuses. None may take longer than it has there."""
+        for process in self._processes.values():
+            process.send_signal(getattr(signal, self._image.stop_signal))
         begun = time.monotonic()
-        for process in reversed(running.values()):
-            process.send_signal(getattr(signal, image.stop_signal))
-        statuses = {name: process.wait(60) for name, process in running.items()}
-        for log in logs.values():
-            log.close()
-    said = "".join((data / f"{name}.log").read_text() for name in running)
-    assert statuses == {"meter": 0, "enforcer": 0}, said
-    assert time.monotonic() < begun + 40
-    assert '"transport": "envoy"' in said
+        statuses = {}
+        for name, process in self._processes.items():
+            grace = float(self._services[name]["stop_grace_period"].removesuffix("s"))
+            try:
+                statuses[name] = process.wait(max(0.1, begun + grace - time.monotonic()))
+            except TimeoutExpired:
+                process.kill()
+                statuses[name] = process.wait(10)
+        return statuses
+
+    def logs(self) -> str:
+        return "".join((self._folder / f"{name}.log").read_text() for name in self._processes)
 
 
-async def until_healthy(
-    image: Image, where: Mapping[str, Any], running: Mapping[str, subprocess.Popen[bytes]]
+@pytest.fixture
+def stores(
+    tmp_path: Path, kafka_broker: str, postgres_url: str, clickhouse_url: str
+) -> Iterator[dict[str, str]]:
+    """What the secrets of the compose file say, of the stores that are here."""
+    valkey = ValkeyProcess(tmp_path / "valkey")
+    valkey.start()
+    found = {
+        "metergate_redis_url": valkey.url,
+        "metergate_clickhouse_url": clickhouse_url,
+        "METERGATE_KAFKA_SERVERS": kafka_broker,
+        "METERGATE_KAFKA_TOPIC": f"records.{uuid4().hex[:12]}",
+    }
+    database, _, socket = postgres_url.partition("?host=")
+    if socket:
+        found["socket"] = socket
+        Path(socket).chmod(0o755)
+        database += "?host=/postgres"
+    found |= {"metergate_database_url": database, "metergate_meter_database_url": database}
+    yield found
+    valkey.kill()
+
+
+async def test_the_services_of_the_compose_file_run_from_it(
+    image: Image, stores: dict[str, str], tmp_path: Path
 ) -> None:
-    """As an engine asks: by the health check of the image, within it."""
-    give_up = time.monotonic() + WAIT_SECONDS
-    for name, health in (("meter", [*image.health, "meter"]), ("enforcer", [*image.health])):
-        while await asyncio.to_thread(image.run, *health, check=False, **where) != "serving\n":
-            assert running[name].poll() is None, name
-            assert time.monotonic() < give_up, name
+    for place in (tmp_path, *tmp_path.parents[:1]):
+        place.chmod(0o755)
+    deployment = Deployment(image, tmp_path, stores)
+    assert deployment.run("topics").count("created") == 3
+    assert deployment.run("migrate").count("up to date") == 3
+    key = deployment.run("key", "demo", "--new-tenant", "--role", "admin").strip()
+    try:
+        for name in RUNNING:
+            deployment.start(name)
+        for name in RUNNING:
+            await deployment.healthy(name)
+        endpoint = deployment.address("enforcer", "50051")
+        catalog = ROOT / "deploy" / "sample-catalog.yaml"
+        (tmp_path / "catalog.yaml").write_bytes(catalog.read_bytes())
+        asking: dict[str, Any] = {
+            "settings": {"METERGATE_ENDPOINT": endpoint, "METERGATE_API_KEY": key},
+            "volumes": {"/data": tmp_path},
+        }
+        applied = await asyncio.to_thread(image.run, "metergate", "apply", "/data/catalog.yaml", **asking)  # fmt: skip
+        assert "created" in applied
+        async with Client(endpoint, key) as client:
+            assert await client.check("acme", "api.calls", 3)
+        # By the relay, through Kafka and the rollup, into ClickHouse.
+        command = ("metergate", "usage", "--meter", "api.calls", "--wait", "30", "--json")
+        used = await asyncio.to_thread(image.run, *command, **asking)
+        assert json.loads(used)["total"] == 3, deployment.logs()
+    finally:
+        statuses = await asyncio.to_thread(deployment.end)
+    said = deployment.logs()
+    assert statuses == dict.fromkeys(RUNNING, 0), said
+    assert '"transport": "envoy"' in said
+    assert "fail closed" not in said
+    assert '"level": "error"' not in said

@@ -26,7 +26,7 @@ from enforcer.cli.reference import reference
 from enforcer.errors import CatalogInvalidError
 from enforcer.settings import Settings as EnforcerSettings
 from meter.errors import MisconfiguredError
-from meter.settings import KafkaSettings, secrets_folder
+from meter.settings import KafkaSettings, no_json, secrets_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -185,7 +185,8 @@ def _build(kind: type[BaseSettings]) -> tuple[BaseSettings | None, list[tuple[st
     try:
         return kind(_secrets_dir=secrets_folder()), []
     except SettingsError as error:
-        return None, [("", str(error))]
+        name, _, message = no_json(error).rpartition(": ")
+        return None, [(name, message)]
     except ValidationError as error:
         return None, [
             (

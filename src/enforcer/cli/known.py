@@ -110,14 +110,14 @@ def of_process(process: str) -> tuple[Setting, ...]:
             _form(field.annotation),
             _allowed(field, complaints.get(name, "")),
             None if field.is_required() else _shown(field.default),
-            meanings[name],
+            meanings.get(name, ""),
         )
         for name, field in kind.model_fields.items()
     )
 
 
 def _meanings(kind: type[BaseSettings]) -> dict[str, str]:
-    """The text under each field. Raise `KeyError` in the caller for a field without: it has to have one."""
+    """The text under each field."""
     found: dict[str, str] = {}
     for owner in reversed(kind.__mro__):
         if not issubclass(owner, kind.__mro__[-2]) or owner.__module__.startswith("pydantic"):
@@ -160,7 +160,7 @@ def _form(annotation: Any) -> str:
         return _form(next(part for part in get_args(annotation) if part is not type(None)))
     if get_origin(annotation) is frozenset:
         return "list"
-    forms = {
+    forms: dict[Any, str] = {
         str: "text",
         int: "whole number",
         float: "number",
@@ -169,7 +169,7 @@ def _form(annotation: Any) -> str:
         SecretStr: "secret",
         timedelta: "time",
     }
-    return forms[annotation]
+    return forms.get(annotation, "text")
 
 
 def _allowed(field: FieldInfo, complaint: str) -> str:

@@ -49,6 +49,11 @@ def test_the_reference_is_what_the_classes_have() -> None:
     )
 
 
+def test_every_setting_says_what_it_means() -> None:
+    assert [one.name for one in known.known() if not one.meaning] == []
+    assert len(known.known()) > 50
+
+
 def test_every_variable_that_the_source_names_is_in_the_reference() -> None:
     listed = {one.name for one in known.known()} | known.OTHERS.keys()
     named = {
