@@ -14,7 +14,7 @@ WORKERS     ?= 2
 SERVERS     ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up kafka test test-fast matrix guards fuzz audit loadtest lint format proto pages lock clean
+.PHONY: help setup up kafka tools test test-fast matrix guards fuzz audit loadtest lint format proto pages lock clean
 
 help: ## List the commands
 	@echo "Metergate: make COMMAND [ARGS='...']"
@@ -67,6 +67,16 @@ kafka: ## Fetch Apache Kafka for the tests (needs Maven, and Java 17 to run it)
 	mvn --quiet --batch-mode -f deploy/kafka/pom.xml dependency:copy-dependencies \
 	    -DoutputDirectory="$$jars"; \
 	cp deploy/kafka/pom.xml "$$jars/pom.xml"
+
+# Likewise. The sums of all sources are in go.sum.
+tools: ## Build Helm and the reader of compose files for the tests (needs Go)
+	@set -eu; bin="$${XDG_CACHE_HOME:-$$HOME/.cache}/metergate/tools"; \
+	if cmp -s deploy/tools/go.sum "$$bin/go.sum"; then exit 0; fi; \
+	command -v go >/dev/null || { echo "make tools: needs Go (go) on the PATH." >&2; exit 1; }; \
+	echo "tools: building Helm, which takes a few minutes, into $$bin"; mkdir -p "$$bin"; \
+	(cd deploy/tools && export GOTOOLCHAIN=auto && go build -o "$$bin/helm" helm.sh/helm/v3/cmd/helm \
+	    && go build -o "$$bin/compose-spec" github.com/compose-spec/compose-go/v2/cmd); \
+	cp deploy/tools/go.sum "$$bin/go.sum"
 
 # The second run's summary closes the output. Exit status 5 there: no such tests (yet).
 test: $(STAMP) ## Run every test

@@ -3,9 +3,10 @@
 constraints.txt pins every distribution by name and version, for `pip install -c`. It is also the
 input: a pin stays as it is until somebody changes or deletes its line (`UPGRADE=1` ignores all).
 requirements.lock adds the SHA-256 of every file that the configured index offers for that version,
-for `pip install --require-hashes`, so one lock serves all platforms and Python versions.
+for `pip install --require-hashes`, so one lock serves all platforms and Python versions. image.lock and
+build.lock, in deploy/, are the parts of it that are in the production image, and that build its wheel.
 
-Both are resolved on the oldest supported Python, where the set is largest (backports), and carry no
+They are resolved on the oldest supported Python, where the set is largest (backports), and carry no
 addresses: pip's own configuration says where packages come from. Uses pip's internals to read the
 hashes, hence the check of pip's version.
 """
@@ -25,6 +26,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
 LOCK = ROOT / "requirements.lock"
+IMAGE = ROOT / "deploy" / "image.lock"
+BUILD = ROOT / "deploy" / "build.lock"
+IMAGE_EXTRAS = ("envoy",)
 OLDEST = (3, 11)
 PIP_SERIES = "26."
 
@@ -36,18 +40,44 @@ CONSTRAINTS_HEADER = """\
 LOCK_HEADER = """\
 # constraints.txt with the SHA-256 of every file of each version. Written by `make lock`.
 """
+IMAGE_HEADER = """\
+# What the production image installs: the part of requirements.lock without extras but {extras}. Written by `make lock`.
+"""
+BUILD_HEADER = """\
+# What builds the wheel: a part of requirements.lock. Written by `make lock`.
+"""
+
+
+def document() -> dict[str, Any]:
+    """Return pyproject.toml."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def wanted() -> list[str]:
     """Return the requirements of the project with every extra, and of its build."""
-    document = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    project = document["project"]
-    extras = project["optional-dependencies"].values()
+    extras = document()["project"]["optional-dependencies"].values()
     return [
-        *document["build-system"]["requires"],
-        *project["dependencies"],
+        *document()["build-system"]["requires"],
+        *document()["project"]["dependencies"],
         *(requirement for extra in extras for requirement in extra),
     ]
+
+
+def of_image() -> list[str]:
+    """Return the requirements of what runs in production."""
+    project = document()["project"]
+    extras = (project["optional-dependencies"][name] for name in IMAGE_EXTRAS)
+    return [*project["dependencies"], *(one for extra in extras for one in extra)]
+
+
+def locked(pins: dict[str, str], digests: dict[str, list[str]]) -> str:
+    """Return the lines of a lock."""
+    return "".join(
+        f"{name}=={version} \\\n"
+        + " \\\n".join(f"    --hash=sha256:{digest}" for digest in digests[name])
+        + "\n"
+        for name, version in pins.items()
+    )
 
 
 def resolve(requirements: list[str], constraints: Path | None) -> dict[str, str]:
@@ -140,8 +170,9 @@ def main() -> int:
     present = CONSTRAINTS if CONSTRAINTS.exists() and not options.upgrade else None
     pins = resolve(wanted(), present)
     with ThreadPoolExecutor(8) as pool:
-        digests = list(pool.map(lambda pin: hashes(*pin), pins.items()))
-    bare = [name for name, found in zip(pins, digests, strict=True) if not found]
+        found = pool.map(lambda pin: hashes(*pin), pins.items())
+    digests = dict(zip(pins, found, strict=True))
+    bare = [name for name, of_name in digests.items() if not of_name]
     if bare:
         sys.stderr.write(f"lock: the index offers no hashes for {', '.join(bare)}\n")
         return 1
@@ -149,14 +180,11 @@ def main() -> int:
     CONSTRAINTS.write_text(
         CONSTRAINTS_HEADER + "".join(f"{name}=={version}\n" for name, version in pins.items())
     )
-    LOCK.write_text(
-        LOCK_HEADER
-        + "".join(
-            f"{name}=={version} \\\n"
-            + " \\\n".join(f"    --hash=sha256:{digest}" for digest in found)
-            + "\n"
-            for (name, version), found in zip(pins.items(), digests, strict=True)
-        )
+    LOCK.write_text(LOCK_HEADER + locked(pins, digests))
+    header = IMAGE_HEADER.format(extras=" and ".join(IMAGE_EXTRAS))
+    IMAGE.write_text(header + locked(resolve(of_image(), CONSTRAINTS), digests))
+    BUILD.write_text(
+        BUILD_HEADER + locked(resolve(document()["build-system"]["requires"], CONSTRAINTS), digests)
     )
     return 0
 

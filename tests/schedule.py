@@ -23,6 +23,7 @@ ORDER: Final[Sequence[Sequence[str]]] = (
         "chaos/test_crash_points.py",
         "chaos/test_fail_open_kafka.py",
         "contract/journal/test_journal.py",
+        "e2e/test_image.py",
         "e2e/test_kafka.py",
         "integration/enforcer/test_fail_open_kafka.py",
         "integration/meter/test_kafka.py",

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from enforcer.errors import MisconfiguredError
 from meter.core.redact import shown
 from meter.core.sentinel import watched
+from meter.errors import MeterError
+from meter.settings import no_json, secrets_folder
 from meter.tls import TlsFiles
 
 __all__ = ["Settings", "load"]
@@ -246,7 +248,14 @@ def load() -> Settings:
     Raise `MisconfiguredError` whose one-line message names each wrong setting, without its value.
     """
     try:
-        return Settings()  # type: ignore[call-arg]  # required ones come from the environment
+        folder = secrets_folder()
+    except MeterError as error:
+        raise MisconfiguredError(error.message) from error
+    try:
+        # What is required comes from the environment, or from a file.
+        return Settings(_secrets_dir=folder)  # type: ignore[call-arg]
+    except SettingsError as error:
+        raise MisconfiguredError(f"wrong settings: {no_json(error)}") from None
     except ValidationError as error:
         faults = "; ".join(
             ": ".join(

@@ -263,7 +263,7 @@ def _add_rollup(process: _Process) -> None:
     process.observe = metrics.call
 
     def clickhouse(role: str) -> ClickHouse:
-        client = ClickHouse(settings.clickhouse_url, role)
+        client = ClickHouse(settings.clickhouse_url, role, settings.clickhouse_cluster)
         stack.push_async_callback(client.close)
         return client
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from meter.core.redact import shown
 from meter.core.sentinel import watched
 from meter.errors import MisconfiguredError
 from meter.tls import TlsFiles
 
-__all__ = ["KafkaSettings", "Settings", "load", "load_kafka"]
+__all__ = ["KafkaSettings", "Settings", "load", "load_kafka", "no_json", "secrets_folder"]
 
 MIN_TOKEN = 16
+SECRETS_DIR = "METERGATE_SECRETS_DIR"
 
 
 class KafkaSettings(BaseSettings):
@@ -41,7 +44,9 @@ class KafkaSettings(BaseSettings):
     kafka_mechanism: str = "SCRAM-SHA-512"
     """PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512."""
     kafka_username: str = ""
+    """Of SASL."""
     kafka_password: SecretStr = SecretStr("")
+    """Of SASL."""
 
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
         """What `repr` and `str` show: no password."""
@@ -74,9 +79,14 @@ class Settings(KafkaSettings):
     meter_buckets: str = ""
     """Which buckets this process rolls up, such as `0-3,6`; empty: all. For several rollup processes without Kafka."""
     clickhouse_url: str = Field(default="", repr=False)
-    """`chdb:<folder>` for the engine in this process, or `http(s)://user:password@host:port/database`."""
+    """`chdb:<folder>` for the engine in this process, or `http(s)://user:password@host:port/database`. Empty: `chdb:` and
+    the folder `clickhouse` of `data_dir`."""
+    clickhouse_cluster: str = ""
+    """What the server calls the cluster that it is in (`system.clusters`), of one shard with several replicas: tables are
+    made on all of them and replicate. Fixed for the tables' life. Empty: one server."""
     meter_database_url: str = Field(default="", repr=False)
-    """SQLAlchemy URL of marks and manifests: `sqlite+aiosqlite:///…` or `postgresql+asyncpg://…`."""
+    """SQLAlchemy URL of marks and manifests: `sqlite+aiosqlite:///…` or `postgresql+asyncpg://…`. Empty: the file
+    `meter.db` of `data_dir`."""
     meter_listen: str = "127.0.0.1:7411"
     """Where the internal services listen: `host:port` or `unix:/path`."""
     meter_tls_cert_file: Path | None = None
@@ -88,8 +98,9 @@ class Settings(KafkaSettings):
     """PEM file of authorities: only clients with a certificate of theirs are served."""
     internal_token: SecretStr
     """Shared by enforcer and meter, at least 16 characters."""
-    meter_roles: frozenset[str] = frozenset({"rollup"})
-    """What this process does, as a JSON list: `rollup` (and reports), `relay` (outboxes to Kafka), or both."""
+    meter_roles: Annotated[frozenset[str], NoDecode] = frozenset({"rollup"})
+    """What this process does: `rollup` (and reports), `relay` (outboxes to Kafka), or both: `rollup,relay`, or the same as
+    a JSON list."""
     meter_flush_interval_ms: int = Field(default=200, ge=1, le=60_000)
     """The rollup gathers records for this long before it writes them."""
     meter_flush_records: int = Field(default=100_000, ge=1, le=1_000_000)
@@ -127,14 +138,42 @@ class Settings(KafkaSettings):
     @classmethod
     def _clickhouse(cls, value: str) -> str:
         if value and not value.startswith(("chdb:", "http://", "https://")):
-            raise ValueError("must be chdb:<folder> or http(s)://host:port/database")
+            raise ValueError("must be chdb:FOLDER or http(s)://host:port/database")
         return value
+
+    @field_validator("meter_database_url")
+    @classmethod
+    def _database(cls, value: str) -> str:
+        if value and not value.startswith(("sqlite+aiosqlite:///", "postgresql+asyncpg://")):
+            raise ValueError("must begin with sqlite+aiosqlite:/// or postgresql+asyncpg://")
+        return value
+
+    @field_validator("clickhouse_cluster")
+    @classmethod
+    def _cluster(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_.{}-]*", value):
+            raise ValueError(
+                "must be a cluster's name, of letters, digits, dots, - and _, or {macro}"
+            )
+        return value
+
+    @field_validator("meter_roles", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if not value.lstrip().startswith("["):
+            return frozenset(part.strip() for part in value.split(","))
+        try:
+            return frozenset(json.loads(value))
+        except (TypeError, ValueError):
+            return frozenset()
 
     @field_validator("meter_roles")
     @classmethod
     def _roles(cls, value: frozenset[str]) -> frozenset[str]:
         if not value or not value <= {"rollup", "relay"}:
-            raise ValueError('must be a JSON list of "rollup" and "relay"')
+            raise ValueError("must be rollup, relay, or both with a comma between")
         return value
 
     @field_validator("internal_token")
@@ -220,6 +259,14 @@ class Settings(KafkaSettings):
         return self
 
     @model_validator(mode="after")
+    def _check_cluster(self) -> Self:
+        if self.clickhouse_cluster and not self.clickhouse_url.startswith("http"):
+            raise ValueError(
+                "METERGATE_CLICKHOUSE_CLUSTER: needs a METERGATE_CLICKHOUSE_URL over HTTP"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _derive(self) -> Self:
         derived = {
             "clickhouse_url": f"chdb:{self.data_dir / 'clickhouse'}",
@@ -247,9 +294,31 @@ def load_kafka() -> KafkaSettings:
     return _load(KafkaSettings)
 
 
+def secrets_folder() -> Path | None:
+    """Where the files of settings are that are not to be in the environment; None without METERGATE_SECRETS_DIR.
+
+    Raise `MisconfiguredError` when it names no folder.
+    """
+    named = os.environ.get(SECRETS_DIR)
+    if not named:
+        return None
+    if not Path(named).is_dir():
+        raise MisconfiguredError(f"{SECRETS_DIR}: there is no such folder, or it cannot be read")
+    return Path(named)
+
+
+def no_json(error: SettingsError) -> str:
+    """Which setting is not even JSON, of those that have to be."""
+    found = re.search(r'field "(\w+)"', str(error))
+    return f"METERGATE_{found[1].upper()}: must be JSON" if found else str(error)
+
+
 def _load(kind: type[S]) -> S:
+    folder = secrets_folder()
     try:
-        return kind()
+        return kind(_secrets_dir=folder)  # type: ignore[call-arg]  # of BaseSettings
+    except SettingsError as error:
+        raise MisconfiguredError(f"wrong settings: {no_json(error)}") from None
     except ValidationError as error:
         faults = "; ".join(
             f"METERGATE_{'_'.join(str(part) for part in fault['loc']).upper()}: {fault['msg']}"

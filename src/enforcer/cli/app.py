@@ -46,6 +46,10 @@ COMMANDS = {
     "log-level": "loglevel.log_level",
     "backup": "backup.backup",
     "restore": "backup.restore",
+    "config": "config.app",
+    "migrate": "stores.migrate",
+    "key": "stores.key_app",
+    "health": "health.health",
 }
 """Where each is found. Only the one that is asked for is imported: most need no more than a connection."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from meter.errors import MisconfiguredError
-from meter.settings import Settings, load
+from meter.settings import KafkaSettings, Settings, _load, load
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +59,22 @@ def test_a_wrong_setting_is_named_in_one_line(
     assert f"METERGATE_{name}" in caught.value.message
     assert "\n" not in caught.value.message
     assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize("value", ["relay,rollup", "rollup, relay", '["relay", "rollup"]'])
+def test_roles_are_a_list_of_words_or_json(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("METERGATE_METER_ROLES", value)
+    monkeypatch.setenv("METERGATE_KAFKA_SERVERS", "localhost:9092")
+    assert load().meter_roles == {"relay", "rollup"}
+
+
+def test_what_has_to_be_json_and_is_not_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class More(KafkaSettings):
+        names: frozenset[str] = frozenset()
+
+    monkeypatch.setenv("METERGATE_NAMES", "secret")
+    with pytest.raises(MisconfiguredError, match=r"^wrong settings: METERGATE_NAMES: must be JSON$"):
+        _load(More)
 
 
 def test_a_missing_token_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

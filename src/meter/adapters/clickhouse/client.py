@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import clickhouse_connect
 from clickhouse_connect.driver.exceptions import Error as ClickHouseError
 
+from meter.adapters.clickhouse.cluster import SETTINGS
 from meter.errors import WarehouseUnavailableError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ _REFUSALS: Final = (81, 192, 193, 194, 497, 516)
 T = TypeVar("T")
 
 
-def _connect(url: str, role: str) -> Client:
+def _connect(url: str, role: str, cluster: str) -> Client:
     if url.startswith(CHDB):
         folder = Path(url.removeprefix(CHDB))
         folder.mkdir(parents=True, exist_ok=True)
@@ -45,17 +46,21 @@ def _connect(url: str, role: str) -> Client:
         return clickhouse_connect.get_client(
             interface="chdb", path=str(folder), settings=dict(settings)
         )
-    return clickhouse_connect.get_client(dsn=url, autogenerate_session_id=False)
+    return clickhouse_connect.get_client(
+        dsn=url, autogenerate_session_id=False, settings=dict(SETTINGS) if cluster else {}
+    )
 
 
 class ClickHouse:
     """Runs statements one after another. Every failure is a `WarehouseUnavailableError`.
 
-    A call that is cancelled still runs to its end; the next one waits for it.
+    A call that is cancelled still runs to its end; the next one waits for it. `cluster` names the replicas that the server
+    at `url` is one of; empty: it is alone.
     """
 
-    def __init__(self, url: str, role: str) -> None:
+    def __init__(self, url: str, role: str, cluster: str = "") -> None:
         self._url, self._role = url, role
+        self.cluster = cluster
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"clickhouse-{role}")
         self._client: Client | None = None
 
@@ -107,7 +112,7 @@ class ClickHouse:
     async def _run(self, work: Callable[[Client], T]) -> T:
         def run() -> T:
             if self._client is None:
-                self._client = _connect(self._url, self._role)
+                self._client = _connect(self._url, self._role, self.cluster)
             return work(self._client)
 
         try:

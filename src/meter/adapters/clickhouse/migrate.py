@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from meter.adapters.clickhouse.cluster import on_cluster
 from meter.errors import MisconfiguredError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ async def migrate(clickhouse: ClickHouse) -> int:
     Each file is one statement that may run again: a crash before it is noted repeats it.
     Raise `MisconfiguredError` when a newer version has migrated the database to what this one cannot work on.
     """
-    await clickhouse.command(_APPLIED)
+    await clickhouse.command(on_cluster(_APPLIED, clickhouse.cluster))
     applied = {row[0] for row in await clickhouse.rows("SELECT number FROM migrations")}
     known = _migrations()
     if unknown := applied - known.keys():
@@ -57,7 +58,7 @@ async def migrate(clickhouse: ClickHouse) -> int:
     todo = [number for number in known if number not in applied]
     for number in todo:
         name, sql = known[number]
-        await clickhouse.command(sql)
+        await clickhouse.command(on_cluster(sql, clickhouse.cluster))
         # The name is that of our own file.
         note = f"INSERT INTO migrations (number, name) VALUES ({number}, '{name}')"  # noqa: S608
         if number >= _NEEDS_SINCE:

@@ -14,7 +14,7 @@ and another may run its manifest meanwhile:
   next token is tried only when no INSERT of the manifest runs any more: one that runs may be the one that
   noted the token, with its rows still to come. One that arrives later has a token that is noted.
 
-`system.processes` is the server's own: the writers of a deployment use one server, or one replica of it.
+`system.processes` is the server's own: the writers of a deployment use one server, or replicas that `cluster` names.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from meter.adapters.clickhouse.cluster import everywhere
 from meter.core.records import RecordType
 from meter.errors import WarehouseUnavailableError
 
@@ -141,9 +142,10 @@ async def _there(writer: ClickHouse, seek: str, manifest: Manifest) -> bool:
 
 
 async def _until_ended(writer: ClickHouse, manifest: Manifest) -> None:
-    """Wait until the server runs no insert of this manifest, whoever sent it."""
+    """Wait until no server runs an insert of this manifest, whoever sent it."""
+    processes = everywhere("system.processes", writer.cluster)
     # The token is of our own making. In this process's own engine statements have other names, and run one by one.
-    running = f"SELECT count() FROM system.processes WHERE startsWith(query_id, '{manifest.token}')"  # noqa: S608
+    running = f"SELECT count() FROM {processes} WHERE startsWith(query_id, '{manifest.token}')"  # noqa: S608
     give_up = time.monotonic() + PATIENCE
     while (await writer.rows(running))[0][0]:
         if time.monotonic() > give_up:
