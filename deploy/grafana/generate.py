@@ -311,6 +311,12 @@ GATEWAY = Dashboard(
                     "ops",
                 ),
                 Panel(
+                    "Tenants over their share",
+                    "Calls that were not taken, by which share was used up.",
+                    one(summed("enforcer_tenant_refusals_total", "limit"), "{{limit}}"),
+                    "reqps",
+                ),
+                Panel(
                     "Descriptors of Envoys",
                     "By what became of them.",
                     one(summed("enforcer_ratelimit_descriptors_total", "outcome"), "{{outcome}}"),

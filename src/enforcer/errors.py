@@ -27,8 +27,9 @@ A refused check is none of these: it is data (`CheckResponse.allowed`).
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import ClassVar
+
+from meter.errors import Code
 
 __all__ = [
     "DOMAIN",
@@ -61,28 +62,13 @@ DOMAIN = "metergate"
 """The domain of every `google.rpc.ErrorInfo`."""
 
 
-class Code(IntEnum):
-    """google.rpc.Code."""
-
-    INVALID_ARGUMENT = 3
-    NOT_FOUND = 5
-    PERMISSION_DENIED = 7
-    RESOURCE_EXHAUSTED = 8
-    FAILED_PRECONDITION = 9
-    OUT_OF_RANGE = 11
-    UNIMPLEMENTED = 12
-    INTERNAL = 13
-    UNAVAILABLE = 14
-    DATA_LOSS = 15
-    UNAUTHENTICATED = 16
-
-
 _HTTP = {
     Code.INVALID_ARGUMENT: 400,
     Code.NOT_FOUND: 404,
     Code.PERMISSION_DENIED: 403,
     Code.RESOURCE_EXHAUSTED: 429,
     Code.FAILED_PRECONDITION: 409,
+    Code.ABORTED: 409,
     Code.OUT_OF_RANGE: 400,
     Code.UNIMPLEMENTED: 501,
     Code.INTERNAL: 500,

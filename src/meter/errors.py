@@ -21,12 +21,12 @@ MeterError
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import ClassVar
-
-import grpc
 
 __all__ = [
     "DOMAIN",
+    "Code",
     "FencedError",
     "GapUnknownError",
     "InvalidRequestError",
@@ -50,6 +50,23 @@ DOMAIN = "metergate"
 """The domain of every `google.rpc.ErrorInfo`."""
 
 
+class Code(IntEnum):
+    """google.rpc.Code."""
+
+    INVALID_ARGUMENT = 3
+    NOT_FOUND = 5
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
 class MeterError(Exception):
     """The root.
 
@@ -58,7 +75,7 @@ class MeterError(Exception):
     """
 
     reason: ClassVar[str] = "INTERNAL"
-    code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
+    code: ClassVar[Code] = Code.INTERNAL
     http: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
 
@@ -71,7 +88,7 @@ class MeterError(Exception):
 class InvalidRequestError(MeterError):
     """The request is malformed. Each kind of fault has a reason of its own, given by the raiser."""
 
-    code = grpc.StatusCode.INVALID_ARGUMENT
+    code = Code.INVALID_ARGUMENT
     http = 400
 
     def __init__(self, reason: str, message: str, **metadata: str) -> None:
@@ -83,7 +100,7 @@ class NotFoundError(MeterError):
     """The place has no record, or none of this tenant's."""
 
     reason = "RECORD_NOT_FOUND"
-    code = grpc.StatusCode.NOT_FOUND
+    code = Code.NOT_FOUND
     http = 404
 
 
@@ -91,7 +108,7 @@ class UnauthenticatedError(MeterError):
     """The internal token is missing or wrong, or the tenant is not named."""
 
     reason = "INTERNAL_TOKEN_INVALID"
-    code = grpc.StatusCode.UNAUTHENTICATED
+    code = Code.UNAUTHENTICATED
     http = 401
 
 
@@ -99,7 +116,7 @@ class UnimplementedError(MeterError):
     """The call is part of the contract, but another service answers it."""
 
     reason = "UNIMPLEMENTED"
-    code = grpc.StatusCode.UNIMPLEMENTED
+    code = Code.UNIMPLEMENTED
     http = 501
 
 
@@ -107,7 +124,7 @@ class ReportOverflowError(MeterError):
     """A sum is beyond 2^63 - 1: ask for smaller windows or fewer customers."""
 
     reason = "SUM_OUT_OF_RANGE"
-    code = grpc.StatusCode.OUT_OF_RANGE
+    code = Code.OUT_OF_RANGE
     http = 400
 
 
@@ -115,7 +132,7 @@ class RawExpiredError(MeterError):
     """What is asked for needs raw records that were dropped when they had been kept long enough."""
 
     reason = "RAW_EXPIRED"
-    code = grpc.StatusCode.FAILED_PRECONDITION
+    code = Code.FAILED_PRECONDITION
     http = 409
 
 
@@ -126,7 +143,7 @@ class UnavailableError(MeterError):
     """
 
     reason = "UNAVAILABLE"
-    code = grpc.StatusCode.UNAVAILABLE
+    code = Code.UNAVAILABLE
     http = 503
     retryable = True
 
@@ -170,7 +187,7 @@ class GapUnknownError(MeterError):
     """The bucket is not held at the gap that is to be accepted."""
 
     reason = "GAP_UNKNOWN"
-    code = grpc.StatusCode.FAILED_PRECONDITION
+    code = Code.FAILED_PRECONDITION
     http = 409
 
 
@@ -184,7 +201,7 @@ class FencedError(MeterError):
     """Another process rolls up these buckets. This one starts again from the durable marks."""
 
     reason = "FENCED"
-    code = grpc.StatusCode.ABORTED
+    code = Code.ABORTED
     http = 409
     retryable = True
 
@@ -193,4 +210,4 @@ class MisconfiguredError(MeterError):
     """A setting is wrong. The message names it and what is allowed."""
 
     reason = "MISCONFIGURED"
-    code = grpc.StatusCode.FAILED_PRECONDITION
+    code = Code.FAILED_PRECONDITION

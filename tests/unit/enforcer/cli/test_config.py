@@ -64,7 +64,7 @@ def test_every_variable_that_the_source_names_is_in_the_reference() -> None:
         for name in re.findall(r"METERGATE_[A-Z_]*[A-Z]", text.value)
     }
     assert len(named) > 30
-    assert named <= listed | {"METERGATE_METER", "METERGATE_KAFKA"}
+    assert named <= listed | {"METERGATE_METER", "METERGATE_KAFKA", "METERGATE_METER_TLS"}
 
 
 def test_settings_that_work_out_are_fine(capsys: pytest.CaptureFixture[str]) -> None:

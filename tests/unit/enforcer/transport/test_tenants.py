@@ -35,6 +35,14 @@ class _Definitions:
         return Caller(TENANTS[key], key, "check") if key in TENANTS else None
 
 
+class Bare(Call):
+    """Without metadata."""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return {}
+
+
 class Served:
     """A dispatch whose calls wait until they may go on."""
 
@@ -72,7 +80,7 @@ class Served:
     async def ask(self, key: str, size: int = 0) -> str:
         """The reason of a refusal; empty: answered."""
         data = BytesValue(value=bytes(size)).SerializeToString()
-        call = Call(f"Bearer {key}", asyncio.get_running_loop().time(), None)
+        call = Bare(f"Bearer {key}", asyncio.get_running_loop().time(), None)
         try:
             await self.dispatch.unary(self.method, call, data)
         except FailedError as error:
@@ -83,7 +91,7 @@ class Served:
         async def one() -> AsyncIterator[bytes]:
             yield b""
 
-        call = Call(f"Bearer {key}", asyncio.get_running_loop().time(), None)
+        call = Bare(f"Bearer {key}", asyncio.get_running_loop().time(), None)
         try:
             async for _ in self.dispatch.stream(self.streaming, call, one()):
                 pass
