@@ -109,7 +109,8 @@ class Repeats:
         """The window that `now` is in, and how many were left out in one that nobody has told of."""
         found, untold = self._kinds.pop(key, None), 0
         if found is not None and now - found.since >= WINDOW_SECONDS:
-            found, untold = None, found.left_out
+            untold = found.left_out
+            found = None
         if found is None:
             if len(self._kinds) >= MOST_KINDS:
                 # The one that was said longest ago is forgotten.

@@ -13,6 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from enforcer.errors import MisconfiguredError
+from meter.core.redact import redacted
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -48,7 +49,7 @@ class HttpServer:
 
         async def ready(_: Request) -> Response:
             fine, why = readiness()
-            return PlainTextResponse(f"{why}\n", status_code=200 if fine else 503)
+            return PlainTextResponse(f"{redacted(why)}\n", status_code=200 if fine else 503)
 
         async def events(request: Request) -> Response:
             if self.events is None:
