@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from meter.core.redact import redacted
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -150,7 +152,7 @@ class Health:
                 "state": one.state.value,
                 "since": f"{datetime.fromtimestamp(one.since, UTC):%Y-%m-%dT%H:%M:%SZ}",
                 "needed": one.need.value,
-                **({"error": one.why} if one.why else {}),
+                **({"error": redacted(one.why)} if one.why else {}),
                 **({} if one.state is State.UP else {"without": one.without}),
             }
             for one in self.dependencies

@@ -202,7 +202,10 @@ async def test_beyond_the_most_calls_one_learns_when_to_come_again(channel: Chan
     status = rpc_status.from_call(told)  # type: ignore[arg-type]  # the stubs know grpc's calls only
     assert status is not None
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-    assert [detail.Unpack(into) for detail, into in zip(status.details, (info, retry), strict=True)]
+    request = error_details_pb2.RequestInfo()
+    details = zip(status.details, (info, retry, request), strict=True)
+    assert all([detail.Unpack(into) for detail, into in details])  # noqa: C419 - each is unpacked
+    assert request.request_id
     assert (info.reason, retry.retry_delay.ToMilliseconds()) == ("OVERLOADED", 100)
     stub = health_pb2_grpc.HealthStub(channel)
     healthy = await stub.Check(health_pb2.HealthCheckRequest(), timeout=20)

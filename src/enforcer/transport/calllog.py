@@ -16,13 +16,13 @@ from enforcer.errors import Code, MetergateError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["REQUEST_ID", "CallLog", "request_id"]
+__all__ = ["CLIENTS", "REQUEST_ID", "CallLog", "request_id"]
 
 REQUEST_ID: Final = "x-request-id"
 """Metadata of calls, and header of requests and answers over HTTP."""
 SLOW_SECONDS: Final = 1.0
 _USABLE: Final = re.compile(r"[A-Za-z0-9._:/=+@-]{1,128}", re.ASCII)
-_CLIENTS: Final = frozenset(
+CLIENTS: Final = frozenset(
     {
         Code.INVALID_ARGUMENT,
         Code.NOT_FOUND,
@@ -33,7 +33,7 @@ _CLIENTS: Final = frozenset(
         Code.UNIMPLEMENTED,
     }
 )
-"""Nobody who runs a gateway has to do anything about these."""
+"""The client's own mistakes: nobody who runs a gateway has to do anything about them."""
 
 _log = structlog.get_logger(__name__)
 
@@ -66,7 +66,7 @@ class CallLog:
             _log.error("call failed", code="INTERNAL", exc_info=error, **facts)
             return name
         tell: Callable[..., object] = _log.warning
-        if error.code in _CLIENTS:
+        if error.code in CLIENTS:
             tell = _log.info
         elif error.code is Code.INTERNAL:
             tell = _log.error

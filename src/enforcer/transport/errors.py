@@ -11,11 +11,13 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from enforcer.errors import DOMAIN, MetergateError
+from enforcer.transport.calllog import CLIENTS
+from meter.core.redact import redacted
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-__all__ = ["status_of"]
+__all__ = ["message_of", "status_of"]
 
 MOST_BYTES = 6_000
 """A status travels in HTTP/2 headers, which peers bound to 8 KiB: the message twice, as text and in the details."""
@@ -43,9 +45,14 @@ def _bounded(message: str) -> str:
     return message
 
 
+def message_of(error: MetergateError) -> str:
+    """What clients read. What a store that is away has said may tell where it is, and with which password."""
+    return error.message if error.code in CLIENTS else redacted(error.message)
+
+
 def status_of(error: MetergateError, request_id: str = "") -> status_pb2.Status:
     """The whole status. `request_id` names the call in the server's log."""
-    message = _bounded(error.message)
+    message = _bounded(message_of(error))
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     details: list[Message] = [info]
     if pause := error.metadata.get("retry_after_ms"):

@@ -13,6 +13,7 @@ from enforcer.errors import InternalError, InvalidRequestError, MetergateError
 from enforcer.gateway.cloudevents import read
 from enforcer.transport.calllog import REQUEST_ID, CallLog
 from enforcer.transport.dispatch import UNEXPECTED
+from enforcer.transport.errors import message_of
 from enforcer.transport.tenants import Tenants, weight_of
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _failed(error: MetergateError, request_id: str) -> Response:
         headers["retry-after"] = str(RETRY_SECONDS)
     elif status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
-    return _problem(status, error.message, headers, reason=error.reason, request_id=request_id)
+    return _problem(status, message_of(error), headers, reason=error.reason, request_id=request_id)
 
 
 def _refused(refused: Sequence[Refusal], total: int) -> Response:

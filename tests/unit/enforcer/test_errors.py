@@ -140,3 +140,10 @@ def test_a_check_among_others_says_when_to_come_again_as_one_alone_does() -> Non
     assert fault_of(full).retry_after == retry.retry_delay
     assert len(status_of(away).details) == 1
     assert not fault_of(away).HasField("retry_after")
+
+
+def test_what_a_store_says_of_itself_reaches_no_client_with_its_password() -> None:
+    said = "cannot reach redis://gateway:hunter2hunter2@store:6379/0"
+    assert "hunter2" not in status_of(errors.StoreUnavailableError(said)).message
+    mistaken = errors.InvalidRequestError("BAD_REASON", "password: x is what you sent")
+    assert status_of(mistaken).message == "password: x is what you sent"

@@ -11,6 +11,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Sampler
+from structlog.contextvars import get_contextvars
 
 from enforcer.errors import InvalidRequestError, StoreUnavailableError
 from enforcer.metrics import Metrics
@@ -41,6 +42,7 @@ class Asked(Call):
 class Rig:
     def __init__(self, lot: Lot, sampler: Sampler | None = None) -> None:
         self.seen: list[str] = []
+        self.logged: dict[str, Any] = {}
         self.error: Exception | None = None
         self.method = Method("s.S", "M", StringValue, StringValue, "check", self._answer)
         self.stream = Method("s.S", "T", StringValue, StringValue, "check", self._answers, True)
@@ -58,6 +60,7 @@ class Rig:
 
     async def _answer(self, call: Call, request: StringValue) -> bytes:
         self.seen.append(current.get())
+        self.logged = dict(get_contextvars())
         if self.error is not None:
             raise self.error
         return b"answer"
@@ -92,6 +95,9 @@ async def test_a_call_that_its_client_traces_has_a_span_in_that_trace() -> None:
     assert (span.name, span.context.trace_id, span.parent.span_id) == ("s.S/M", 7, 8)
     assert (span.attributes or {})["metergate.tenant"] == "demo"
     assert rig.seen == [written(7, span.context.span_id)]
+    ids = {"trace_id": f"{7:032x}", "span_id": f"{span.context.span_id:016x}"}
+    assert rig.logged == ids, "what is logged meanwhile says which trace it is of"
+    assert get_contextvars() == {}
     assert current.get() == "", "it was of the call alone"
 
 

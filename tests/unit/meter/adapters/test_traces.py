@@ -9,6 +9,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from structlog.contextvars import get_contextvars
 
 from meter.adapters.traces import (
     MOST_RECORDS,
@@ -54,10 +55,12 @@ def test_a_traced_record_has_a_span_in_its_own_trace_and_links_lead_both_ways(
 ) -> None:
     records = [record(0), record(1, written(7, 8)), record(2)]
     with watched.traces.batch("rollup", records), watched.traces.stage("usage"):
-        pass
+        logged = get_contextvars()
     (batch,), (one,), (stage,) = map(watched.named, ("rollup", "rollup record", "usage"))
     assert batch.context is not None
     assert one.context is not None
+    assert logged["trace_id"] == f"{batch.context.trace_id:032x}"
+    assert get_contextvars() == {}
     assert (one.context.trace_id, one.parent and one.parent.span_id) == (7, 8)
     assert dict(one.attributes or {}) == {"metergate.bucket": 4, "metergate.record": "1-1"}
     assert batch.parent is None

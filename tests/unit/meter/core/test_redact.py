@@ -61,6 +61,7 @@ def test_what_looks_like_a_secret_is_hidden(text: str) -> None:
         "http://host:8080/path and user@example.com",
         "llm.input_tokens: 4096, tokens=12",
         "Connect call failed ('127.0.0.1', 6379)",
+        "send the API key as metadata `authorization: Bearer <key>`",
         "no API key was sent: send it as `authorization: <key>`",
         "bucket 3 is held at 1 17 19",
         "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
