@@ -345,9 +345,8 @@ def main(wanted: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="metergate-guards-") as folder:
         source = Path(folder) / "src"
         shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
-        for mutant in MUTANTS:
-            if wanted and mutant.line not in wanted:
-                continue
+        chosen = [one for line in wanted for one in MUTANTS if one.line == line]
+        for mutant in chosen or MUTANTS:
             if mutant.test not in passed:
                 if _fails(mutant.test, source):
                     print(f"{mutant.line}  {mutant.test} fails WITH its guard", flush=True)  # noqa: T201

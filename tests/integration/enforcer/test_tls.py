@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +21,7 @@ from enforcer.metrics import Metrics
 from enforcer.transport.callers import Callers
 from enforcer.transport.dispatch import Dispatch
 from enforcer.transport.edge import Edge
+from enforcer.transport.envoy import obstacle
 from enforcer.transport.grpcio import GrpcServer
 from enforcer.transport.services import methods
 from meter.errors import GapUnknownError
@@ -28,10 +30,12 @@ from meter.transport.ledger_service import LedgerService
 from meter.transport.server import Server
 from meter.v1 import ledger_pb2
 from tests.fixtures.certificates import Authority
+from tests.fixtures.enforcer_process import EnforcerProcess
 from tests.fixtures.gateway import BUCKETS
+from tests.ports import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from tests.fixtures.gateway import Service
@@ -100,7 +104,6 @@ async def test_the_client_and_the_command_line_ask_over_mutual_tls(
                 await client.check("acme", "calls", timeout=1)
         assert await command(endpoint, key, files.environment) == 0
         assert await command(endpoint, key, {CA: str(files.ca)}) == 3, "no certificate"
-        assert await command(endpoint.removeprefix("grpcs://"), key, files.environment) == 3
         for name, value in files.environment.items():
             monkeypatch.setenv(name, value)
         async with Client(endpoint, key) as client:
@@ -171,3 +174,58 @@ async def test_the_meter_is_asked_over_mutual_tls_and_both_sides_may_change_thei
         for client in (*clients, plain):
             await client.close()
         await server.stop(0)
+
+
+@pytest.fixture(params=["grpcio", "envoy"])
+def process(
+    request: pytest.FixtureRequest, files: Files, migrated: Path, tmp_path: Path
+) -> Iterator[EnforcerProcess]:
+    """Without Redis: it serves nobody, but it listens."""
+    if request.param == "envoy" and (missing := obstacle()):
+        pytest.skip(missing)
+    certificate, key = files.own
+    made = EnforcerProcess(
+        tmp_path / "log",
+        METERGATE_TRANSPORT=request.param,
+        METERGATE_HTTP_LISTEN=f"127.0.0.1:{free_port()}",
+        METERGATE_DATABASE_URL=f"sqlite+aiosqlite:///{migrated}",
+        METERGATE_REDIS_URL=f"redis://127.0.0.1:{free_port()}/0",
+        METERGATE_INTERNAL_TOKEN="x" * 16,
+        METERGATE_BUCKETS=str(BUCKETS),
+        METERGATE_TLS_CERT_FILE=str(certificate),
+        METERGATE_TLS_KEY_FILE=str(key),
+    )
+    yield made
+    made.kill()
+
+
+async def test_a_process_speaks_tls_at_both_ports_as_its_settings_say(
+    process: EnforcerProcess, files: Files
+) -> None:
+    process.start(METERGATE_TLS_KEY_FILE=str(files.client[1]))
+    assert process.process is not None
+    assert await asyncio.to_thread(process.process.wait, 60) == 78
+    assert f"METERGATE_TLS_KEY_FILE: {files.client[1]} is not the key of" in process.log
+    process.start()
+    own = ssl.PEM_cert_to_DER_cert(files.own[0].read_text())
+    for listen in (process.listen, process.environment["METERGATE_HTTP_LISTEN"]):
+        seen = await _certificate(listen, files, process)
+        assert seen == own
+
+
+async def _certificate(listen: str, files: Files, process: EnforcerProcess) -> bytes | None:
+    """What a client sees there, as soon as somebody listens."""
+    context = ssl.create_default_context(cadata=files.authority.pem.decode())
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    host, _, port = listen.partition(":")
+    while True:
+        try:
+            _, writer = await asyncio.open_connection(host, int(port), ssl=context)
+        except ConnectionError:
+            assert process.process is not None
+            assert process.process.poll() is None, process.log
+            await asyncio.sleep(0.05)
+            continue
+        found: ssl.SSLObject = writer.get_extra_info("ssl_object")
+        writer.transport.abort()
+        return found.getpeercert(binary_form=True)
