@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from enforcer.errors import MisconfiguredError
+from meter.core.addresses import check_url
 from meter.core.sentinel import watched
 
 __all__ = ["Settings", "load"]
@@ -88,6 +89,8 @@ class Settings(BaseSettings):
     def _redis(cls, value: str) -> str:
         if not watched(value) and not value.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must begin with redis://, rediss://, redis+sentinel:// or unix://")
+        if value.startswith(("redis://", "rediss://")):
+            check_url(value)
         return value
 
     @field_validator("database_url")

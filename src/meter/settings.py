@@ -9,6 +9,7 @@ from typing import Self, TypeVar
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from meter.core.addresses import check_server, check_url
 from meter.core.sentinel import watched
 from meter.errors import MisconfiguredError
 
@@ -40,6 +41,13 @@ class KafkaSettings(BaseSettings):
     """PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512."""
     kafka_username: str = ""
     kafka_password: SecretStr = SecretStr("")
+
+    @field_validator("kafka_servers")
+    @classmethod
+    def _servers(cls, value: str) -> str:
+        for server in value.split(",") if value else ():
+            check_server(server)
+        return value
 
     @field_validator("kafka_protocol")
     @classmethod
@@ -103,6 +111,8 @@ class Settings(KafkaSettings):
     def _redis(cls, value: str) -> str:
         if not watched(value) and not value.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must begin with redis://, rediss://, redis+sentinel:// or unix://")
+        if value.startswith(("redis://", "rediss://")):
+            check_url(value)
         return value
 
     @field_validator("clickhouse_url")
@@ -110,6 +120,8 @@ class Settings(KafkaSettings):
     def _clickhouse(cls, value: str) -> str:
         if value and not value.startswith(("chdb:", "http://", "https://")):
             raise ValueError("must be chdb:<folder> or http(s)://host:port/database")
+        if value.startswith("http"):
+            check_url(value)
         return value
 
     @field_validator("meter_roles")
