@@ -22,6 +22,7 @@ ORDER: Final[Sequence[Sequence[str]]] = (
     (  # Kafka
         "chaos/test_crash_points.py",
         "chaos/test_fail_open_kafka.py",
+        "chaos/test_rolling_restart.py",
         "contract/journal/test_journal.py",
         "e2e/test_image.py",
         "e2e/test_kafka.py",
@@ -51,6 +52,8 @@ ORDER: Final[Sequence[Sequence[str]]] = (
     ("chaos/test_fail_open.py",),
     ("integration/meter/test_retention.py",),
     ("e2e/test_envoy_filter.py",),
+    ("e2e/test_starts.py",),
+    ("e2e/test_backup.py",),
     ("chaos/test_faults.py",),
     ("integration/meter/test_app.py",),
     ("integration/meter/test_series.py",),

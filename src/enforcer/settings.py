@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from enforcer.errors import MisconfiguredError
+from meter.core.addresses import check_url
 from meter.core.redact import shown
 from meter.core.sentinel import watched
 from meter.errors import MeterError
@@ -136,6 +137,8 @@ class Settings(BaseSettings):
     def _redis(cls, value: str) -> str:
         if not watched(value) and not value.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must begin with redis://, rediss://, redis+sentinel:// or unix://")
+        if value.startswith(("redis://", "rediss://")):
+            check_url(value)
         return value
 
     @field_validator("database_url")

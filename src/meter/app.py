@@ -101,9 +101,12 @@ class _Process:
             return
         options = KafkaOptions.of(self.settings)
         kafka = self.health.add("kafka", Need.ALWAYS, without)
-        # First who tells a wrong password from a broker that is away.
-        self.prepare.append((kafka, lambda: ask_kafka(options)))
-        self.prepare.append((kafka, lambda: prepare_topics(options, create=False)))
+
+        async def prepare() -> None:
+            await ask_kafka(options)  # first: it tells a wrong password from a broker that is away
+            await prepare_topics(options, create=False)
+
+        self.prepare.append((kafka, prepare))
         self.probes.append((kafka, lambda: ask_kafka(options), ASK_KAFKA_SECONDS))
 
     def needs_redis(self, source: OutboxLog, need: Need, without: str) -> None:
@@ -140,8 +143,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             stack.callback(pages.close)
         telling = asyncio.create_task(_tell_health(server, health))
         stack.push_async_callback(_cancel, telling)
-        for dependency, work in process.prepare:
-            await _patiently(dependency, work, stop)
+        await _prepare(process, stop)
         if stop.is_set():
             return
         levels = Levels(settings.redis_url)
@@ -151,8 +153,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         _log.info("started", listen=settings.meter_listen, roles=sorted(settings.meter_roles))
         asking = [asyncio.create_task(watch(*probe)) for probe in process.probes]
         stack.push_async_callback(_cancel, *asking)
-        await _run_until(stop, process.running)
-        health.stopping = True
+        await _run_until(stop, health, process.running)
 
 
 class Running(Protocol):
@@ -167,7 +168,20 @@ class Running(Protocol):
         ...
 
 
-async def _run_until(stop: asyncio.Event, running: list[Running]) -> None:
+async def _prepare(process: _Process, stop: asyncio.Event) -> None:
+    """Have all that is needed, in whichever order it comes."""
+    work = [asyncio.create_task(_patiently(*one, stop)) for one in process.prepare]
+    if not work:
+        return
+    try:
+        done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+    finally:
+        await _cancel(*work)
+
+
+async def _run_until(stop: asyncio.Event, health: Health, running: list[Running]) -> None:
     """Run all until `stop`, or until one of them ends, which none should.
 
     What takes too long to come to its end is left where it stands, as a kill would leave it: the next start goes on there.
@@ -176,6 +190,7 @@ async def _run_until(stop: asyncio.Event, running: list[Running]) -> None:
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({*tasks, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
+    health.stopping = True
     for one in running:
         one.stop()
     _log.info("stopping")
@@ -201,7 +216,7 @@ def _end_for_sure(seconds: float) -> None:
 async def _cancel(*tasks: asyncio.Task[None]) -> None:
     for task in tasks:
         task.cancel()
-    await asyncio.wait(tasks)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _tell_health(server: Server, health: Health) -> None:

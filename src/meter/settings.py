@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
+from meter.core.addresses import check_server, check_url
 from meter.core.redact import shown
 from meter.core.sentinel import watched
 from meter.errors import MisconfiguredError
@@ -51,6 +52,13 @@ class KafkaSettings(BaseSettings):
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
         """What `repr` and `str` show: no password."""
         return shown(super().__repr_args__())
+
+    @field_validator("kafka_servers")
+    @classmethod
+    def _servers(cls, value: str) -> str:
+        for server in value.split(",") if value else ():
+            check_server(server)
+        return value
 
     @field_validator("kafka_protocol")
     @classmethod
@@ -132,6 +140,8 @@ class Settings(KafkaSettings):
     def _redis(cls, value: str) -> str:
         if not watched(value) and not value.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must begin with redis://, rediss://, redis+sentinel:// or unix://")
+        if value.startswith(("redis://", "rediss://")):
+            check_url(value)
         return value
 
     @field_validator("clickhouse_url")
@@ -139,6 +149,8 @@ class Settings(KafkaSettings):
     def _clickhouse(cls, value: str) -> str:
         if value and not value.startswith(("chdb:", "http://", "https://")):
             raise ValueError("must be chdb:FOLDER or http(s)://host:port/database")
+        if value.startswith("http"):
+            check_url(value)
         return value
 
     @field_validator("meter_database_url")

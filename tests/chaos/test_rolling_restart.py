@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 BARE, WITH_CLIENT = 6, 6
 """Askers over plain gRPC channels, which repeat nothing, and over the Python client."""
-THINK: Final = 0.03
+THINK: Final = 0.05
 BETWEEN: Final = 0.5
 """Seconds of load between two restarts."""
 STOP_WITHIN: Final = 20.0

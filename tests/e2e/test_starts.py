@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import time
 import urllib.error
 import urllib.request
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -209,6 +210,33 @@ async def test_an_enforcer_serves_what_it_can_and_becomes_ready(  # noqa: PLR091
         assert enforcer.end() == 0
         assert meter.end() == 0
         valkey.stop()
+
+
+@pytest.mark.parametrize("transport", ["grpcio", "envoy"])
+async def test_an_enforcer_does_not_start_on_a_schema_of_which_it_could_spoil_something(
+    transport: str, tmp_path: Path
+) -> None:
+    if transport == "envoy" and (missing := obstacle()):
+        pytest.skip(missing)
+    definitions = SqlDefinitions(f"sqlite+aiosqlite:///{tmp_path / 'definitions.db'}", 2)
+    await definitions.migrate()
+    await definitions.close()
+    with closing(sqlite3.connect(tmp_path / "definitions.db", isolation_level=None)) as database:
+        database.execute("UPDATE alembic_version SET version_num = '0099'")
+        database.execute("UPDATE schema_needs SET needs = '0098'")
+    enforcer = EnforcerProcess(
+        tmp_path / "enforcer.log",
+        METERGATE_TRANSPORT=transport,
+        METERGATE_REDIS_URL=f"redis://127.0.0.1:{free_port()}/0",
+        METERGATE_DATABASE_URL=f"sqlite+aiosqlite:///{tmp_path / 'definitions.db'}",
+        METERGATE_METER_ENDPOINT=f"127.0.0.1:{free_port()}",
+        METERGATE_INTERNAL_TOKEN=TOKEN,
+    )
+    enforcer.start()
+    assert enforcer.process is not None
+    assert await asyncio.to_thread(enforcer.process.wait, SECONDS) == 78, enforcer.log
+    (line,) = [line for line in enforcer.log.splitlines() if line.startswith("enforcer: ")]
+    assert line.startswith("enforcer: METERGATE_DATABASE_URL: the database has schema 0099 and")
 
 
 @pytest.mark.timeout(150)

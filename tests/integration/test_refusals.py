@@ -14,10 +14,16 @@ from enforcer.adapters.counters.redis import RedisCounters, RedisOptions
 from enforcer.adapters.definitions.sql import SqlDefinitions
 from enforcer.adapters.meter import MeterClient
 from enforcer.errors import DefinitionsUnavailableError, MeterUnavailableError
+from enforcer.errors import MisconfiguredError as EnforcerMisconfiguredError
 from meter.adapters.clickhouse.client import ClickHouse
 from meter.adapters.log.outbox import OutboxLog
 from meter.adapters.sql.marks import SqlMarks
-from meter.errors import LogUnavailableError, MarksUnavailableError, WarehouseUnavailableError
+from meter.errors import (
+    LogUnavailableError,
+    MarksUnavailableError,
+    MisconfiguredError,
+    WarehouseUnavailableError,
+)
 from meter.health import State
 from meter.transport.server import Server
 from tests.fixtures.valkey import ValkeyProcess
@@ -78,6 +84,17 @@ async def test_postgresql(postgres_url: str) -> None:
         await definitions.close()
         await marks.close()
         assert (one.value.refused, other.value.refused) == (refused, refused), one.value
+
+
+async def test_an_option_that_the_driver_does_not_know_is_a_wrong_setting() -> None:
+    url = f"postgresql+asyncpg://metergate@127.0.0.1:{free_port()}/metergate?sslmode=require"
+    definitions, marks = SqlDefinitions(url, 1), SqlMarks(url)
+    with pytest.raises(EnforcerMisconfiguredError, match="METERGATE_DATABASE_URL: 'sslmode'"):
+        await definitions.ask()
+    with pytest.raises(MisconfiguredError, match="METERGATE_METER_DATABASE_URL: 'sslmode'"):
+        await marks.ask()
+    await definitions.close()
+    await marks.close()
 
 
 class _Refuses(BaseHTTPRequestHandler):

@@ -22,7 +22,7 @@ from meter.core.events import encode
 from meter.core.keys import outbox
 from meter.core.records import Body, Effect, Effects, RecordType, encode_body, encode_effects
 from meter.core.sequence import START, Entry, Position
-from meter.errors import LogUnavailableError, MisconfiguredError
+from meter.errors import LogUnavailableError, MisconfiguredError, TopicMissingError
 from meter.metrics import RelayMetrics
 from meter.relay import Relay, RelayOptions
 from meter.rollup import Options, Rollup
@@ -317,11 +317,14 @@ async def test_a_broker_that_dies_and_comes_back_costs_nothing(
         assert await meter.outbox.redis.xlen(outbox(0)) == 0
 
 
-async def test_topics_that_do_not_fit_stop_the_start(kafka: KafkaOptions) -> None:
+async def test_topics_that_do_not_fit_stop_the_start_and_missing_ones_are_waited_for(
+    kafka: KafkaOptions,
+) -> None:
     with pytest.raises(MisconfiguredError, match=r"METERGATE_KAFKA_PARTITIONS is 3, but .* has 2"):
         await prepare_topics(replace(kafka, partitions=3), create=True)
-    with pytest.raises(MisconfiguredError, match="is missing: run `metergate kafka init`"):
+    with pytest.raises(TopicMissingError, match="is missing: run `metergate kafka init`") as caught:
         await prepare_topics(replace(kafka, topic=f"other.{uuid4().hex}"), create=False)
+    assert caught.value.refused
     assert await prepare_topics(kafka, create=True) == {
         kafka.topic: False,
         kafka.dead_letters: False,

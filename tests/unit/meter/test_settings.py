@@ -42,6 +42,9 @@ def test_the_token_is_in_no_text() -> None:
         ("BUCKETS", "0"),
         ("BUCKETS", "many"),
         ("REDIS_URL", "localhost"),
+        ("REDIS_URL", "redis://:a/secret@localhost:6379"),
+        ("CLICKHOUSE_URL", "http://clickhouse:secret"),
+        ("KAFKA_SERVERS", "kafka:9092,secret"),
         ("CLICKHOUSE_URL", "clickhouse://x"),
         ("METER_LISTEN", "7411"),
         ("METER_FLUSH_INTERVAL_MS", "0"),
@@ -58,6 +61,7 @@ def test_a_wrong_setting_is_named_in_one_line(
         load()
     assert f"METERGATE_{name}" in caught.value.message
     assert "\n" not in caught.value.message
+    assert "secret" not in caught.value.message
     assert "secret" not in caught.value.message
 
 

@@ -28,7 +28,7 @@ from enforcer.core.model import Customer, Feature, Node
 from enforcer.core.rebuild import Account
 from enforcer.errors import DefinitionsUnavailableError, MisconfiguredError
 from enforcer.ports.definitions import Applied, Caller, LimitName, Touched
-from meter.adapters.sql.refusals import is_database_error, refusal
+from meter.adapters.sql.refusals import is_database_error, refusal, wrong_option
 from meter.adapters.sql.schema import Fit, Schema
 
 if TYPE_CHECKING:
@@ -166,6 +166,8 @@ class SqlDefinitions:
         except Exception as error:
             if is_database_error(error):
                 raise _away(error) from error
+            if what := wrong_option(error):
+                raise MisconfiguredError(f"METERGATE_DATABASE_URL: {what}") from error
             raise
 
     def transaction(self, *, write: bool = False) -> AbstractAsyncContextManager[AsyncConnection]:

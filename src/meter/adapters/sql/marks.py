@@ -16,7 +16,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from meter.adapters.sql import sharing
-from meter.adapters.sql.refusals import is_database_error, refusal
+from meter.adapters.sql.refusals import is_database_error, refusal, wrong_option
 from meter.adapters.sql.schema import Fit, Schema
 from meter.adapters.sql.tables import accepted_gaps, manifests, marks
 from meter.core.sequence import START, Gap, Position, Range
@@ -91,6 +91,8 @@ class SqlMarks:
         except Exception as error:
             if is_database_error(error):
                 raise _away(error) from error
+            if what := wrong_option(error):
+                raise MisconfiguredError(f"METERGATE_METER_DATABASE_URL: {what}") from error
             raise
 
     async def migrate(self) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["is_database_error", "refusal"]
+__all__ = ["is_database_error", "refusal", "wrong_option"]
 
 _INVALID_AUTHORIZATION = "28"
 """SQLSTATE's class for an unknown user or a wrong password."""
+_UNKNOWN = re.compile(r"unexpected keyword argument '(\w+)'")
 _REFUSALS = ("3D000", "42501")
 """No such database; insufficient privilege."""
 
@@ -27,6 +29,12 @@ def refusal(error: BaseException) -> str:
 def is_database_error(error: BaseException) -> bool:
     """Whether it is asyncpg's own: while a connection is made they come without SQLAlchemy's wrapping."""
     return type(error).__module__.startswith("asyncpg.")
+
+
+def wrong_option(error: BaseException) -> str:
+    """What of the URL the driver does not know, if it failed for that; else empty."""
+    found = _UNKNOWN.search(str(error)) if isinstance(error, TypeError) else None
+    return f"{found[1]!r} is no option of the driver" if found else ""
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
