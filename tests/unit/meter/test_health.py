@@ -46,7 +46,7 @@ def test_its_page_names_what_is_missing_and_why() -> None:
     health = Health()
     sql = health.add("sql", Need.ALWAYS, "nothing works")
     health.add("meter", Need.NEVER, "no reports").tell(State.UP)
-    sql.failed(LogUnavailableError("a wrong\npassword", refused=True))
+    sql.failed(LogUnavailableError("a wrong\npassword for redis://:hidden@host", refused=True))
     ready, page = health.page()
     assert (ready, page["ready"], page["state"], page["missing"]) == (
         False,
@@ -59,7 +59,7 @@ def test_its_page_names_what_is_missing_and_why() -> None:
     assert shown["sql"] == {
         "state": "refused",
         "needed": "always",
-        "error": "a wrong password",
+        "error": "a wrong password for redis://:[redacted]@host",
         "without": "nothing works",
     }
     assert shown["meter"].keys() == {"state", "since", "needed"}
