@@ -129,11 +129,11 @@ async def test_sigterm_ends_it_in_bounded_time_when_clickhouse_stands_still(
     """It leaves its slice in doubt, and the next start finishes it: nothing is lost or counted twice."""
     meter = MeterProcess(tmp_path, valkey.url, METERGATE_CLICKHOUSE_URL=clickhouse_url)
     await outbox.open(0, 1)
+    place = await outbox.use(0, 5)
+    clickhouse_server.hold("INSERT INTO usage")
     meter.start()
     async with meter.channel():
-        clickhouse_server.hold("INSERT INTO usage")
         try:
-            place = await outbox.use(0, 5)
             await until_claimed(tmp_path / "meter.db", place.sequence)
             began = time.monotonic()
             assert await asyncio.to_thread(meter.end) == 0, meter.log
@@ -246,7 +246,7 @@ async def test_metrics_are_served_where_the_setting_says(
         ("METERGATE_BUCKETS", "none", "METERGATE_BUCKETS"),
         ("METERGATE_REDIS_URL", "http://x", "redis://"),
         ("METERGATE_INTERNAL_TOKEN", "short", "METERGATE_INTERNAL_TOKEN"),
-        ("METERGATE_CLICKHOUSE_URL", "ftp://x", "chdb:<folder>"),
+        ("METERGATE_CLICKHOUSE_URL", "ftp://x", "chdb:FOLDER"),
         ("METERGATE_METER_DATABASE_URL", "nonsense", "METERGATE_METER_DATABASE_URL"),
         ("METERGATE_METER_LISTEN", "here", "host:port"),
     ],
