@@ -160,6 +160,9 @@ class Certificates:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
+        # Nobody goes on with a session of before a change of certificates or authorities.
+        context.options |= ssl.OP_NO_TICKET
+        context.num_tickets = 0
         if files.certificate is not None and files.key is not None:
             self._load(context, files.certificate, files.key)
         if files.authorities is not None:
@@ -172,6 +175,7 @@ class Certificates:
             except OSError as error:
                 raise _unreadable(files.names[2], files.authorities, error) from error
             context.verify_mode = ssl.CERT_OPTIONAL
+            context.minimum_version = ssl.TLSVersion.TLSv1_3  # in 1.2 sessions have numbers, too
         return context
 
     def _load(self, context: ssl.SSLContext, certificate: Path, key: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import time
 from typing import TYPE_CHECKING
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+
+
 class Guarded:
     """A process with mutual TLS, and what its clients have."""
 
@@ -30,6 +34,9 @@ class Guarded:
         self.authority.issue(folder, "own")
         self.authority.write(folder / "clients.pem")
         self.client = self.authority.issue(folder, "client")
+        self._context = ssl.create_default_context(cadata=self.authority.pem.decode())
+        self._context.load_cert_chain(*self.client)
+        self._context.set_alpn_protocols(["h2"])
         self.process = Process(
             transport,
             folder / "log",
@@ -49,6 +56,21 @@ class Guarded:
         context.set_alpn_protocols(["h2"])
         seen = ssl.get_server_certificate(("127.0.0.1", self.process.port), timeout=10)
         return x509.load_pem_x509_certificate(seen.encode()).serial_number
+
+    def spoken(self, session: ssl.SSLSession | None = None) -> ssl.SSLSession | None:
+        """Begin to speak HTTP/2; None: the server refused. `session`: go on with an earlier one."""
+        place = "127.0.0.1", self.process.port
+        try:
+            with (
+                socket.create_connection(place, timeout=10) as plain,
+                self._context.wrap_socket(
+                    plain, server_hostname="localhost", session=session
+                ) as secure,
+            ):
+                secure.sendall(HELLO)
+                return secure.session if secure.recv(9) else None
+        except (ssl.SSLError, ConnectionError):
+            return None
 
     def issued(self) -> int:
         """Of the one in the file."""
@@ -116,12 +138,18 @@ async def test_only_who_has_a_certificate_of_the_authority_is_served_and_both_ar
         assert (await waiting).value == "6"
         assert await guarded.answers(guarded.credentials())
 
+        session = await asyncio.to_thread(guarded.spoken)
+        assert session is not None
+
         # The authority of clients changes, too: then the new one's are served, and the old one's not.
         guarded.folder.joinpath("clients.pem").write_bytes(stranger.pem)
         give_up = time.monotonic() + 20
         while not await guarded.answers(refused["of another authority"]):
             assert time.monotonic() < give_up, guarded.process.log.read_text()
         assert not await guarded.answers(guarded.credentials())
+        assert await asyncio.to_thread(guarded.spoken, session) is None, (
+            "nor by a session of before"
+        )
 
 
 async def _renewed(guarded: Guarded) -> None:

@@ -135,6 +135,13 @@ MUTANTS = [
         f"{_HTTP}test_a_new_connection_sees_the_new_certificate_and_an_old_one_goes_on",
     ),
     Mutant(
+        "T8",
+        "meter/tls.py",
+        "        context.options |= ssl.OP_NO_TICKET\n        context.num_tickets = 0\n",
+        "",
+        f"{_HTTP}test_a_session_of_before_does_not_spare_a_client_its_certificate",
+    ),
+    Mutant(
         "T9",
         "enforcer/adapters/definitions/sql.py",
         "                    digest=hashlib.sha256(key.encode()).digest(),",

@@ -58,29 +58,38 @@ class Tenants:
 
         `now` is on the clock of `time.monotonic`. What is heavier than a whole share passes when nothing else runs.
         """
-        share = self._of.get(tenant)
-        if share is None:
-            share = self._of[tenant] = Share()
-        if share.running and share.running + weight > self._most:
-            self._refused("concurrency")
-            raise TenantOverShareError("concurrency", RETRY_MS)
-        if self._interval:
-            if share.due > now + BURST_SECONDS:
-                self._refused("rate")
-                wait = share.due - BURST_SECONDS - now
-                raise TenantOverShareError("rate", max(int(wait * 1000), 1))
-            share.due = max(share.due, now) + weight * self._interval
-        share.running += weight
+        share = self._share(tenant)
+        over = self._over(share, weight, now)
+        if over is not None:
+            self._refused(over.metadata["limit"])
+            raise over
+        self._take(share, weight, now)
         return share
 
     async def turn(self, tenant: str, weight: int) -> Share:
         """As `enter`, for the questions of a stream: they wait, and so does who asks them."""
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                return self.enter(tenant, weight, loop.time())
-            except TenantOverShareError:
-                await asyncio.sleep(STREAM_PAUSE_SECONDS)
+        share, now = self._share(tenant), asyncio.get_running_loop().time
+        while self._over(share, weight, now()) is not None:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(STREAM_PAUSE_SECONDS)
+        self._take(share, weight, now())
+        return share
+
+    def _share(self, tenant: str) -> Share:
+        share = self._of.get(tenant)
+        if share is None:
+            share = self._of[tenant] = Share()
+        return share
+
+    def _over(self, share: Share, weight: int, now: float) -> TenantOverShareError | None:
+        if share.running and share.running + weight > self._most:
+            return TenantOverShareError("concurrency", RETRY_MS)
+        wait = share.due - BURST_SECONDS - now
+        return TenantOverShareError("rate", max(int(wait * 1000), 1)) if wait > 0 else None
+
+    def _take(self, share: Share, weight: int, now: float) -> None:
+        share.running += weight
+        if self._interval:
+            share.due = max(share.due, now) + weight * self._interval
 
 
 def weight_of(size: int) -> int:

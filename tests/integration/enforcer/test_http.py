@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
@@ -135,6 +136,36 @@ async def test_a_new_connection_sees_the_new_certificate_and_an_old_one_goes_on(
         assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
         for one in (writer, other):
             one.transport.abort()
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_a_session_of_before_does_not_spare_a_client_its_certificate(
+    version: ssl.TLSVersion, tmp_path: Path
+) -> None:
+    authority = Authority()
+    own, ca = authority.issue(tmp_path, "own"), authority.write(tmp_path / "clients.pem")
+    context = trusting(authority, authority.issue(tmp_path, "client"))
+    context.minimum_version = context.maximum_version = version
+
+    def resumed(port: int) -> bool:
+        """Whether a second connection goes on with the session of the first."""
+        session, reused = None, None
+        for _ in range(2):
+            with (
+                socket.create_connection(("127.0.0.1", port), LONG) as plain,
+                context.wrap_socket(plain, server_hostname="localhost", session=session) as secure,
+            ):
+                secure.sendall(ASK % b"/metrics")
+                assert secure.recv(12) == b"HTTP/1.1 200"
+                session, reused = secure.session, secure.session_reused
+        return bool(reused)
+
+    async with served(Edge(TlsFiles(*own, ca))) as server:
+        if version is ssl.TLSVersion.TLSv1_2:
+            with pytest.raises(ssl.SSLError):
+                await asyncio.to_thread(resumed, server.port)
+        else:
+            assert not await asyncio.to_thread(resumed, server.port)
 
 
 def serial(writer: asyncio.StreamWriter) -> int:
