@@ -129,7 +129,11 @@ async def test_sigterm_ends_it_in_bounded_time_when_clickhouse_stands_still(
     meter = MeterProcess(tmp_path, valkey.url, METERGATE_CLICKHOUSE_URL=clickhouse_url)
     await outbox.open(0, 1)
     meter.start()
-    async with meter.channel():
+    async with meter.channel() as channel:
+        # The opening is rolled up: what is held up now is the slice of the use.
+        await ledger_pb2_grpc.LedgerServiceStub(channel).Compare(
+            ledger_pb2.CompareRequest(buckets=[counters(0, 0, 0)]), metadata=metadata()
+        )
         clickhouse_server.hold("INSERT INTO usage")
         try:
             place = await outbox.use(0, 5)
