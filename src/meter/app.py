@@ -78,6 +78,8 @@ STOP_SECONDS = 8.0
 """So long a flush or a round may take to come to its end."""
 END_SECONDS = 2.0
 """And so long, then, what a thread still does."""
+MOST_SECONDS = 20.0
+"""From the signal to the end of the process, whatever hangs: a statement to a server that is deaf takes minutes."""
 
 
 class _Process:
@@ -357,8 +359,14 @@ def calm_collector() -> None:
 async def _run(settings: Settings) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def told() -> None:
+        if not stop.is_set():
+            stop.set()
+            _end_for_sure(MOST_SECONDS)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, told)
     await serve(settings, stop)
 
 

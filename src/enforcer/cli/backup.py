@@ -184,11 +184,17 @@ def _standing_still(pid: int) -> Iterator[None]:
     ) as keeper:
         assert keeper.stdin is not None
         try:
-            os.kill(pid, signal.SIGSTOP)
+            try:
+                os.kill(pid, signal.SIGSTOP)
+            except ProcessLookupError as error:
+                raise CommandError(
+                    f"the meter (pid {pid}) has ended: try again in a moment", Status.UNAVAILABLE
+                ) from error
             _until_stopped(pid)
             yield
         finally:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
             keeper.stdin.close()
 
 
