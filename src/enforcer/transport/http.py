@@ -41,7 +41,7 @@ class HttpServer:
         self, listen: str, metrics: Metrics, readiness: Callable[[], tuple[bool, str]]
     ) -> None:
         async def show_metrics(_: Request) -> Response:
-            return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+            return Response(await metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
         async def live(_: Request) -> Response:
             return PlainTextResponse("ok\n")
