@@ -22,6 +22,18 @@ An enforcer shows its metrics at `/metrics` of `METERGATE_HTTP_LISTEN`, a meter 
 
 Units are seconds, records and the features' own units. What is a time (`_timestamp_seconds`) is in seconds since 1970: `time() -` it is its age, which goes on growing when the process that should move it hangs. No label is a customer; how many label sets a metric has at most in one process stands behind its labels. Rules, alerts and dashboards over these metrics are in [deploy/prometheus](../deploy/prometheus) and [deploy/grafana](../deploy/grafana), what to do when an alert fires in [runbook.md](runbook.md). What a client tells of itself is in [client.md](client.md).
 
+## Watch a gateway
+
+With Prometheus on the same machine as `metergate up`:
+
+```console
+$ mkdir deploy/prometheus/targets
+$ echo '[{"targets": ["127.0.0.1:8080"]}]' > deploy/prometheus/targets/up.json
+$ prometheus --config.file deploy/prometheus/prometheus.yml --storage.tsdb.path .metergate/prometheus --web.listen-address 127.0.0.1:9090
+```
+
+The dashboards are files for Grafana's import or provisioning; they ask for a Prometheus data source and for the jobs to show.
+
 ## Accounts
 
 `enforcer_account_decisions_total` names accounts up to a bound, and counts all others as `account="other"`. Always named are those of `METERGATE_METRICS_NAMED` (at most 100). Beside them each process names up to `METERGATE_METRICS_ACCOUNTS` (20) accounts by itself: one that made a good part of all decisions of ten seconds, 1 in 40 with 20 names, has a name from then on until the process ends. What it asked before is part of `other`, and another process may name others: the sum over everything is exact, an account's own series is a lower bound. See [decision 22](decisions/0022-accounts-in-metrics.md).

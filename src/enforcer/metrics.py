@@ -5,6 +5,7 @@ No label is a customer. Accounts are named up to a bound that a setting has, all
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
@@ -386,7 +387,7 @@ class Metrics:
         self._reservations.set(stock.reservations)
         self._looked.set(now)
 
-    def text(self) -> bytes:
-        """The exposition, of all workers if they share a folder."""
+    async def text(self) -> bytes:
+        """The exposition, of all processes if they share a folder: then it takes some ms, in which checks go on."""
         self.settle()
-        return exposition(self.registry)
+        return await asyncio.to_thread(exposition, self.registry)

@@ -154,6 +154,27 @@ def test_every_rule_is_evaluated_and_what_is_recorded_is_there(
         assert one["health"] == "ok", f"{one['name']}: {one.get('lastError')}"
 
 
+def test_what_happened_is_told_by_the_numbers(stack: Stack, watched: Prometheus) -> None:
+    """Most counters begin at 0, so that a query finds something in any case."""
+    happened = (
+        'enforcer_over_use_units_total{mode="ENFORCE"} > 0',
+        'enforcer_check_faults_total{code="NOT_FOUND"} > 0',
+        'enforcer_decisions_total{model="quota",reason="QUOTA_EXCEEDED"} > 0',
+        'enforcer_decisions_total{model="concurrent",reason="ALLOWED"} > 0',
+        'enforcer_account_decisions_total{account="demo/watched",outcome="denied"} > 0',
+        'meter_rpcs_total{code="OK",method="meter.v1.ReportService/QueryUsage"} > 0',
+        "enforcer_leases > 0",
+        "meter_records_rolled_total > 0",
+        "time() - meter_fresh_timestamp_seconds < 60",
+        "time() - enforcer_stock_timestamp_seconds < 60",
+        "job:enforcer_outbox_age_seconds:max < 60",
+        "enforcer_ready == 1",
+    )
+    assert until_found(stack, watched, {one: one for one in happened}) == {}
+    wrong = "Drift|GapFound|BucketHeld|NotReady|BreakerOpen|Absent|Down"
+    assert watched.query(f'ALERTS{{alertname=~"Metergate({wrong})"}}') == []
+
+
 def test_two_workers_are_added_up_once(stack: Stack, watched: Prometheus) -> None:
     kind = 'mode="BEST_EFFORT",model="config",reason="ALLOWED"'
     best_effort = pb.CheckRequest(

@@ -44,7 +44,7 @@ class HttpServer:
 
     def __init__(self, listen: str, metrics: Metrics, health: Health, edge: Edge = _PLAIN) -> None:
         async def show_metrics(_: Request) -> Response:
-            return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+            return Response(await metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
         async def live(_: Request) -> Response:
             return PlainTextResponse("ok\n")
