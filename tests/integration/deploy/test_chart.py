@@ -298,6 +298,16 @@ def test_a_pod_has_the_time_that_its_process_needs_to_end(
         assert (before > 0) == (role == "enforcer")
 
 
+def test_the_prometheus_operator_takes_what_is_for_it(helm: Tool, operator_check: Tool) -> None:
+    rendered = render(helm, VARIANTS["everything"])
+    own = [one for one in rendered.values() if "coreos" in one["apiVersion"]]
+    text = "\n---\n".join(json.dumps(one) for one in own)
+    assert operator_check.run(given=text).strip() == str(len(own)) == "4"
+    own[0]["spec"]["endpoint"] = []
+    with pytest.raises(ToolError, match='unknown field "endpoint"'):
+        operator_check.run(given=json.dumps(own[0]))
+
+
 def test_monitoring_finds_every_process_under_the_names_of_the_rules(helm: Tool) -> None:
     rendered = render(helm, VARIANTS["everything"])
     jobs = {}

@@ -73,7 +73,9 @@ def test_what_has_to_be_json_and_is_not_is_named(monkeypatch: pytest.MonkeyPatch
         names: frozenset[str] = frozenset()
 
     monkeypatch.setenv("METERGATE_NAMES", "secret")
-    with pytest.raises(MisconfiguredError, match="^wrong settings: METERGATE_NAMES: must be JSON$"):
+    with pytest.raises(
+        MisconfiguredError, match=r"^wrong settings: METERGATE_NAMES: must be JSON$"
+    ):
         _load(More)
 
 
