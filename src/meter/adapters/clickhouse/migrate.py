@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from meter.adapters.clickhouse.cluster import on_cluster
+from meter.adapters.clickhouse.replicas import on_cluster
 from meter.errors import MisconfiguredError
 
 if TYPE_CHECKING:
