@@ -65,6 +65,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
             {"path": "/v1/events", "pathType": "Exact", "port": "http"}]}],
         "ingress.tls": [{"hosts": ["m.example"], "secretName": "tls"}],
         "serviceMonitor.enabled": True,
+        "enforcer.probeScheme": "HTTPS",
+        "serviceMonitor.tlsConfig": {"insecureSkipVerify": True},
         "serviceMonitor.labels": {"release": "prometheus"},
         "prometheusRule.enabled": True,
         "prometheusRule.files": {"alerts": 'groups:\n- name: a\n  rules:\n  - {alert: A, expr: up == 0,'
