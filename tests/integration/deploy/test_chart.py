@@ -33,12 +33,13 @@ SECRETS = {
     "metergate_clickhouse_url": "https://metergate:hidden@clickhouse:8443/default",
     "metergate_kafka_password": "hidden",
 }
+DIGEST = f"sha256:{'0' * 64}"
 METER_ENDS = 5 + 5
 """Seconds: its calls' grace, and a flush."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "everything": {
-        "image.digest": f"sha256:{'0' * 64}",
+        "image.digest": DIGEST,
         "image.pullSecrets": [{"name": "registry"}],
         "secrets.keys.kafkaPassword": "kafka-password",
         "kafka.protocol": "SASL_SSL",
@@ -298,6 +299,27 @@ def test_a_pod_has_the_time_that_its_process_needs_to_end(
         before = hook.get("sleep", {}).get("seconds", 0)
         assert pod["spec"]["terminationGracePeriodSeconds"] > before + needs[role], role
         assert (before > 0) == (role == "enforcer")
+
+
+@pytest.mark.parametrize(
+    ("values", "of_all", "of_enforcers"),
+    [
+        ({}, "metergate:0.1.0", "metergate:0.1.0"),
+        ({"image.tag": "2"}, "metergate:2", "metergate:2"),
+        ({"image.tag": "2", "enforcer.image.tag": "1"}, "metergate:2", "metergate:1"),
+        ({"image.digest": DIGEST, "enforcer.image.tag": "1"}, f"metergate@{DIGEST}", "metergate:1"),
+        ({"image.tag": "2", "enforcer.image.digest": DIGEST}, "metergate:2", f"metergate@{DIGEST}"),
+    ],
+)
+def test_enforcers_can_stay_behind_in_an_upgrade(
+    helm: Tool, values: dict[str, Any], of_all: str, of_enforcers: str
+) -> None:
+    for role, pod in templates(render(helm, values)).items():
+        images = {
+            one["image"]
+            for one in [*pod["spec"]["containers"], *pod["spec"].get("initContainers", [])]
+        }
+        assert images == {of_enforcers if role == "enforcer" else of_all}
 
 
 def test_the_prometheus_operator_takes_what_is_for_it(helm: Tool, operator_check: Tool) -> None:
