@@ -69,14 +69,16 @@ kafka: ## Fetch Apache Kafka for the tests (needs Maven, and Java 17 to run it)
 	cp deploy/kafka/pom.xml "$$jars/pom.xml"
 
 # Likewise. The sums of all sources are in go.sum.
-tools: ## Build Helm and the reader of compose files for the tests (needs Go)
+tools: ## Build Helm and what else reads deploy/ for the tests (needs Go)
 	@set -eu; bin="$${XDG_CACHE_HOME:-$$HOME/.cache}/metergate/tools"; \
-	if cmp -s deploy/tools/go.sum "$$bin/go.sum"; then exit 0; fi; \
+	of="deploy/tools/go.sum deploy/tools/operator/main.go"; \
+	if cat $$of | cmp -s - "$$bin/built-of"; then exit 0; fi; \
 	command -v go >/dev/null || { echo "make tools: needs Go (go) on the PATH." >&2; exit 1; }; \
 	echo "tools: building Helm, which takes a few minutes, into $$bin"; mkdir -p "$$bin"; \
 	(cd deploy/tools && export GOTOOLCHAIN=auto && go build -o "$$bin/helm" helm.sh/helm/v3/cmd/helm \
-	    && go build -o "$$bin/compose-spec" github.com/compose-spec/compose-go/v2/cmd); \
-	cp deploy/tools/go.sum "$$bin/go.sum"
+	    && go build -o "$$bin/compose-spec" github.com/compose-spec/compose-go/v2/cmd \
+	    && go build -o "$$bin/operator-check" ./operator); \
+	cat $$of >"$$bin/built-of"
 
 # The second run's summary closes the output. Exit status 5 there: no such tests (yet).
 test: $(STAMP) ## Run every test

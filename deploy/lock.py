@@ -28,7 +28,7 @@ CONSTRAINTS = ROOT / "constraints.txt"
 LOCK = ROOT / "requirements.lock"
 IMAGE = ROOT / "deploy" / "image.lock"
 BUILD = ROOT / "deploy" / "build.lock"
-IMAGE_EXTRAS = ("envoy",)
+IMAGE_EXTRAS = ("envoy", "otel")
 OLDEST = (3, 11)
 PIP_SERIES = "26."
 

@@ -57,8 +57,9 @@ def test_what_the_image_installs_is_what_is_tested() -> None:
         assert {name: whole[name] for name in part} == part
         assert all(part.values())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
     names = {name.split("==")[0].lower().replace("_", "-") for name in runs}
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["envoy"]]
+    wanted = [*project["dependencies"], *extras["envoy"], *extras["otel"]]
     for requirement in wanted:
         bare = requirement.split(">")[0].split("[")[0].split(";")[0].strip().lower()
         assert bare.replace("_", "-") in names

@@ -236,9 +236,8 @@ def check(
     else:
         for fault in faults:
             typer.echo(str(fault))
-        typer.echo(
-            f"{len(faults)} wrong settings" if faults else f"fine for {' and '.join(processes)}"
-        )
+        wrong = "1 wrong setting" if len(faults) == 1 else f"{len(faults)} wrong settings"
+        typer.echo(wrong if faults else f"fine for {' and '.join(processes)}")
     raise typer.Exit(Status.REFUSED if faults else Status.OK)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import ssl
 from typing import Annotated, Final
 from urllib.parse import urlsplit
 
@@ -34,20 +35,34 @@ def health(
     Where it listens say METERGATE_HTTP_LISTEN and METERGATE_METER_METRICS_LISTEN.
     """
     parts = urlsplit(url or _place(process))
-    if parts.scheme != "http" or not parts.netloc:
+    if parts.scheme not in {"http", "https"} or not parts.netloc:
         raise CommandError("--url has to be like http://127.0.0.1:8080/readyz")
-    connection = http.client.HTTPConnection(parts.netloc, timeout=SECONDS)
+    path = parts.path or "/readyz"
     try:
-        connection.request("GET", parts.path or "/readyz")
-        answer = connection.getresponse()
-        said = answer.read(200).decode(errors="replace").strip()
-    except (OSError, http.client.HTTPException) as error:
-        raise CommandError(f"{parts.netloc}: {error}", Status.UNAVAILABLE) from error
-    finally:
-        connection.close()
-    fine = answer.status == http.client.OK
+        status, said = _asked(http.client.HTTPConnection(parts.netloc, timeout=SECONDS), path)
+    except ConnectionRefusedError as error:
+        raise CommandError(f"{parts.netloc}: {error.strerror}", Status.UNAVAILABLE) from error
+    except (OSError, http.client.HTTPException):
+        # It may speak TLS. Its name is not asked for: whatever answers on this machine is told nothing.
+        unverified = ssl._create_unverified_context()  # noqa: S323, SLF001
+        speaking = http.client.HTTPSConnection(parts.netloc, timeout=SECONDS, context=unverified)
+        try:
+            status, said = _asked(speaking, path)
+        except (OSError, http.client.HTTPException) as error:
+            raise CommandError(f"{parts.netloc}: {error}", Status.UNAVAILABLE) from error
+    fine = status == http.client.OK
     typer.echo("serving" if fine else f"not serving: {said}")
     raise typer.Exit(Status.OK if fine else Status.REFUSED)
+
+
+def _asked(connection: http.client.HTTPConnection, path: str) -> tuple[int, str]:
+    """Status and what was said."""
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read(200).decode(errors="replace").strip()
+    finally:
+        connection.close()
 
 
 def _place(process: str) -> str:

@@ -41,7 +41,7 @@ PROCESSES: Final[dict[str, type[BaseSettings]]] = {
 
 OTHERS: Final[dict[str, str]] = {
     "METERGATE_SECRETS_DIR": "A folder with a file for each setting that is not to be in the environment, named like it "
-    "in small letters: `metergate_internal_token`. The environment comes first. Every process and command reads it.",
+    "in small letters: `metergate_internal_token`. The environment comes first. Read by the processes, and by the commands that read their settings.",
     "METERGATE_ENDPOINT": "`host:port` of the gateway that commands and clients ask. Default: the data folder's.",
     "METERGATE_API_KEY": "The API key of commands and clients. Default: the data folder's.",
     "METERGATE_TLS_CA_FILE": "PEM file of the authorities that commands and clients trust. Default: the system's.",

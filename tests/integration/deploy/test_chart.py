@@ -33,12 +33,13 @@ SECRETS = {
     "metergate_clickhouse_url": "https://metergate:hidden@clickhouse:8443/default",
     "metergate_kafka_password": "hidden",
 }
+DIGEST = f"sha256:{'0' * 64}"
 METER_ENDS = 5 + 5
 """Seconds: its calls' grace, and a flush."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "everything": {
-        "image.digest": f"sha256:{'0' * 64}",
+        "image.digest": DIGEST,
         "image.pullSecrets": [{"name": "registry"}],
         "secrets.keys.kafkaPassword": "kafka-password",
         "kafka.protocol": "SASL_SSL",
@@ -65,6 +66,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
             {"path": "/v1/events", "pathType": "Exact", "port": "http"}]}],
         "ingress.tls": [{"hosts": ["m.example"], "secretName": "tls"}],
         "serviceMonitor.enabled": True,
+        "enforcer.probeScheme": "HTTPS",
+        "serviceMonitor.tlsConfig": {"insecureSkipVerify": True},
         "serviceMonitor.labels": {"release": "prometheus"},
         "prometheusRule.enabled": True,
         "prometheusRule.files": {"alerts": 'groups:\n- name: a\n  rules:\n  - {alert: A, expr: up == 0,'
@@ -296,6 +299,37 @@ def test_a_pod_has_the_time_that_its_process_needs_to_end(
         before = hook.get("sleep", {}).get("seconds", 0)
         assert pod["spec"]["terminationGracePeriodSeconds"] > before + needs[role], role
         assert (before > 0) == (role == "enforcer")
+
+
+@pytest.mark.parametrize(
+    ("values", "of_all", "of_enforcers"),
+    [
+        ({}, "metergate:0.1.0", "metergate:0.1.0"),
+        ({"image.tag": "2"}, "metergate:2", "metergate:2"),
+        ({"image.tag": "2", "enforcer.image.tag": "1"}, "metergate:2", "metergate:1"),
+        ({"image.digest": DIGEST, "enforcer.image.tag": "1"}, f"metergate@{DIGEST}", "metergate:1"),
+        ({"image.tag": "2", "enforcer.image.digest": DIGEST}, "metergate:2", f"metergate@{DIGEST}"),
+    ],
+)
+def test_enforcers_can_stay_behind_in_an_upgrade(
+    helm: Tool, values: dict[str, Any], of_all: str, of_enforcers: str
+) -> None:
+    for role, pod in templates(render(helm, values)).items():
+        images = {
+            one["image"]
+            for one in [*pod["spec"]["containers"], *pod["spec"].get("initContainers", [])]
+        }
+        assert images == {of_enforcers if role == "enforcer" else of_all}
+
+
+def test_the_prometheus_operator_takes_what_is_for_it(helm: Tool, operator_check: Tool) -> None:
+    rendered = render(helm, VARIANTS["everything"])
+    own = [one for one in rendered.values() if "coreos" in one["apiVersion"]]
+    text = "\n---\n".join(json.dumps(one) for one in own)
+    assert operator_check.run(given=text).strip() == str(len(own)) == "4"
+    own[0]["spec"]["endpoint"] = []
+    with pytest.raises(ToolError, match='unknown field "endpoint"'):
+        operator_check.run(given=json.dumps(own[0]))
 
 
 def test_monitoring_finds_every_process_under_the_names_of_the_rules(helm: Tool) -> None:

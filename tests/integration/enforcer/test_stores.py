@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import ssl
+import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING
@@ -94,6 +97,13 @@ class Process(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+class Secured(HTTPServer):
+    """Who does not speak TLS is sent away; that is no error here."""
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing."""
+
+
 @pytest.fixture
 def process() -> Iterator[int]:
     server = HTTPServer(("127.0.0.1", 0), Process)
@@ -119,3 +129,29 @@ def test_health_is_what_the_process_says(
     monkeypatch.setenv("METERGATE_HTTP_LISTEN", f"127.0.0.1:{free_port()}")
     assert run("health") == 3
     assert "refused" in capsys.readouterr().err
+
+
+def test_health_asks_a_port_that_speaks_tls_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl, to make a certificate")
+    made = tmp_path / "made.pem"
+    command = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=elsewhere"
+    )
+    subprocess.run([*command.split(), "-keyout", made, "-out", tmp_path / "cert.pem"], check=True, capture_output=True)  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", made)
+    server = Secured(("127.0.0.1", 0), Process)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        monkeypatch.setenv("METERGATE_HTTP_LISTEN", f"127.0.0.1:{server.server_address[1]}")
+        assert run("health") == 0
+        assert capsys.readouterr().out == "serving\n"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

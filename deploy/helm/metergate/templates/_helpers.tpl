@@ -6,11 +6,18 @@
 {{- end -}}
 {{- end -}}
 
+{{- /* Of a dict of `root` and `own`: what a component has instead of the release's. */ -}}
 {{- define "metergate.image" -}}
-{{- if .Values.image.digest -}}
-{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- $own := .own | default dict -}}
+{{- $image := .root.Values.image -}}
+{{- if or $own.digest $own.tag -}}
+{{- $image = merge (dict "digest" $own.digest "tag" $own.tag) $image -}}
+{{- if not $own.digest -}}{{- $_ := set $image "digest" "" -}}{{- end -}}
+{{- end -}}
+{{- if $image.digest -}}
+{{ $image.repository }}@{{ $image.digest }}
 {{- else -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{ $image.repository }}:{{ $image.tag | default .root.Chart.AppVersion }}
 {{- end -}}
 {{- end -}}
 
@@ -141,7 +148,7 @@ spec:
     {{- end }}
   containers:
     - name: {{ .role }}
-      image: {{ include "metergate.image" .root | quote }}
+      image: {{ include "metergate.image" (dict "root" .root "own" .values.image) | quote }}
       imagePullPolicy: {{ .root.Values.image.pullPolicy }}
       securityContext:
         {{- include "metergate.containerSecurity" . | nindent 8 }}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import clickhouse_connect
 from clickhouse_connect.driver.exceptions import Error as ClickHouseError
 
-from meter.adapters.clickhouse.cluster import SETTINGS
+from meter.adapters.clickhouse.replicas import SETTINGS
 from meter.errors import WarehouseUnavailableError
 
 if TYPE_CHECKING:

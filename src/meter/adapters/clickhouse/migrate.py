@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from meter.adapters.clickhouse.cluster import on_cluster
+from meter.adapters.clickhouse.replicas import on_cluster
 from meter.errors import MisconfiguredError
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from meter.adapters.clickhouse.cluster import everywhere
+from meter.adapters.clickhouse.replicas import everywhere
 from meter.core.records import RecordType
 from meter.errors import WarehouseUnavailableError
 

@@ -10,7 +10,7 @@ import pytest
 
 from meter.adapters.clickhouse import migrate, slices
 from meter.adapters.clickhouse.client import ClickHouse
-from meter.adapters.clickhouse.cluster import SETTINGS, everywhere, on_cluster
+from meter.adapters.clickhouse.replicas import SETTINGS, everywhere, on_cluster
 from meter.core.sequence import Range
 from meter.errors import WarehouseUnavailableError
 from meter.ports.marks import Manifest
