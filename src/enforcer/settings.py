@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from enforcer.errors import MisconfiguredError
+from meter.core.cluster import clustered
 from meter.core.sentinel import watched
 
 __all__ = ["Settings", "load"]
@@ -31,7 +32,8 @@ class Settings(BaseSettings):
     ratelimit_file: Path | None = None
     """Which descriptors of an Envoy ask for what: a file as docs/envoy.md has it. Without it no Envoy may ask."""
     redis_url: str = "redis://127.0.0.1:6379/0"
-    """`redis://`, `rediss://`, `unix://`, or `redis+sentinel://host:port,host:port/name` with a Sentinel's name for it."""
+    """`redis://`, `rediss://`, `unix://`; `redis+sentinel://host:port,host:port/name` with a Sentinel's name for it;
+    `redis+cluster://host:port,host:port` (`rediss+cluster://` over TLS) with some nodes of a cluster."""
     database_url: str
     """SQLAlchemy URL of the definitions: `sqlite+aiosqlite:///…` or `postgresql+asyncpg://…`."""
     buckets: int = Field(default=8, ge=1, le=65_536)
@@ -86,8 +88,12 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, value: str) -> str:
-        if not watched(value) and not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must begin with redis://, rediss://, redis+sentinel:// or unix://")
+        known = watched(value) or clustered(value)
+        if not known and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError(
+                "must begin with redis://, rediss://, unix://, redis+sentinel://, redis+cluster:// "
+                "or rediss+cluster://"
+            )
         return value
 
     @field_validator("database_url")

@@ -9,6 +9,7 @@ from typing import Self, TypeVar
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from meter.core.cluster import clustered
 from meter.core.sentinel import watched
 from meter.errors import MisconfiguredError
 
@@ -62,7 +63,8 @@ class Settings(KafkaSettings):
     data_dir: Path = Path("data")
     """Folder of the embedded stores."""
     redis_url: str = "redis://127.0.0.1:6379/0"
-    """`redis://`, `rediss://`, `unix://`, or `redis+sentinel://host:port,host:port/name` with a Sentinel's name for it."""
+    """`redis://`, `rediss://`, `unix://`; `redis+sentinel://host:port,host:port/name` with a Sentinel's name for it;
+    `redis+cluster://host:port,host:port` (`rediss+cluster://` over TLS) with some nodes of a cluster."""
     buckets: int = Field(default=8, ge=1, le=65_536)
     """How many buckets the deployment has. Fixed for its life; equal on every process."""
     meter_buckets: str = ""
@@ -101,8 +103,12 @@ class Settings(KafkaSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, value: str) -> str:
-        if not watched(value) and not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must begin with redis://, rediss://, redis+sentinel:// or unix://")
+        known = watched(value) or clustered(value)
+        if not known and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError(
+                "must begin with redis://, rediss://, unix://, redis+sentinel://, redis+cluster:// "
+                "or rediss+cluster://"
+            )
         return value
 
     @field_validator("clickhouse_url")

@@ -20,11 +20,12 @@ import structlog
 
 from enforcer.adapters.counters.scripts import LIBRARIES, library, prefix_of, script
 from enforcer.errors import StoreMisconfiguredError, StoreUnavailableError
+from meter.core.cluster import is_elsewhere
 from meter.core.keys import bucket_tag
 from meter.core.sequence import START, Position
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from enforcer.adapters.counters.connection import Connection
     from enforcer.adapters.counters.scripts import Library
@@ -84,14 +85,17 @@ class Handshake:
 
 async def shake_hands(
     connection: Connection,
-    buckets: range,
+    buckets: Iterable[int],
     generations: Generations,
     clock: str,
     steps: Steps = lambda _: None,
+    *,
+    cluster: bool = False,
 ) -> Handshake:
     """See the module. Raise `StoreMisconfiguredError` if the server may evict keys.
 
-    `steps` is called with the name of each step before it begins.
+    `steps` is called with the name of each step before it begins. Buckets that this node of a `cluster` does not have,
+    or not as a whole, stay closed.
     """
     info = bytes(await connection.call("INFO", "server")).decode()
     run_id = next(line for line in info.splitlines() if line.startswith("run_id:"))[7:].strip()
@@ -109,15 +113,20 @@ async def shake_hands(
         # In this order: a bucket that Redis was seen to have before it is looked for, and lacks then, is lost. The other
         # way round one that another enforcer creates in between would be taken for lost.
         was_opened = await generations.was_opened(bucket)
-        found = await look(connection, text, bucket, run_id)
-        if found.run == run_id:
-            await _confirm(generations, bucket)
-        elif found.run or was_opened:
-            closed[bucket] = "the meter was not asked yet"
-        else:
-            await open_generation(site, bucket, create=_FIRST)
+        try:
+            found = await look(connection, text, bucket, run_id)
+            if found.run == run_id:
+                await _confirm(generations, bucket)
+            elif found.run or was_opened:
+                closed[bucket] = "the meter was not asked yet"
+            else:
+                await open_generation(site, bucket, create=_FIRST)
+        except hiredis.ReplyError as error:
+            if not is_elsewhere(str(error)):
+                raise
+            closed[bucket] = str(error)
     steps("load")
-    functions = library(run_id, clock)
+    functions = library(run_id, clock, cluster=cluster)
     await _load(connection, functions, prefix_of(run_id))
     return Handshake(run_id, functions.decide, functions.hold, closed)
 

@@ -31,6 +31,7 @@ from enforcer.core import rebuild
 from enforcer.core.compile import places_of
 from enforcer.core.program import Family
 from enforcer.errors import MetergateError
+from meter.core.cluster import is_elsewhere
 from meter.core.keys import bucket_tag, outbox
 from meter.core.records import SIDE, RecordType
 from meter.core.sequence import START, Entry, Position
@@ -130,17 +131,7 @@ class Mender:
         Return those that are open now, and whether each lacked nothing.
         """
         self._writing.forget()
-        opened: dict[int, bool] = {}
-        wanted: list[int] = []
-        # What another enforcer has opened or rebuilds needs no question to the meter.
-        for bucket in list(closed):
-            found = await look(self._connection, self._open, bucket, self._run_id)
-            if found.run == self._run_id:
-                opened[bucket] = False
-            elif not found.run and await self._taken(bucket):
-                closed[bucket] = _TAKEN
-            else:
-                wanted.append(bucket)
+        opened, wanted = await self._look(closed)
         if not wanted:
             return opened
         self._steps("catch_up")
@@ -160,9 +151,31 @@ class Mender:
                 closed[one.bucket] = str(error)
             except _Elsewhere:
                 closed[one.bucket] = _TAKEN
+            except hiredis.ReplyError as error:
+                closed[one.bucket] = _elsewhere(error)
             else:
                 opened[one.bucket] = intact
         return opened
+
+    async def _look(self, closed: dict[int, str]) -> tuple[dict[int, bool], list[int]]:
+        """Those that are open already, and those that the meter has to be asked about.
+
+        What another enforcer has opened or rebuilds needs no question.
+        """
+        opened: dict[int, bool] = {}
+        wanted: list[int] = []
+        for bucket in list(closed):
+            try:
+                found = await look(self._connection, self._open, bucket, self._run_id)
+                if found.run == self._run_id:
+                    opened[bucket] = False
+                elif not found.run and await self._taken(bucket):
+                    closed[bucket] = _TAKEN
+                else:
+                    wanted.append(bucket)
+            except hiredis.ReplyError as error:
+                closed[bucket] = _elsewhere(error)
+        return opened, wanted
 
     async def _by_marks(self, closed: Iterable[int]) -> dict[int, bool]:
         """Open what the meter's own marks show to be complete.
@@ -178,11 +191,14 @@ class Mender:
             _log.warning("no marks", error=error.message)
             return opened
         for bucket, mark in marks.items():
-            found = await look(self._connection, self._open, bucket, self._run_id)
-            if not found.run or found.last < max(mark, self._known(bucket)):
-                continue
-            if found.run == self._run_id or await open_generation(self._site, bucket):
-                opened[bucket] = True
+            try:
+                found = await look(self._connection, self._open, bucket, self._run_id)
+                if not found.run or found.last < max(mark, self._known(bucket)):
+                    continue
+                if found.run == self._run_id or await open_generation(self._site, bucket):
+                    opened[bucket] = True
+            except hiredis.ReplyError as error:
+                _elsewhere(error)
         return opened
 
     async def _taken(self, bucket: int) -> bool:
@@ -446,6 +462,13 @@ class Mender:
             if place.rate is not None and uses:
                 slots = await image.of(f"{node.id}:{feature}")
                 slots[place.slot] = rebuild.spent(place, now)
+
+
+def _elsewhere(error: hiredis.ReplyError) -> str:
+    """What a bucket waits for that this node of a cluster does not have now. Raise any other error."""
+    if not is_elsewhere(str(error)):
+        raise error
+    return str(error)
 
 
 def _place(position: Position) -> str:
