@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
+from enforcer.adapters.counters.cluster import ClusterCounters
 from enforcer.adapters.counters.redis import RedisCounters, RedisOptions
 from enforcer.adapters.definitions.corrections import SqlCorrections
 from enforcer.adapters.definitions.sql import SqlDefinitions
@@ -52,6 +53,7 @@ from enforcer.transport.services import methods
 from enforcer.transport.streams import stream_methods
 from meter.adapters.kafka.client import KafkaOptions
 from meter.adapters.sql.marks import SqlMarks
+from meter.core.cluster import clustered
 from meter.crash import crash_points
 from meter.errors import MeterError
 from meter.settings import load_kafka
@@ -61,12 +63,13 @@ if TYPE_CHECKING:
 
     from enforcer.adapters.counters.mend import Marks
     from enforcer.core.descriptors import Domain
-    from enforcer.ports.counters import CounterStore
     from enforcer.ports.journal import Journal
     from enforcer.settings import Settings
     from enforcer.transport.services import Method
 
 __all__ = ["Server", "run", "serve"]
+
+Counters = RedisCounters | ClusterCounters
 
 _log = structlog.get_logger(__name__)
 
@@ -107,7 +110,8 @@ async def serve(
         stack.push_async_callback(definitions.close)
         usage = MeterClient(settings.meter_endpoint, settings.internal_token.get_secret_value())
         stack.push_async_callback(usage.close)
-        counters = RedisCounters(
+        store = ClusterCounters if clustered(settings.redis_url) else RedisCounters
+        counters = store(
             RedisOptions(
                 settings.redis_url,
                 settings.buckets,
@@ -174,7 +178,7 @@ async def serve(
             asyncio.create_task(
                 _watch(Audits(counters, usage, definitions, settings.buckets), settings, metrics)
             ),
-            asyncio.create_task(_tick(counters, settings.buckets, metrics)),
+            asyncio.create_task(_tick(counters, metrics)),
             asyncio.create_task(_finish_changes(definitions, counters)),
             asyncio.create_task(_finish_corrections(carrier, counters)),
         ]
@@ -235,7 +239,7 @@ def _marks(settings: Settings, stack: AsyncExitStack) -> Marks | None:
 
 
 def _serve_http(
-    listen: str, metrics: Metrics, counters: RedisCounters, stack: AsyncExitStack
+    listen: str, metrics: Metrics, counters: Counters, stack: AsyncExitStack
 ) -> tuple[HttpServer, Callable[[], Awaitable[None]]]:
     """The server, already serving, and what ends it: at the latest when `stack` is left."""
     http = HttpServer(listen, metrics, counters.readiness)
@@ -271,7 +275,7 @@ async def _watch(audits: Audits, settings: Settings, metrics: Metrics) -> None:
         await audits.watch(settings.audit_interval_seconds, metrics.audited, metrics.audit_age.set)
 
 
-async def _tell_health(server: Server, counters: RedisCounters, metrics: Metrics) -> None:
+async def _tell_health(server: Server, counters: Counters, metrics: Metrics) -> None:
     told = ""
     while True:
         serving, why = counters.readiness()
@@ -283,23 +287,30 @@ async def _tell_health(server: Server, counters: RedisCounters, metrics: Metrics
         await asyncio.sleep(0.1)
 
 
-async def _finish_changes(definitions: SqlDefinitions, counters: RedisCounters) -> None:
+async def _finish_changes(definitions: SqlDefinitions, counters: Counters) -> None:
     """Project changes whose caller was cut off before their projection."""
     while True:
         await counters.ready.wait()
         try:
-            left = await definitions.pending()
-            for account_id, bucket, epoch in left:
-                await counters.project(bucket, account_id, epoch)
-            if left:
-                await definitions.projected(left)
-                _log.info("finished changes", accounts=len(left))
+            done = []
+            for change in await definitions.pending():
+                account_id, bucket, epoch = change
+                try:
+                    await counters.project(bucket, account_id, epoch)
+                except MetergateError as error:
+                    # The buckets of other servers are not to wait for one that is away.
+                    _log.warning("changes are waiting", bucket=bucket, reason=error.reason)
+                else:
+                    done.append(change)
+            if done:
+                await definitions.projected(done)
+                _log.info("finished changes", accounts=len(done))
         except MetergateError as error:
             _log.warning("changes are waiting", reason=error.reason)
         await asyncio.sleep(UNFINISHED_SECONDS)
 
 
-async def _finish_corrections(carrier: Carrier, counters: RedisCounters) -> None:
+async def _finish_corrections(carrier: Carrier, counters: Counters) -> None:
     """Carry out corrections whose caller was cut off before they were."""
     while True:
         await counters.ready.wait()
@@ -333,7 +344,7 @@ async def _weigh(counting: Counting) -> None:
         _log.error("features fail closed: no journal", error=error.message)
 
 
-async def _count(counting: Counting, counters: RedisCounters, metrics: Metrics) -> None:
+async def _count(counting: Counting, counters: Counters, metrics: Metrics) -> None:
     """Count what was allowed while the counters were away, here or by an enforcer that is gone."""
     pause = COUNTING_SECONDS
     while True:
@@ -349,18 +360,23 @@ async def _count(counting: Counting, counters: RedisCounters, metrics: Metrics) 
             pause = min(pause * 2, LONGEST_COUNTING_PAUSE)
 
 
-async def _tick(counters: CounterStore, buckets: int, metrics: Metrics) -> None:
+async def _tick(counters: Counters, metrics: Metrics) -> None:
     """End what has expired, second by second. Every enforcer does it; each end happens once."""
     while True:
         await asyncio.sleep(TICK_SECONDS)
         metrics.settle()
-        for bucket in range(buckets):
-            try:
-                metrics.ended.inc(await counters.tick(bucket))
-            except MetergateError as error:
-                metrics.tick_errors.inc()
-                _log.warning("tick failed", bucket=bucket, reason=error.reason)
-                break
+        await asyncio.gather(*(_tick_all(counters, shard, metrics) for shard in counters.shards()))
+
+
+async def _tick_all(counters: Counters, shard: list[int], metrics: Metrics) -> None:
+    """Of the buckets of one server, as long as it answers."""
+    for bucket in shard:
+        try:
+            metrics.ended.inc(await counters.tick(bucket))
+        except MetergateError as error:
+            metrics.tick_errors.inc()
+            _log.warning("tick failed", bucket=bucket, reason=error.reason)
+            break
 
 
 async def _run(settings: Settings) -> None:

@@ -27,7 +27,7 @@ from meter.adapters.kafka.client import KafkaOptions, prepare_topics, quiet_driv
 from meter.adapters.kafka.dead_letters import DeadLetters
 from meter.adapters.kafka.log import KafkaLog
 from meter.adapters.kafka.publisher import KafkaPublisher
-from meter.adapters.log.outbox import OutboxLog
+from meter.adapters.log.cluster import outbox_log
 from meter.adapters.sql.marks import SqlMarks
 from meter.audit import Audit
 from meter.crash import crash_points
@@ -112,7 +112,7 @@ async def _add_relay(
 ) -> None:
     """Outboxes to Kafka."""
     member = f"{settings.kafka_instance or 'relay'}-{secrets.token_hex(4)}"
-    source = OutboxLog(settings.redis_url, range(settings.buckets), member)
+    source = outbox_log(settings.redis_url, range(settings.buckets), member)
     stack.push_async_callback(source.close)
     publisher = KafkaPublisher(KafkaOptions.of(settings))
     stack.push_async_callback(publisher.close)
@@ -123,7 +123,7 @@ async def _add_relay(
 def _add_log(settings: Settings, stack: AsyncExitStack, metrics: Metrics) -> LogSource:
     """Where the rollup reads records: Kafka, or the outboxes themselves."""
     if not settings.kafka_servers:
-        outbox = OutboxLog(settings.redis_url, settings.share)
+        outbox = outbox_log(settings.redis_url, settings.share)
         stack.push_async_callback(outbox.close)
         return outbox
     options = KafkaOptions.of(settings)

@@ -22,6 +22,8 @@ __all__ = [
     "Node",
     "clustered",
     "is_elsewhere",
+    "node_of",
+    "nodes_of",
     "owners",
     "slot_of",
 ]
@@ -92,18 +94,27 @@ def slot_of(key: str) -> int:
     return crc_hqx(key.encode(), 0) % SLOTS
 
 
-def owners(reply: Sequence[Any], asked: str, buckets: Iterable[int]) -> dict[int, Node]:
-    """Where each bucket is, by the reply to CLUSTER SLOTS of the host `asked`. Left out: those whose slot nobody has."""
-    ranges: list[tuple[int, int, Node]] = []
+def _node(told: Sequence[Any], asked: str) -> Node:
+    """A node that does not know its own address means the one that it was asked under."""
+    host = (told[0] or b"").decode()
+    return asked if host in ("", "?") else host, int(told[1])
+
+
+def nodes_of(reply: Sequence[Any], asked: str) -> list[Node]:
+    """All nodes, replicas too, by the reply to CLUSTER SLOTS of the host `asked`."""
+    return list(dict.fromkeys(_node(one, asked) for row in reply for one in row[2:]))
+
+
+def node_of(reply: Sequence[Any], asked: str, key: str) -> Node | None:
+    """The primary that has a key's slot. None: nobody has."""
+    slot = slot_of(key)
     for first, last, primary, *_ in reply:
-        # A node that knows its own address by none means the one that it was asked under.
-        host = (primary[0] or b"").decode()
-        ranges.append((first, last, (asked if host in ("", "?") else host, int(primary[1]))))
-    found: dict[int, Node] = {}
-    for bucket in buckets:
-        slot = slot_of(bucket_tag(bucket))
-        for first, last, node in ranges:
-            if first <= slot <= last:
-                found[bucket] = node
-                break
-    return found
+        if first <= slot <= last:
+            return _node(primary, asked)
+    return None
+
+
+def owners(reply: Sequence[Any], asked: str, buckets: Iterable[int]) -> dict[int, Node]:
+    """The primary of each bucket. Left out: those whose slot nobody has."""
+    found = {bucket: node_of(reply, asked, bucket_tag(bucket)) for bucket in buckets}
+    return {bucket: node for bucket, node in found.items() if node is not None}

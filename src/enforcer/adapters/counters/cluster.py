@@ -26,7 +26,7 @@ from enforcer.adapters.counters.places import Places
 from enforcer.adapters.counters.redis import Operations
 from enforcer.core.breaker import BreakerState
 from enforcer.errors import StoreUnavailableError
-from meter.core.cluster import clustered, owners
+from meter.core.cluster import clustered, nodes_of, owners
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -248,10 +248,7 @@ class ClusterCounters(Operations):
             if setting and setting[1] == b"yes":
                 _log.warning(f"{_COVERAGE} is yes: while one primary is away no bucket is served")
         # Replicas know of the others as well, when all primaries are away at once.
-        nodes = [
-            ((one[0] or b"").decode() or node[0], int(one[1])) for row in reply for one in row[2:]
-        ]
-        self._asked = list(dict.fromkeys(nodes)) or self._asked
+        self._asked = nodes_of(reply, node[0]) or self._asked
         return owners(reply, node[0], range(self.options.buckets))
 
     def _deal(self, told: Mapping[int, Node]) -> bool:

@@ -221,14 +221,6 @@ def at_one_node(cluster: ValkeyCluster, count: int = 2) -> list[int]:
     return [one for one in range(BUCKETS) if cluster.primary_of(one) is primary][:count]
 
 
-def another(cluster: ValkeyCluster, bucket: int) -> ValkeyProcess:
-    """A primary that does not have the bucket."""
-    mine = cluster.primary_of(bucket)
-    return next(
-        primary for primary in map(cluster.primary_of, range(BUCKETS)) if primary is not mine
-    )
-
-
 async def test_buckets_that_move_under_load_are_answered_and_nothing_is_lost_or_repeated(
     cluster: ValkeyCluster,
 ) -> None:
@@ -237,10 +229,10 @@ async def test_buckets_that_move_under_load_are_answered_and_nothing_is_lost_or_
         async with here.load():
             await here.answered()
             for _ in range(3):
-                target = another(cluster, moving[0])
+                target = cluster.another(moving[0])
                 await asyncio.to_thread(cluster.move, moving, target)
                 await here.answered()
-            await asyncio.to_thread(cluster.move_by_key, moving[0], another(cluster, moving[0]))
+            await asyncio.to_thread(cluster.move_by_key, moving[0], cluster.another(moving[0]))
             await here.answered()
         assert here.faults == []
         await here.audit(cluster)
@@ -267,7 +259,7 @@ async def test_a_bucket_of_which_only_a_part_is_at_a_node_waits_and_no_step_begi
         # No key has gone yet: all that a granted check needs is there, what the first denial writes is not.
         moving = asyncio.create_task(
             asyncio.to_thread(
-                cluster.move_by_key, bucket, another(cluster, bucket), between, part=0.0
+                cluster.move_by_key, bucket, cluster.another(bucket), between, part=0.0
             )
         )
         await asyncio.to_thread(at_half.wait, 30)
