@@ -25,6 +25,7 @@ __all__ = [
     "node_of",
     "nodes_of",
     "owners",
+    "primaries_of",
     "slot_of",
 ]
 
@@ -103,6 +104,11 @@ def _node(told: Sequence[Any], asked: str) -> Node:
 def nodes_of(reply: Sequence[Any], asked: str) -> list[Node]:
     """All nodes, replicas too, by the reply to CLUSTER SLOTS of the host `asked`."""
     return list(dict.fromkeys(_node(one, asked) for row in reply for one in row[2:]))
+
+
+def primaries_of(reply: Sequence[Any], asked: str) -> list[Node]:
+    """Those that have a slot."""
+    return list(dict.fromkeys(_node(row[2], asked) for row in reply))
 
 
 def node_of(reply: Sequence[Any], asked: str, key: str) -> Node | None:

@@ -3,7 +3,8 @@
 A bucket is one slot, so one primary has all of it, or none where it is on its way. A node refuses what it does not have
 as a whole (see `scripts`): nothing was done, and what asked waits on its line while the cluster is asked who has the slot
 now. Then the bucket goes over to that node's line with all that waits for it, and is closed there until it is proven,
-as after a failover: the new primary may be a replica that lacks records, and resharding looks the same from here.
+as after a failover: the new primary may be a replica that lacks records. Where both ends of a move were there all the
+time it was resharding, which loses nothing: then no question to the meter is needed, and a generation is opened at once.
 
 Redirections are not followed. The half of a bucket that has arrived would let a step begin that finds no counters.
 """
@@ -15,23 +16,25 @@ import secrets
 import time
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hiredis
 import structlog
 
 from enforcer.adapters.counters.connection import ConnectionLostError, connect
+from enforcer.adapters.counters.handshake import reign_of
 from enforcer.adapters.counters.line import ENDS, Line
 from enforcer.adapters.counters.places import Places
 from enforcer.adapters.counters.redis import Operations
 from enforcer.core.breaker import BreakerState
 from enforcer.errors import StoreUnavailableError
-from meter.core.cluster import clustered, nodes_of, owners
+from meter.core.cluster import clustered, nodes_of, owners, primaries_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from enforcer.adapters.counters.connection import Connection
+    from enforcer.adapters.counters.handshake import Found, Handshake
     from enforcer.adapters.counters.mend import Marks, Truth
     from enforcer.adapters.counters.options import RedisOptions
     from enforcer.core.commands import Answer, Ask
@@ -44,8 +47,12 @@ __all__ = ["ClusterCounters"]
 _log = structlog.get_logger(__name__)
 TICK = 0.05
 """Seconds between two looks at what the lines lack."""
-FIRST_PAUSE, LONGEST_PAUSE, CALM_PAUSE = 0.05, 0.5, 10.0
+FIRST_PAUSE, LONGEST_PAUSE, CALM_PAUSE = 0.05, 0.25, 10.0
 """Seconds between two questions to the cluster: while something is not where it was, and while all is well."""
+IDLE = 30.0
+"""Seconds after which the line to a server that is no primary any more is ended."""
+HOPS = 4
+"""Of a bucket that moves on before it was proven anywhere."""
 _COVERAGE = "cluster-require-full-coverage"
 
 
@@ -54,6 +61,34 @@ class _Nowhere(Line):
 
     async def _stay_connected(self) -> None:
         await asyncio.Event().wait()
+
+
+class _End(NamedTuple):
+    """One end of a move: a line with its connection and handshake of that time."""
+
+    line: Line
+    link: Connection | None
+    hands: Handshake | None
+
+    @property
+    def stands(self) -> bool:
+        """Whether it was connected then and is so without a break."""
+        return self.link is not None and self.line.link is self.link
+
+    async def reigns(self) -> bool:
+        """Whether the server has been the same primary all the time."""
+        if not self.stands or self.link is None or self.hands is None:
+            return False
+        try:
+            async with asyncio.timeout(self.line.options.connect_timeout):
+                reign = await reign_of(self.link)
+        except (TimeoutError, ConnectionLostError, hiredis.HiredisError):
+            return False
+        return reign != "" and reign == self.hands.reign
+
+
+def _end(line: Line) -> _End:
+    return _End(line, line.link, line.hands)
 
 
 class ClusterCounters(Operations):
@@ -92,7 +127,7 @@ class ClusterCounters(Operations):
                 steps=steps,
                 on_breaker=lambda _: self._breaker_turned(),
             )
-            made.join(enforcer, self._places)
+            made.join(enforcer, self._places, self._vouch)
             return made
 
         self._make = line
@@ -104,6 +139,10 @@ class ClusterCounters(Operations):
         self._newest = (0, 0)
         self._thinned: dict[Line, int] = {}
         """Lines that have given up buckets, and the last batch that may have been on its way to those."""
+        self._idle: dict[Node, float] = {}
+        self._primaries: set[Node] = set()
+        self._moves: dict[int, tuple[_End, ...]] = {}
+        """Buckets that primaries have given to each other: these in their order, as each was when it got the bucket."""
         self._turn = 0
         self._asked: list[Node] = list(found.seeds)
         self._warned = False
@@ -249,6 +288,7 @@ class ClusterCounters(Operations):
                 _log.warning(f"{_COVERAGE} is yes: while one primary is away no bucket is served")
         # Replicas know of the others as well, when all primaries are away at once.
         self._asked = nodes_of(reply, node[0]) or self._asked
+        self._primaries = set(primaries_of(reply, node[0]))
         return owners(reply, node[0], range(self.options.buckets))
 
     def _deal(self, told: Mapping[int, Node]) -> bool:
@@ -260,11 +300,12 @@ class ClusterCounters(Operations):
                 moves.setdefault(node, set()).add(bucket)
         if self._nowhere.buckets.difference(told):
             self._nowhere.last_error = "no node of the cluster has the bucket's slot"
+        for node in self._primaries - self._lines.keys():
+            # One that has no buckets yet may get some.
+            self._lines[node] = self._make(node)
+            self._lines[node].start()
         for node, buckets in moves.items():
-            target = self._lines.get(node)
-            if target is None:
-                target = self._lines[node] = self._make(node)
-                target.start()
+            target = self._lines[node]
             for source in {self._owner[bucket] for bucket in buckets}:
                 self._hand_over(buckets & source.buckets, source, target)
             _log.info(
@@ -273,12 +314,28 @@ class ClusterCounters(Operations):
         return bool(moves)
 
     def _hand_over(self, buckets: set[int], source: Line, target: Line) -> None:
+        left, reached = _end(source), _end(target)
         waiting, doubt = source.leave(buckets)
         for bucket in buckets:
             self._owner[bucket] = target
+            path = self._moves.get(bucket, (left,))
+            self._moves[bucket] = (*path[-HOPS:], reached) if path[-1] == left else (left, reached)
         target.come(buckets, waiting, doubt, self._note_numbers())
         _, last, _ = source.numbers
         self._thinned[source] = last
+
+    async def _vouch(self, bucket: int, found: Found) -> bool:
+        """Whether a bucket has moved as it was: what it was opened on is a primary all along, and so is where it is now.
+
+        Steps run on the process alone that a bucket was opened on. While that has neither ended nor followed another, it
+        has them all; and cannot have given the slot away but by moving every key of it.
+        """
+        path = self._moves.get(bucket, ())
+        runs = [end.hands.run_id if end.hands else "" for end in path]
+        if found.run not in runs or found.last < self._places.furthest(bucket):
+            return False
+        opened_at = len(runs) - 1 - runs[::-1].index(found.run)
+        return all([await end.reigns() for end in path[opened_at:]])
 
     def _note_numbers(self) -> tuple[int, int]:
         """The newest connection and batch of any line that there is or was."""
@@ -304,10 +361,12 @@ class ClusterCounters(Operations):
                     self._owner[bucket].come((bucket,), (), (part,), self._note_numbers())
             if not 0 < oldest <= last:
                 del self._thinned[line]
-        idle = [
-            node
-            for node, line in self._lines.items()
-            if not line.buckets and line not in self._thinned
-        ]
         self._note_numbers()
-        await asyncio.gather(*(self._lines.pop(node).close() for node in idle))
+        now = time.monotonic()
+        for node, line in list(self._lines.items()):
+            if line.buckets or line in self._thinned or node in self._primaries:
+                self._idle.pop(node, None)
+            elif now - self._idle.setdefault(node, now) > IDLE or not line.ready.is_set():
+                # Not at once: what has left it may need its word.
+                del self._idle[node]
+                await self._lines.pop(node).close()

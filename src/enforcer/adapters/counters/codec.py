@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from enforcer.core.program import Program
 
 __all__ = [
+    "MISSING",
     "ElsewhereError",
     "FencedError",
     "LostError",
@@ -65,6 +66,10 @@ _NEVER = struct.pack("<d", 0)
 """When what holds nothing expires."""
 _EPOCH, _SLICE, _REUSED, _FAILED, _FENCED, _LOST, _ELSEWHERE, _TURN = range(1, 9)
 _REASONS = [Reason(max(number, 1)) for number in range(max(Reason) + 1)]
+
+
+MISSING = "its data are missing"
+"""Why a bucket is closed whose meta key is not there."""
 
 
 class FencedError(Exception):
@@ -202,7 +207,7 @@ def _undecided(reply: bytes) -> Answer:
     if status == _FENCED:
         raise FencedError
     if status == _LOST:
-        raise LostError("its data are missing")
+        raise LostError(MISSING)
     if status == _ELSEWHERE:
         raise ElsewhereError("its slot is on another node, or on its way there")
     return Failed(reply[8:].decode(errors="replace"))

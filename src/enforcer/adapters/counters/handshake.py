@@ -32,7 +32,16 @@ if TYPE_CHECKING:
 
     Steps = Callable[[str], None]
 
-__all__ = ["Found", "Generations", "Handshake", "Site", "look", "open_generation", "shake_hands"]
+__all__ = [
+    "Found",
+    "Generations",
+    "Handshake",
+    "Site",
+    "look",
+    "open_generation",
+    "reign_of",
+    "shake_hands",
+]
 
 _log = structlog.get_logger(__name__)
 _POLICY = b"noeviction"
@@ -77,10 +86,16 @@ class Site(NamedTuple):
 
 
 class Handshake:
-    """Names of the loaded functions, and buckets that are closed, each with what it waits for."""
+    """Names of the loaded functions, and buckets that are closed, each with what it waits for.
 
-    def __init__(self, run_id: str, decide: str, hold: str, closed: dict[int, str]) -> None:
+    `reign`: since when the server is a primary, as of `reign_of`.
+    """
+
+    def __init__(
+        self, run_id: str, decide: str, hold: str, closed: dict[int, str], reign: str = ""
+    ) -> None:
         self.run_id, self.decide, self.hold, self.closed = run_id, decide, hold, closed
+        self.reign = reign
 
 
 async def shake_hands(
@@ -106,6 +121,7 @@ async def shake_hands(
             "set it to noeviction"
         )
         raise StoreMisconfiguredError(message)
+    reign = await reign_of(connection) if cluster else ""
     text = script("open", run_id, clock)
     site = Site(connection, text, run_id, generations, steps)
     closed: dict[int, str] = {}
@@ -128,7 +144,14 @@ async def shake_hands(
     steps("load")
     functions = library(run_id, clock, cluster=cluster)
     await _load(connection, functions, prefix_of(run_id))
-    return Handshake(run_id, functions.decide, functions.hold, closed)
+    return Handshake(run_id, functions.decide, functions.hold, closed, reign)
+
+
+async def reign_of(connection: Connection) -> str:
+    """Something that changes when a server becomes a primary, or takes over another's data. Empty: it is none."""
+    info = bytes(await connection.call("INFO", "replication")).decode()
+    known = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+    return known["master_replid"] if known["role"] == "master" else ""
 
 
 async def _load(connection: Connection, functions: Library, ours: str) -> None:

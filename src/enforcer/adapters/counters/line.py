@@ -18,6 +18,7 @@ import hiredis
 import structlog
 
 from enforcer.adapters.counters import codec
+from enforcer.adapters.counters.codec import MISSING
 from enforcer.adapters.counters.connection import Connection, ConnectionLostError, connect
 from enforcer.adapters.counters.handshake import Handshake, shake_hands
 from enforcer.adapters.counters.mend import Mender, Process
@@ -38,7 +39,7 @@ from meter.core.keys import bucket_tag
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Container, Coroutine, Mapping, Sequence
 
-    from enforcer.adapters.counters.mend import Marks, Truth
+    from enforcer.adapters.counters.mend import Marks, Truth, Vouch
     from enforcer.adapters.counters.options import RedisOptions
     from enforcer.core.breaker import BreakerState
     from enforcer.core.commands import Answer, Ask
@@ -91,6 +92,7 @@ class Line:
         self._connections = self._batches = 0
         self._queue: list[Waiting] = []
         self._parked: list[Waiting] = []
+        self._vouch: Vouch | None = None
         self.places = Places(ENDS * options.buckets, self.tell)
         self._note = self.places.note
         self._doubt: list[Batch] = []
@@ -200,7 +202,7 @@ class Line:
                 hands.closed[bucket] = str(error)
                 continue
             if reply[0] == b"lost":
-                hands.closed[bucket] = "its data are missing"
+                hands.closed[bucket] = MISSING
                 continue
             ran[bucket] = int(reply[0]) if intact else float("inf")
             if not intact:  # what was told may be lost as well
@@ -218,11 +220,13 @@ class Line:
         hands = self.hands
         return self.ready.is_set() and hands is not None and not self.buckets <= hands.closed.keys()
 
-    def close_bucket(self, bucket: int, why: str = "its data are missing") -> None:
+    def close_bucket(self, bucket: int, why: str = MISSING) -> None:
         """Redis lacks it, although it was opened on this very process, or it is elsewhere in the cluster."""
         assert self.hands is not None
         if bucket not in self.hands.closed:
-            _log.error("the bucket is not in Redis", bucket=bucket, why=why)
+            (_log.error if why == MISSING else _log.info)(
+                "a bucket is closed", bucket=bucket, why=why
+            )
             self.hands.closed[bucket] = why
         self._closing.set()
 
@@ -254,6 +258,7 @@ class Line:
                 self._marks,
                 self._steps,
             )
+            mender.vouch = self._vouch
         return keep_open(
             hands.closed, mender, self._closing, partial(self._fence, link, hands), self._serve
         )
@@ -274,9 +279,13 @@ class Line:
 
     # -- a line to one node of several: buckets come and go
 
-    def join(self, enforcer: str, places: Places) -> None:
-        """Be one of the lines of a store, which have a name and what was answered in common; without buckets at first."""
+    def join(self, enforcer: str, places: Places, vouch: Vouch) -> None:
+        """Be one of the lines of a store, which have a name and what was answered in common; without buckets at first.
+
+        `vouch` as of `Mender`.
+        """
         self.enforcer, self.places, self._note = enforcer, places, places.note
+        self._vouch = vouch
         self.buckets = set()
 
     @property

@@ -39,9 +39,10 @@ from meter.errors import MeterError
 from meter.v1 import ledger_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 
     from enforcer.adapters.counters.connection import Connection
+    from enforcer.adapters.counters.handshake import Found
     from enforcer.adapters.counters.recall import Read
     from enforcer.adapters.counters.writing import Command, Known
     from enforcer.ports.ledger import Ledger
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
         async def accounts(self, bucket: int, after: int, most: int) -> list[rebuild.Account]:
             """Accounts of a bucket with their trees."""
             ...
+
+    Vouch = Callable[[int, Found], Awaitable[bool]]
 
     class Marks(Protocol):
         """How far the rollup has come: part of `meter.ports.marks.Marks`."""
@@ -102,7 +105,10 @@ class Process(NamedTuple):
 
 
 class Mender:
-    """On one connection, for one server process. `known` tells the furthest place of a bucket that was ever seen."""
+    """On one connection, for one server process. `known` tells the furthest place of a bucket that was ever seen.
+
+    `vouch` tells whether a bucket has come here from another primary as it was there.
+    """
 
     def __init__(
         self,
@@ -114,6 +120,7 @@ class Mender:
         marks: Marks | None = None,
         steps: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self.vouch: Vouch | None = None
         run_id, clock = process.run_id, process.clock
         self._steps = steps
         self._connection, self._run_id, self._window_ms = connection, run_id, process.window_ms
@@ -160,7 +167,7 @@ class Mender:
     async def _look(self, closed: dict[int, str]) -> tuple[dict[int, bool], list[int]]:
         """Those that are open already, and those that the meter has to be asked about.
 
-        What another enforcer has opened or rebuilds needs no question.
+        What another enforcer has opened or rebuilds needs no question, nor what has moved here and lacks nothing.
         """
         opened: dict[int, bool] = {}
         wanted: list[int] = []
@@ -171,11 +178,19 @@ class Mender:
                     opened[bucket] = False
                 elif not found.run and await self._taken(bucket):
                     closed[bucket] = _TAKEN
+                elif await self._came_whole(bucket, found):
+                    opened[bucket] = True
                 else:
                     wanted.append(bucket)
             except hiredis.ReplyError as error:
                 closed[bucket] = _elsewhere(error)
         return opened, wanted
+
+    async def _came_whole(self, bucket: int, found: Found) -> bool:
+        """Open it if it has moved here and lacks nothing."""
+        if self.vouch is None or not found.run or not await self.vouch(bucket, found):
+            return False
+        return await open_generation(self._site, bucket, known=self._known(bucket))
 
     async def _by_marks(self, closed: Iterable[int]) -> dict[int, bool]:
         """Open what the meter's own marks show to be complete.
