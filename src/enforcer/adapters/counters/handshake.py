@@ -110,7 +110,7 @@ async def shake_hands(
     """See the module. Raise `StoreMisconfiguredError` if the server may evict keys.
 
     `steps` is called with the name of each step before it begins. Buckets that this node of a `cluster` does not have,
-    or not as a whole, stay closed.
+    or not as a whole, stay closed; and a bucket belongs to the process for as long as that is a primary without a break.
     """
     info = bytes(await connection.call("INFO", "server")).decode()
     run_id = next(line for line in info.splitlines() if line.startswith("run_id:"))[7:].strip()
@@ -122,6 +122,8 @@ async def shake_hands(
         )
         raise StoreMisconfiguredError(message)
     reign = await reign_of(connection) if cluster else ""
+    # A process may follow another and be primary again: what it has then is that one's.
+    run_id += reign
     text = script("open", run_id, clock)
     site = Site(connection, text, run_id, generations, steps)
     closed: dict[int, str] = {}

@@ -258,7 +258,7 @@ class Line:
                 self._marks,
                 self._steps,
             )
-            mender.vouch = self._vouch
+            mender.vouch, mender.reign = self._vouch, hands.reign
         return keep_open(
             hands.closed, mender, self._closing, partial(self._fence, link, hands), self._serve
         )

@@ -22,7 +22,13 @@ import hiredis
 import structlog
 
 from enforcer.adapters.counters.connection import ConnectionLostError
-from enforcer.adapters.counters.handshake import Generations, Site, look, open_generation
+from enforcer.adapters.counters.handshake import (
+    Generations,
+    Site,
+    look,
+    open_generation,
+    reign_of,
+)
 from enforcer.adapters.counters.image import Image, packed
 from enforcer.adapters.counters.recall import read, recall, recall_entries, recall_sums
 from enforcer.adapters.counters.scripts import script
@@ -107,7 +113,8 @@ class Process(NamedTuple):
 class Mender:
     """On one connection, for one server process. `known` tells the furthest place of a bucket that was ever seen.
 
-    `vouch` tells whether a bucket has come here from another primary as it was there.
+    `vouch` tells whether a bucket has come here from another primary as it was there. `reign` of the handshake: nothing
+    is opened by what was agreed on with an earlier one; empty where there is none.
     """
 
     def __init__(
@@ -121,6 +128,7 @@ class Mender:
         steps: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.vouch: Vouch | None = None
+        self.reign = ""
         run_id, clock = process.run_id, process.clock
         self._steps = steps
         self._connection, self._run_id, self._window_ms = connection, run_id, process.window_ms
@@ -137,6 +145,9 @@ class Mender:
 
         Return those that are open now, and whether each lacked nothing.
         """
+        if self.reign and await reign_of(self._connection) != self.reign:
+            self._connection.close()
+            raise ConnectionLostError("the server has followed another one since the handshake")
         self._writing.forget()
         opened, wanted = await self._look(closed)
         if not wanted:

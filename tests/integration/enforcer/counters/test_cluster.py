@@ -26,7 +26,7 @@ from enforcer.core.model import (
     QuotaTerms,
 )
 from enforcer.core.rules import Mode
-from enforcer.errors import MetergateError, StoreUnavailableError
+from enforcer.errors import CountersRebuildingError, MetergateError, StoreUnavailableError
 from meter.core.keys import outbox
 from meter.core.records import RecordType, decode_effects
 from tests.fixtures.records import Records
@@ -104,6 +104,26 @@ class Site:
         (answer,) = await self.store.decide([self.ask(bucket, key)])
         assert isinstance(answer, Decision), answer
         return answer
+
+    async def tried(self, bucket: int) -> Decision | None:
+        """None while it is refused."""
+        try:
+            return await self.decide(bucket)
+        except MetergateError:
+            return None
+
+    async def proven(self, bucket: int, within: float = 10) -> Decision:
+        """Decide, or raise why that is not possible: once the store has met the present primary."""
+        begun = time.monotonic()
+        while True:
+            try:
+                return await self.decide(bucket)
+            except CountersRebuildingError as error:
+                if "the meter does not answer" in error.message:
+                    raise
+            except StoreUnavailableError:
+                pass
+            assert time.monotonic() - begun < within
 
     async def client(self, bucket: int, number: int) -> None:
         """Checks, one after the other; one that fails is made again with its key, as clients are told to."""
@@ -315,6 +335,29 @@ async def test_a_primary_that_is_killed_under_load_costs_a_retry_and_nothing_els
         assert {int(fault.split()[0]) for fault in here.faults} <= theirs
         await here.audit(cluster, lag=True)
         await asyncio.to_thread(cluster.whole)
+
+
+async def test_a_primary_that_has_followed_another_is_not_trusted_when_it_is_one_again(
+    cluster: ValkeyCluster,
+) -> None:
+    async with site(cluster, patience=0.2) as here:
+        bucket, first = 0, cluster.primary_of(0)
+        assert (await here.decide(bucket, "k")).generation == 1
+        here.records.away = True
+        await asyncio.to_thread(cluster.switch, bucket)
+        with pytest.raises(CountersRebuildingError):
+            await here.proven(bucket)
+        await asyncio.to_thread(cluster.switch, bucket)
+        assert cluster.primary_of(bucket) is first, "the process that the bucket was opened on"
+        with pytest.raises(CountersRebuildingError):
+            await here.proven(bucket)
+        here.records.away = False
+        async with asyncio.timeout(20):
+            while (await here.tried(bucket)) is None:
+                pass
+        again = await here.decide(bucket, "k")
+        assert (again.generation, again.replayed) == (1, True), "nothing was lost this time"
+        assert (await here.decide(bucket, "another")).generation > 1
 
 
 async def test_while_a_node_and_its_replica_are_away_the_buckets_of_the_others_are_served(

@@ -78,11 +78,14 @@ def script(name: str, run_id: str, clock: str = SERVER_CLOCK) -> str:
 
 def prefix_of(run_id: str) -> str:
     """What the names of a server process's libraries begin with."""
-    return f"{LIBRARIES}{run_id[:16]}_"
+    return f"{LIBRARIES}{run_id[:16]}{run_id[40:48]}_"
 
 
 _WHOLE = ", prefix .. '!'"
 """A key that is never there. Where slots may move it is read along: a node that has only part of a bucket refuses that."""
+
+_REIGN = " .. match(call('INFO', 'replication'), 'master_replid:(%w+)')"
+"""What a server's run id is followed by in a cluster: another one each time that it becomes a primary."""
 
 
 def library(run_id: str, clock: str = SERVER_CLOCK, *, cluster: bool = False) -> Library:
@@ -95,6 +98,8 @@ def library(run_id: str, clock: str = SERVER_CLOCK, *, cluster: bool = False) ->
     blocks = ("do\n" + "".join(_text(part) for part in block) + "end\n" for block in _BLOCKS)
     text = _text("library").replace("@PARTS@\n", _text("common") + "".join(blocks))
     whole = _WHOLE if cluster else ""
-    text = _filled(text.replace("@LIBRARY@", "%LIBRARY%"), CLOCK=clock, RUN=run_id, WHOLE=whole)
+    reign = _REIGN if cluster else ""
+    text = text.replace("@LIBRARY@", "%LIBRARY%")
+    text = _filled(text, CLOCK=clock, RUN=run_id, WHOLE=whole, REIGN=reign)
     name = prefix_of(run_id) + sha256(text.encode()).hexdigest()[:16]
     return Library(name, text.replace("%LIBRARY%", name), f"decide_{name}", f"hold_{name}")
