@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import hiredis
 import structlog
 
+from enforcer.adapters.counters.connection import ConnectionLostError
 from enforcer.adapters.counters.scripts import LIBRARIES, library, prefix_of, script
 from enforcer.errors import StoreMisconfiguredError, StoreUnavailableError
 from meter.core.cluster import is_elsewhere
@@ -122,6 +123,8 @@ async def shake_hands(
         )
         raise StoreMisconfiguredError(message)
     reign = await reign_of(connection) if cluster else ""
+    if cluster and not reign:
+        raise ConnectionLostError("the node is no primary")
     # A process may follow another and be primary again: what it has then is that one's.
     run_id += reign
     text = script("open", run_id, clock)

@@ -197,6 +197,8 @@ class Line:
             try:
                 reply = await link.call(*self.command(hands, "fence", bucket))
             except hiredis.ReplyError as error:
+                if str(error).startswith(NOT_LOADED):
+                    link.close()  # hands are shaken anew
                 if not is_elsewhere(str(error)):
                     raise
                 hands.closed[bucket] = str(error)
