@@ -183,15 +183,15 @@ class ClusterCounters(Operations):
     def last_error(self) -> str:
         """Why buckets cannot be asked."""
         lines = [*self._lines.values(), self._nowhere]
-        return "; ".join({line.last_error for line in lines if line.troubled})
+        return "; ".join(sorted({line.last_error for line in lines if line.troubled}))
 
     def shards(self) -> list[list[int]]:
         """The buckets, those together that one server has."""
         return [sorted(line.buckets) for line in (self._nowhere, *self._lines.values())]
 
     def _breaker_turned(self) -> None:
-        states = [line.breaker.state for line in (self._nowhere, *self._lines.values())]
-        self._on_breaker(max(states, default=BreakerState.CLOSED))
+        lines = [line for line in (self._nowhere, *self._lines.values()) if line.buckets]
+        self._on_breaker(max((line.breaker.state for line in lines), default=BreakerState.CLOSED))
 
     def _tell(self) -> None:
         for line in self._lines.values():
@@ -230,21 +230,24 @@ class ClusterCounters(Operations):
         """Keep to what the cluster says: asked when something is not where it was, and now and then."""
         asked, pause = -CALM_PAUSE, FIRST_PAUSE
         while True:
-            await self._sweep()
-            troubled = bool(self._nowhere.buckets) or any(
-                line.troubled for line in self._lines.values()
-            )
-            if time.monotonic() - asked >= (pause if troubled else CALM_PAUSE):
-                try:
+            try:
+                await self._sweep()
+                lines = (self._nowhere, *self._lines.values())
+                troubled = any(line.troubled for line in lines)
+                if time.monotonic() - asked >= (pause if troubled else CALM_PAUSE):
                     moved = self._deal(await self._ask())
-                except StoreUnavailableError as error:
-                    moved = False
-                    self._nowhere.last_error = error.message
-                    _log.warning("nobody tells of the cluster", error=error.message)
+                    asked = time.monotonic()
+                    pause = FIRST_PAUSE if moved else min(pause * 2, LONGEST_PAUSE)
+                if not troubled:
+                    pause = FIRST_PAUSE
+            except StoreUnavailableError as error:
+                self._nowhere.last_error = error.message
+                _log.warning("nobody tells of the cluster", error=error.message)
                 asked = time.monotonic()
-                pause = FIRST_PAUSE if moved else min(pause * 2, LONGEST_PAUSE)
-            if not troubled:
-                pause = FIRST_PAUSE
+            except Exception:  # noqa: BLE001 - logged here, and done again
+                # Buckets would stay where they are for ever.
+                _log.exception("following the cluster failed")
+                asked = time.monotonic()
             if any(line.ready.is_set() for line in self._lines.values()):
                 self.ready.set()
             else:
@@ -311,6 +314,8 @@ class ClusterCounters(Operations):
             _log.info(
                 "buckets are at another node", node=f"{node[0]}:{node[1]}", buckets=sorted(buckets)
             )
+        if moves:
+            self._breaker_turned()  # of the lines that have buckets now
         return bool(moves)
 
     def _hand_over(self, buckets: set[int], source: Line, target: Line) -> None:
@@ -347,6 +352,9 @@ class ClusterCounters(Operations):
     async def _sweep(self) -> None:
         """Take along what came back to a line that has given its bucket up, and end lines that have none."""
         everything = set(range(self.options.buckets))
+        for line in self._lines.values():
+            if line.hands is not None and not line.hands.closed.keys() <= line.buckets:
+                self._thinned.setdefault(line, 0)
         for line, last in list(self._thinned.items()):
             _, _, oldest = line.numbers
             waiting, doubt = line.leave(everything - line.buckets)

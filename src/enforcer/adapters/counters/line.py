@@ -294,9 +294,8 @@ class Line:
     def troubled(self) -> bool:
         """Whether a bucket of this line cannot be asked now."""
         hands = self.hands
-        return bool(self.buckets) and (
-            not self.ready.is_set() or hands is None or bool(hands.closed)
-        )
+        away = not self.ready.is_set() or hands is None
+        return bool(self.buckets) and (away or not self.buckets.isdisjoint(hands.closed))
 
     @property
     def numbers(self) -> tuple[int, int, int]:
