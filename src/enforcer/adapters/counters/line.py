@@ -294,8 +294,9 @@ class Line:
     def troubled(self) -> bool:
         """Whether a bucket of this line cannot be asked now."""
         hands = self.hands
-        away = not self.ready.is_set() or hands is None
-        return bool(self.buckets) and (away or not self.buckets.isdisjoint(hands.closed))
+        if hands is None or not self.ready.is_set():
+            return bool(self.buckets)
+        return not self.buckets.isdisjoint(hands.closed)
 
     @property
     def numbers(self) -> tuple[int, int, int]:
