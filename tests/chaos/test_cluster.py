@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.chaos.deployment import BUCKETS, Deployment
-from tests.fixtures.valkey_cluster import ValkeyCluster
+from tests.fixtures.valkey_cluster import PASSWORD, ValkeyCluster
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +52,8 @@ async def test_slots_that_move_and_a_primary_that_dies_cost_retries_and_nothing_
         await asyncio.to_thread(cluster.fail_over, 0)
         await costs("failed over")
         verdict = await gateway.judge(clients)
+        for process in gateway.processes:
+            assert PASSWORD not in process.log
     with capsys.disabled():
         print("", *told, f"{verdict.records} records", sep="\n")  # noqa: T201
     assert verdict.exact, verdict

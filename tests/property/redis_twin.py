@@ -249,7 +249,7 @@ class ClusterTwin(RedisTwin):
         found = clustered(url)
         assert found is not None
         nodes = [ClusterNode(*node) for node in found.seeds]  # type: ignore[no-untyped-call, unused-ignore]
-        self._redis: Any = redis.RedisCluster(startup_nodes=nodes)
+        self._redis: Any = redis.RedisCluster(startup_nodes=nodes, password=found.password or None)
         self._redis.flushall()
 
     def _set_clock(self) -> None:

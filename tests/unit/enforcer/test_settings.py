@@ -27,6 +27,7 @@ def test_without_a_journal_features_fail_closed(monkeypatch: pytest.MonkeyPatch)
         ({"ENFORCER_NUMBER": "1"}, "METERGATE_ENFORCER_NUMBER: must be less than"),
         ({"MOST_ENFORCERS": "0"}, "METERGATE_MOST_ENFORCERS: "),
         ({"REDIS_URL": "redis+sentinel://a/main"}, "must have the form redis"),
+        ({"REDIS_URL": "redis+cluster://a"}, r"must have the form redis\+cluster://"),
     ],
 )
 def test_what_cannot_be_is_told(

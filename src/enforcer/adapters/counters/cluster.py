@@ -243,11 +243,11 @@ class ClusterCounters(Operations):
             except StoreUnavailableError as error:
                 self._nowhere.last_error = error.message
                 _log.warning("nobody tells of the cluster", error=error.message)
-                asked = time.monotonic()
+                asked, pause = time.monotonic(), min(pause * 2, LONGEST_PAUSE)
             except Exception:  # noqa: BLE001 - logged here, and done again
                 # Buckets would stay where they are for ever.
                 _log.exception("following the cluster failed")
-                asked = time.monotonic()
+                asked, pause = time.monotonic(), LONGEST_PAUSE
             if any(line.ready.is_set() for line in self._lines.values()):
                 self.ready.set()
             else:

@@ -91,6 +91,7 @@ class Site:
         self.denied = [0] * BUCKETS
         self.places: list[set[tuple[int, int]]] = [set() for _ in range(BUCKETS)]
         self.faults: list[str] = []
+        self.batches: list[int] = []
         self.done, self.given_up = asyncio.Event(), asyncio.Event()
 
     def ask(self, bucket: int, key: str = "", quantity: int = 1) -> Ask:
@@ -210,8 +211,12 @@ async def site(
 ) -> AsyncIterator[Site]:
     generations = generations or Generations()
     records = Records(cluster.url, range(BUCKETS))
+    batches: list[int] = []
     store = ClusterCounters(
-        RedisOptions(cluster.url, BUCKETS, **options), generations, ledger=records
+        RedisOptions(cluster.url, BUCKETS, **options),
+        generations,
+        lambda checks, _: batches.append(checks),
+        ledger=records,
     )
     store.start()
     try:
@@ -219,7 +224,9 @@ async def site(
             await store.ready.wait()
         for bucket in range(BUCKETS):
             await store.project(bucket, 1, 1)
-        yield Site(store, generations, records)
+        made = Site(store, generations, records)
+        made.batches = batches
+        yield made
     finally:
         await store.close()
 
@@ -234,6 +241,9 @@ async def test_every_bucket_is_decided_at_its_node_and_one_call_asks_many(
         assert [one.bucket for one in found if isinstance(one, Decision)] == [*range(BUCKETS)] * 5
         held = [shard for shard in here.store.shards() if shard]
         assert len(held) == 3
+        assert sorted(here.batches) == sorted(5 * len(shard) for shard in held), (
+            "a call for each node"
+        )
         assert sorted(bucket for shard in held for bucket in shard) == [*range(BUCKETS)]
         for bucket in range(BUCKETS):
             state = await here.store.counters(bucket)
