@@ -182,8 +182,13 @@ class ClusterCounters(Operations):
     @property
     def last_error(self) -> str:
         """Why buckets cannot be asked."""
-        lines = [*self._lines.values(), self._nowhere]
-        return "; ".join(sorted({line.last_error for line in lines if line.troubled}))
+        found: set[str] = set()
+        for line in (self._nowhere, *self._lines.values()):
+            if line.ready.is_set() and line.hands is not None:
+                found |= {why for one, why in line.hands.closed.items() if one in line.buckets}
+            elif line.buckets:
+                found.add(line.last_error)
+        return "; ".join(sorted(found))
 
     def shards(self) -> list[list[int]]:
         """The buckets, those together that one server has."""

@@ -47,7 +47,11 @@ POLL = 0.05
 LOOK_AGAIN = 0.2
 """Seconds between two questions who has which bucket, at least."""
 SECONDS = 5.0
-"""A node that takes longer for an answer is away."""
+"""A node that takes longer for records is away …"""
+QUICK = 1.0
+"""… or so long to say whether it has any."""
+SHARE = 5
+"""For how many times as long a node is left alone after it was waited for in vain: others wait with who reads."""
 
 ELSEWHERE = (AskError, TryAgainError, ClusterDownError, ReadOnlyError)
 """How a node answers that does not have a slot, or not all of it, now. MOVED is a kind of ASK to the driver."""
@@ -80,6 +84,7 @@ class ClusterOutboxLog:
         self._wrong = True
         self._known: list[Node] = list(cluster.seeds)
         self._turn = 0
+        self._alone: dict[Node, float] = {}
         self._member = member
         self._mine: frozenset[int] | None = None
 
@@ -126,16 +131,24 @@ class ClusterOutboxLog:
                 self._wrong = True
         return found
 
-    async def _ask(self, node: Node, commands: Sequence[Sequence[Any]]) -> list[Any]:
+    async def _ask(
+        self, node: Node, commands: Sequence[Sequence[Any]], seconds: float
+    ) -> list[Any]:
         """Replies of one node, errors among them. Raise `LogUnavailableError` when it is away."""
+        begun = time.monotonic()
+        if begun < self._alone.get(node, 0):
+            self._wrong = True
+            raise LogUnavailableError(f"{node[0]}:{node[1]} was away a moment ago")
         pipe = self._client(node).pipeline(transaction=False)
         for command in commands:
             pipe.execute_command(*command)
         try:
-            async with asyncio.timeout(SECONDS):
+            async with asyncio.timeout(seconds):
                 replies = await pipe.execute(raise_on_error=False)
         except (RedisError, OSError, TimeoutError) as error:
             self._wrong = True
+            now = time.monotonic()
+            self._alone[node] = now + SHARE * (now - begun)
             where, why = f"{node[0]}:{node[1]}", str(error) or type(error).__name__
             raise LogUnavailableError(f"{where} is away: {why}") from error
         for reply in replies:
@@ -146,11 +159,11 @@ class ClusterOutboxLog:
         return replies
 
     async def _ask_all(
-        self, asked: Mapping[Node, Sequence[Sequence[Any]]], what: str
+        self, asked: Mapping[Node, Sequence[Sequence[Any]]], what: str, seconds: float = QUICK
     ) -> dict[Node, list[Any]]:
         """Replies of those nodes that answer. Raise `LogUnavailableError` when none does."""
         replies = await asyncio.gather(
-            *(self._ask(node, commands) for node, commands in asked.items()),
+            *(self._ask(node, commands, seconds) for node, commands in asked.items()),
             return_exceptions=True,
         )
         found: dict[Node, list[Any]] = {}
@@ -172,20 +185,22 @@ class ClusterOutboxLog:
     async def assigned(self) -> frozenset[int]:
         if not self._member:
             return self._buckets
-        self._wrong = True
         try:
             async with asyncio.timeout(10):
-                await self._look()
-                if self._members is None:
-                    raise LogUnavailableError(f"no node of the cluster has the slot of {MEMBERS}")
-                shares = Shares(self._client(self._members), self._member)
-                self._mine = await shares.mine(self._buckets)
-        except (RedisError, OSError, TimeoutError) as error:
+                self._mine = await self._deal()
+        except (LogUnavailableError, RedisError, OSError, TimeoutError) as error:
             # Two who relay the same cost repeats, which are dropped; that one node is away should stop nobody.
             if self._mine is None:
                 raise LogUnavailableError(f"dealing the buckets failed: {error}") from error
             _log.warning("buckets are not dealt anew", error=str(error) or type(error).__name__)
         return self._mine
+
+    async def _deal(self) -> frozenset[int]:
+        self._wrong = True
+        await self._look()
+        if self._members is None:
+            raise LogUnavailableError(f"no node of the cluster has the slot of {MEMBERS}")
+        return await Shares(self._client(self._members), self._member).mine(self._buckets)
 
     async def read(self, after: Mapping[int, Position], limit: int, timeout_ms: int) -> Batch:
         deadline = time.monotonic() + timeout_ms / 1000
@@ -237,7 +252,7 @@ class ClusterOutboxLog:
             for node, theirs in nodes.items()
         }
         entries: dict[int, list[Entry]] = {}
-        for node, replies in (await self._ask_all(asked, "reading the outboxes")).items():
+        for node, replies in (await self._ask_all(asked, "reading the outboxes", SECONDS)).items():
             for bucket, reply in zip(nodes[node], replies, strict=True):
                 if not isinstance(reply, RedisError):
                     entries[bucket] = entries_of(reply[0][1]) if reply else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 import time
 from collections import Counter
@@ -324,8 +325,9 @@ async def test_a_bucket_of_which_only_a_part_is_at_a_node_waits_and_no_step_begi
         assert kinds.count(RecordType.USAGE) == 3
 
 
-async def test_a_primary_that_is_killed_under_load_costs_a_retry_and_nothing_else(
-    cluster: ValkeyCluster,
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+async def test_a_primary_that_is_killed_or_paused_under_load_costs_a_retry_and_nothing_else(
+    cluster: ValkeyCluster, how: signal.Signals
 ) -> None:
     async with site(cluster) as here:
         async with here.load():
@@ -333,10 +335,11 @@ async def test_a_primary_that_is_killed_under_load_costs_a_retry_and_nothing_els
             dead = cluster.primary_of(0)
             theirs = {one for one in range(BUCKETS) if cluster.primary_of(one) is dead}
             begun = time.perf_counter()
-            await asyncio.to_thread(cluster.fail_over, 0)
+            await asyncio.to_thread(cluster.fail_over, 0, how)
             await here.answered()
             away = time.perf_counter() - begun
-            dead.start()
+            await asyncio.to_thread(cluster.whole)
+            await here.answered()
         print(f"answered again after {away:.2f} s, {Counter(here.faults)}")  # noqa: T201
         assert {fault.partition(" ")[2] for fault in here.faults} <= {
             "UNAVAILABLE STORE_UNAVAILABLE",
