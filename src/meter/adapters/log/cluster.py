@@ -85,6 +85,8 @@ class ClusterOutboxLog:
         self._known: list[Node] = list(cluster.seeds)
         self._turn = 0
         self._alone: dict[Node, float] = {}
+        self._owed: dict[int, Position] = {}
+        """Up to where buckets are given back, while that was not done."""
         self._member = member
         self._mine: frozenset[int] | None = None
 
@@ -206,6 +208,8 @@ class ClusterOutboxLog:
         deadline = time.monotonic() + timeout_ms / 1000
         while True:
             await self._look()
+            if self._owed:
+                await self._trim()
             batch = await self._read(after, limit)
             left = deadline - time.monotonic()
             if batch.entries or left <= 0:
@@ -259,19 +263,27 @@ class ClusterOutboxLog:
         return entries, any(len(found) == count for found in entries.values())
 
     async def commit(self, upto: Mapping[int, Position]) -> None:
+        self._owed |= {one: place for one, place in upto.items() if place.sequence >= 0}
         await self._look()
-        trimmed = [one for one, position in upto.items() if position.sequence >= 0]
-        nodes = self._by_node(trimmed)
+        await self._trim()
+
+    async def _trim(self) -> None:
+        """Give back what is owed. What a node that is away keeps is given back later: it is durable downstream.
+
+        Were that a failure, those who read would begin again, and again, on account of that node.
+        """
+        owed = dict(self._owed)
+        nodes = self._by_node(owed)
         asked = {
-            node: [
-                ["XTRIM", self._keys[one], "MINID", "=", behind_id(upto[one])] for one in buckets
-            ]
-            for node, buckets in nodes.items()
+            node: [["XTRIM", self._keys[one], "MINID", "=", behind_id(owed[one])] for one in theirs]
+            for node, theirs in nodes.items()
         }
-        # What a node that is away keeps goes with the bucket's next commit: it is durable downstream, and repeats are
-        # dropped. Were this a failure, those who read would begin again, and again, on account of that node.
         with suppress(LogUnavailableError):
-            await self._ask_all(asked, "trimming the outboxes")
+            for node, replies in (await self._ask_all(asked, "trimming the outboxes")).items():
+                for bucket, reply in zip(nodes[node], replies, strict=True):
+                    # More may be owed by now.
+                    if not isinstance(reply, RedisError) and self._owed.get(bucket) == owed[bucket]:
+                        del self._owed[bucket]
 
     async def backlog(self) -> int:
         await self._look()
