@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
+from enforcer.adapters.counters.cluster import ClusterCounters
 from enforcer.adapters.counters.redis import RedisCounters, RedisOptions
 from enforcer.adapters.counters.stock import RedisStock
 from enforcer.adapters.definitions.corrections import SqlCorrections
@@ -62,6 +63,7 @@ from meter.adapters.kafka.client import ASK_KAFKA_SECONDS, KafkaOptions, ask_kaf
 from meter.adapters.levels import Levels, LevelWatch
 from meter.adapters.sql.marks import SqlMarks
 from meter.adapters.traces import end_tracing, start_tracing
+from meter.core.cluster import clustered
 from meter.crash import crash_points
 from meter.errors import MeterError
 from meter.health import FIRST_PAUSE, Complaint, Health, Need, State, backoff, watch
@@ -72,13 +74,14 @@ if TYPE_CHECKING:
 
     from enforcer.adapters.counters.mend import Marks
     from enforcer.core.descriptors import Domain
-    from enforcer.ports.counters import CounterStore
     from enforcer.ports.journal import Journal
     from enforcer.settings import Settings
     from enforcer.transport.services import Method
     from meter.health import Dependency
 
 __all__ = ["Server", "run", "serve"]
+
+Counters = RedisCounters | ClusterCounters
 
 _log = structlog.get_logger(__name__)
 
@@ -135,33 +138,8 @@ async def serve(
         health = _Needs(settings)
         definitions = SqlDefinitions(settings.database_url, settings.buckets)
         stack.push_async_callback(definitions.close)
-        usage = MeterClient(
-            settings.meter_endpoint,
-            settings.internal_token.get_secret_value(),
-            None if settings.meter_tls is None else certificates_of(settings.meter_tls),
-        )
-        stack.push_async_callback(usage.close)
-        counters = RedisCounters(
-            RedisOptions(
-                settings.redis_url,
-                settings.buckets,
-                window_ms=int(settings.replay_window.total_seconds() * 1000),
-                patience=settings.store_patience_seconds,
-                reply_timeout=settings.store_reply_seconds,
-                fail_open_wait=settings.fail_open_wait_seconds if settings.fails_open else None,
-                breaker=BreakerOptions(
-                    settings.breaker_window_seconds,
-                    settings.breaker_least_calls,
-                    settings.breaker_failure_percent / 100,
-                ),
-            ),
-            definitions,
-            observe=metrics.batched,
-            ledger=usage,
-            marks=_marks(settings, stack),
-            steps=steps,
-            on_breaker=lambda state: metrics.breaker(state.name, state.value),
-        )
+        usage = _meter(settings, stack)
+        counters = _counters(settings, definitions, usage, metrics, steps, stack)
         http = None
         if settings.http_listen:
             http = _serve_http(settings, metrics, health, stack)
@@ -169,9 +147,7 @@ async def serve(
         counters.start()
         stack.push_async_callback(counters.close)
         programs = Programs(definitions, counters, settings.cached_programs)
-        journal = _journal(settings, steps)
-        if journal is not None:
-            stack.push_async_callback(journal.close)
+        journal = _journal(settings, steps, stack)
         emergency = Emergency(
             journal, Shares(settings.most_enforcers), programs.now_ms, metrics.emergency
         )
@@ -229,7 +205,7 @@ async def serve(
             asyncio.create_task(
                 _watch(Audits(counters, usage, definitions, settings.buckets), settings, metrics)
             ),
-            asyncio.create_task(_tick(counters, settings.buckets, metrics)),
+            asyncio.create_task(_tick(counters, metrics)),
             asyncio.create_task(_weigh_accounts(metrics)),
             asyncio.create_task(_take_stock(settings, metrics)),
             asyncio.create_task(_finish_changes(definitions, counters)),
@@ -243,6 +219,48 @@ async def serve(
             background.append(asyncio.create_task(_ask_kafka(health)))
         _calm_collector()
         await _until(stop, health, opening, background)
+
+
+def _meter(settings: Settings, stack: AsyncExitStack) -> MeterClient:
+    usage = MeterClient(
+        settings.meter_endpoint,
+        settings.internal_token.get_secret_value(),
+        None if settings.meter_tls is None else certificates_of(settings.meter_tls),
+    )
+    stack.push_async_callback(usage.close)
+    return usage
+
+
+def _counters(
+    settings: Settings,
+    definitions: SqlDefinitions,
+    usage: MeterClient,
+    metrics: Metrics,
+    steps: Callable[[str], None],
+    stack: AsyncExitStack,
+) -> Counters:
+    store = ClusterCounters if clustered(settings.redis_url) else RedisCounters
+    return store(
+        RedisOptions(
+            settings.redis_url,
+            settings.buckets,
+            window_ms=int(settings.replay_window.total_seconds() * 1000),
+            patience=settings.store_patience_seconds,
+            reply_timeout=settings.store_reply_seconds,
+            fail_open_wait=settings.fail_open_wait_seconds if settings.fails_open else None,
+            breaker=BreakerOptions(
+                settings.breaker_window_seconds,
+                settings.breaker_least_calls,
+                settings.breaker_failure_percent / 100,
+            ),
+        ),
+        definitions,
+        observe=metrics.batched,
+        ledger=usage,
+        marks=_marks(settings, stack),
+        steps=steps,
+        on_breaker=lambda state: metrics.breaker(state.name, state.value),
+    )
 
 
 def _calm_collector() -> None:
@@ -260,7 +278,7 @@ def _dispatch(
     callers: Callers,
     metrics: Metrics,
     settings: Settings,
-    counters: RedisCounters,
+    counters: Counters,
     stack: AsyncExitStack,
     tenants: Tenants,
 ) -> Dispatch:
@@ -416,7 +434,7 @@ async def _watch(audits: Audits, settings: Settings, metrics: Metrics) -> None:
 
 
 async def _tell_health(
-    server: Server, health: _Needs, counters: RedisCounters, metrics: Metrics
+    server: Server, health: _Needs, counters: Counters, metrics: Metrics
 ) -> None:
     told = None
     while True:
@@ -429,25 +447,34 @@ async def _tell_health(
         await asyncio.sleep(0.1)
 
 
-async def _finish_changes(definitions: SqlDefinitions, counters: RedisCounters) -> None:
+async def _finish_changes(definitions: SqlDefinitions, counters: Counters) -> None:
     """Project changes whose caller was cut off before their projection."""
     complaint = Complaint("changes are waiting")
     while True:
         await counters.ready.wait()
         try:
-            left = await definitions.pending()
-            for account_id, bucket, epoch in left:
-                await counters.project(bucket, account_id, epoch)
-            if left:
-                await definitions.projected(left)
-                _log.info("finished changes", accounts=len(left))
-            complaint.over()
+            done, waiting = [], ""
+            for change in await definitions.pending():
+                account_id, bucket, epoch = change
+                try:
+                    await counters.project(bucket, account_id, epoch)
+                except MetergateError as error:
+                    # The buckets of other servers are not to wait for one that is away.
+                    waiting = error.reason
+                    complaint.say(waiting, bucket=bucket)
+                else:
+                    done.append(change)
+            if done:
+                await definitions.projected(done)
+                _log.info("finished changes", accounts=len(done))
+            if not waiting:
+                complaint.over()
         except MetergateError as error:
             complaint.say(error.reason)
         await asyncio.sleep(UNFINISHED_SECONDS)
 
 
-async def _finish_corrections(carrier: Carrier, counters: RedisCounters) -> None:
+async def _finish_corrections(carrier: Carrier, counters: Counters) -> None:
     """Carry out corrections whose caller was cut off before they were."""
     complaint = Complaint("corrections are waiting")
     while True:
@@ -461,7 +488,16 @@ async def _finish_corrections(carrier: Carrier, counters: RedisCounters) -> None
         await asyncio.sleep(UNFINISHED_SECONDS)
 
 
-def _journal(settings: Settings, steps: Callable[[str], None]) -> Journal | None:
+def _journal(
+    settings: Settings, steps: Callable[[str], None], stack: AsyncExitStack
+) -> Journal | None:
+    found = _journal_of(settings, steps)
+    if found is not None:
+        stack.push_async_callback(found.close)
+    return found
+
+
+def _journal_of(settings: Settings, steps: Callable[[str], None]) -> Journal | None:
     if settings.journal_kafka:
         try:
             options = KafkaOptions.of(load_kafka())
@@ -483,7 +519,7 @@ async def _weigh(counting: Counting) -> None:
         _log.error("features fail closed: no journal", error=error.message)
 
 
-async def _count(counting: Counting, counters: RedisCounters, metrics: Metrics) -> None:
+async def _count(counting: Counting, counters: Counters, metrics: Metrics) -> None:
     """Count what was allowed while the counters were away, here or by an enforcer that is gone."""
     pause, complaint = COUNTING_SECONDS, Complaint("journals are waiting")
     while True:
@@ -500,21 +536,32 @@ async def _count(counting: Counting, counters: RedisCounters, metrics: Metrics) 
             pause = min(pause * 2, LONGEST_COUNTING_PAUSE)
 
 
-async def _tick(counters: CounterStore, buckets: int, metrics: Metrics) -> None:
+async def _tick(counters: Counters, metrics: Metrics) -> None:
     """End what has expired, second by second. Every enforcer does it; each end happens once."""
     complaint = Complaint("nothing expires for now")
     while True:
         await asyncio.sleep(TICK_SECONDS)
         metrics.settle()
-        for bucket in range(buckets):
-            try:
-                metrics.ended.inc(await counters.tick(bucket))
-            except MetergateError as error:
-                metrics.tick_errors.inc()
-                complaint.say(error.reason, bucket=bucket)
-                break
-        else:
+        shards = counters.shards()
+        done = await asyncio.gather(
+            *(_tick_all(counters, shard, metrics, complaint) for shard in shards)
+        )
+        if all(done):
             complaint.over()
+
+
+async def _tick_all(
+    counters: Counters, shard: list[int], metrics: Metrics, complaint: Complaint
+) -> bool:
+    """Of the buckets of one server, as long as it answers. Whether it did."""
+    for bucket in shard:
+        try:
+            metrics.ended.inc(await counters.tick(bucket))
+        except MetergateError as error:
+            metrics.tick_errors.inc()
+            complaint.say(error.reason, bucket=bucket)
+            return False
+    return True
 
 
 async def _weigh_accounts(metrics: Metrics) -> None:

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from enforcer.errors import MisconfiguredError
 from meter.core.addresses import check_url
+from meter.core.cluster import clustered
 from meter.core.redact import shown
 from meter.core.sentinel import watched
 from meter.errors import MeterError
@@ -48,7 +49,8 @@ class Settings(BaseSettings):
     ratelimit_file: Path | None = None
     """Which descriptors of an Envoy ask for what: a file as docs/envoy.md has it. Without it no Envoy may ask."""
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
-    """`redis://`, `rediss://`, `unix://`, or `redis+sentinel://host:port,host:port/name` with a Sentinel's name for it."""
+    """`redis://`, `rediss://`, `unix://`; `redis+sentinel://host:port,host:port/name` with a Sentinel's name for it;
+    `redis+cluster://host:port,host:port` (`rediss+cluster://` over TLS) with some nodes of a cluster."""
     database_url: str = Field(repr=False)
     """SQLAlchemy URL of the definitions: `sqlite+aiosqlite:///…` or `postgresql+asyncpg://…`."""
     buckets: int = Field(default=8, ge=1, le=65_536)
@@ -135,8 +137,12 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, value: str) -> str:
-        if not watched(value) and not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must begin with redis://, rediss://, redis+sentinel:// or unix://")
+        known = watched(value) or clustered(value)
+        if not known and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError(
+                "must begin with redis://, rediss://, unix://, redis+sentinel://, redis+cluster:// "
+                "or rediss+cluster://"
+            )
         if value.startswith(("redis://", "rediss://")):
             check_url(value)
         return value

@@ -35,7 +35,7 @@ from meter.adapters.kafka.dead_letters import DeadLetters
 from meter.adapters.kafka.log import KafkaLog
 from meter.adapters.kafka.publisher import KafkaPublisher
 from meter.adapters.levels import Levels, LevelWatch
-from meter.adapters.log.outbox import OutboxLog
+from meter.adapters.log.cluster import outbox_log
 from meter.adapters.sql.marks import SqlMarks
 from meter.adapters.traces import SpannedBatches, end_tracing, start_tracing
 from meter.audit import Audit
@@ -62,6 +62,7 @@ from meter.transport.server import Server
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from meter.adapters.log.cluster import Outboxes
     from meter.health import Dependency
     from meter.ports.log import LogSource
     from meter.ports.traces import Traces
@@ -111,7 +112,7 @@ class _Process:
         self.prepare.append((kafka, prepare))
         self.probes.append((kafka, lambda: ask_kafka(options), ASK_KAFKA_SECONDS))
 
-    def needs_redis(self, source: OutboxLog, need: Need, without: str) -> None:
+    def needs_redis(self, source: Outboxes, need: Need, without: str) -> None:
         """Where records come from."""
         if not any(one.name == "redis" for one in self.health.dependencies):
             self.probes.append((self.health.add("redis", need, without), source.ask, ASK_EVERY))
@@ -237,7 +238,7 @@ def _add_relay(process: _Process) -> None:
     settings, stack = process.settings, process.stack
     process.needs_kafka("records wait in the outboxes")
     member = f"{settings.kafka_instance or 'relay'}-{secrets.token_hex(4)}"
-    source = OutboxLog(settings.redis_url, range(settings.buckets), member)
+    source = outbox_log(settings.redis_url, range(settings.buckets), member)
     stack.push_async_callback(source.close)
     process.needs_redis(source, Need.ALWAYS, "nothing is relayed")
     publisher = KafkaPublisher(KafkaOptions.of(settings))
@@ -261,7 +262,7 @@ def _add_log(process: _Process, metrics: Metrics) -> LogSource:
     """Where the rollup reads records: Kafka, or the outboxes themselves."""
     settings, stack = process.settings, process.stack
     if not settings.kafka_servers:
-        outbox = OutboxLog(settings.redis_url, settings.share)
+        outbox = outbox_log(settings.redis_url, settings.share)
         stack.push_async_callback(outbox.close)
         process.needs_redis(outbox, Need.START, "reports are as of when it went away")
         return outbox

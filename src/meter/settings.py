@@ -12,6 +12,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from meter.core.addresses import check_server, check_url
+from meter.core.cluster import clustered
 from meter.core.redact import shown
 from meter.core.sentinel import watched
 from meter.errors import MisconfiguredError
@@ -81,7 +82,8 @@ class Settings(KafkaSettings):
     data_dir: Path = Path("data")
     """Folder of the embedded stores."""
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
-    """`redis://`, `rediss://`, `unix://`, or `redis+sentinel://host:port,host:port/name` with a Sentinel's name for it."""
+    """`redis://`, `rediss://`, `unix://`; `redis+sentinel://host:port,host:port/name` with a Sentinel's name for it;
+    `redis+cluster://host:port,host:port` (`rediss+cluster://` over TLS) with some nodes of a cluster."""
     buckets: int = Field(default=8, ge=1, le=65_536)
     """How many buckets the deployment has. Fixed for its life; equal on every process."""
     meter_buckets: str = ""
@@ -138,8 +140,12 @@ class Settings(KafkaSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, value: str) -> str:
-        if not watched(value) and not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must begin with redis://, rediss://, redis+sentinel:// or unix://")
+        known = watched(value) or clustered(value)
+        if not known and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError(
+                "must begin with redis://, rediss://, unix://, redis+sentinel://, redis+cluster:// "
+                "or rediss+cluster://"
+            )
         if value.startswith(("redis://", "rediss://")):
             check_url(value)
         return value

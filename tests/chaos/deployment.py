@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from tests.fixtures.valkey_cluster import ValkeyCluster
+
 __all__ = ["Deployment", "Verdict"]
 
 BUCKETS: Final = 2
@@ -97,7 +99,7 @@ class Deployment:
         folder: Path,
         *,
         kafka: Mapping[str, str] | None = None,
-        valkey: ValkeyProcess | None = None,
+        valkey: ValkeyProcess | ValkeyCluster | None = None,
         redis_url: str = "",
         database_url: str = "",
         names: str = "ab",
@@ -106,7 +108,8 @@ class Deployment:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.kafka = dict(kafka or {})
-        self.valkey = valkey or ValkeyProcess(folder / "valkey")
+        # A cluster only has what is needed here.
+        self.valkey: Any = valkey or ValkeyProcess(folder / "valkey")
         url = redis_url or self.valkey.url
         self.database_url = database_url or f"sqlite+aiosqlite:///{folder / 'definitions.db'}"
         self.meter = MeterProcess(folder / "meter", url, **self.kafka)

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import redis
+from redis.cluster import ClusterNode
 
+from enforcer.adapters.counters.cluster import ClusterCounters
 from enforcer.adapters.counters.redis import RedisCounters, RedisOptions
 from enforcer.core.memory import Record
+from meter.core.cluster import clustered
 from meter.core.keys import bucket_tag, outbox
 from meter.core.records import decode_effects
 
@@ -59,6 +62,9 @@ class _Generations:
 class RedisTwin:
     """Counters of `buckets` buckets on the server at `url`, which is flushed first."""
 
+    store: type[RedisCounters | ClusterCounters] = RedisCounters
+    clock = TEST_CLOCK
+
     def __init__(
         self,
         url: str,
@@ -70,18 +76,21 @@ class RedisTwin:
     ) -> None:
         self._clock, self._buckets = clock, buckets
         self._truth, self._ledger = truth or _Generations(), ledger
+        self._begin(url)
+        self._loop = asyncio.new_event_loop()
+        self._options = RedisOptions(url, buckets, window_ms=window_ms, clock=self.clock)
+        self._set_clock()
+        self._store = self._loop.run_until_complete(self._start())
+
+    def _begin(self, url: str) -> None:
         self._redis = redis.Redis.from_url(url)
         self._redis.flushall()
         # What is compared here does not survive anything: waiting for the disk would be most of the time.
         self._sync = str(self._redis.config_get("appendfsync")["appendfsync"])
         self._redis.config_set("appendfsync", "no")
-        self._loop = asyncio.new_event_loop()
-        self._options = RedisOptions(url, buckets, window_ms=window_ms, clock=TEST_CLOCK)
-        self._set_clock()
-        self._store = self._loop.run_until_complete(self._start())
 
-    async def _start(self) -> RedisCounters:
-        store = RedisCounters(self._options, self._truth, ledger=self._ledger)
+    async def _start(self) -> RedisCounters | ClusterCounters:
+        store = self.store(self._options, self._truth, ledger=self._ledger)
         store.start()
         async with asyncio.timeout(10):
             await store.ready.wait()
@@ -97,6 +106,9 @@ class RedisTwin:
     def close(self) -> None:
         self._loop.run_until_complete(self._store.close())
         self._loop.close()
+        self._end()
+
+    def _end(self) -> None:
         self._redis.config_set("appendfsync", self._sync)
         self._redis.close()
 
@@ -222,3 +234,33 @@ class RedisTwin:
             generation, sequence = (int(part) for part in name.split(b"-"))
             found.append(Record(generation, sequence, fields[b"b"], decode_effects(fields[b"e"])))
         return found
+
+
+CLOCK_KEYS = [f"{CLOCK_KEY}:{number}" for number in range(32)]
+"""So many that every node has one."""
+
+
+class ClusterTwin(RedisTwin):
+    """The same on a cluster."""
+
+    store = ClusterCounters
+    clock = f"""
+      local CLOCK
+      for number = 0, {len(CLOCK_KEYS) - 1} do
+        local found = redis.pcall('GET', '{CLOCK_KEY}:' .. number)
+        if type(found) == 'string' then CLOCK = tonumber(found) break end
+      end
+    """
+
+    def _begin(self, url: str) -> None:
+        found = clustered(url)
+        assert found is not None
+        nodes = [ClusterNode(*node) for node in found.seeds]  # type: ignore[no-untyped-call, unused-ignore]
+        self._redis: Any = redis.RedisCluster(startup_nodes=nodes, password=found.password or None)
+        self._redis.flushall()
+
+    def _set_clock(self) -> None:
+        self._redis.mset_nonatomic(dict.fromkeys(CLOCK_KEYS, self._clock()))
+
+    def _end(self) -> None:
+        self._redis.close()

@@ -25,14 +25,16 @@ from enforcer.core.rules import Mode
 from meter.core.records import RecordType
 from tests.property.accounts import DAY, FEATURES, Maker
 from tests.property.commands import BUCKETS, SEEDS, START, WINDOW_MS, Commands, perform, plan
-from tests.property.redis_twin import RedisTwin
+from tests.property.redis_twin import ClusterTwin, RedisTwin
 
 if TYPE_CHECKING:
     from enforcer.core.program import Program
     from enforcer.core.rules import Slots
     from tests.fixtures.valkey import ValkeyProcess
+    from tests.fixtures.valkey_cluster import ValkeyCluster
 
 RUNS, STEPS = 160, 70
+CLUSTER_RUNS = 4
 LEAST_STEPS = 2_000
 
 
@@ -40,13 +42,14 @@ class Twins(Commands):
     """Asks both stores the same."""
 
     url: str
+    twin = RedisTwin
     steps = 0
     all_seen: Counter[Any] = Counter()  # noqa: RUF012 - of all runs together
 
     def __init__(self) -> None:
         super().__init__()
         self.memory = MemoryCounters(lambda: self.now, window_ms=WINDOW_MS)
-        self.redis = RedisTwin(self.url, lambda: self.now, BUCKETS, window_ms=WINDOW_MS)
+        self.redis = self.twin(self.url, lambda: self.now, BUCKETS, window_ms=WINDOW_MS)
         for bucket in range(BUCKETS):
             self.memory.open(bucket, 1)
         self.corrected: dict[int, list[Correction]] = {bucket: [] for bucket in range(BUCKETS)}
@@ -254,6 +257,24 @@ def test_scripts_and_specification_are_twins(valkey: ValkeyProcess) -> None:
         "Moved",
     ):
         assert Twins.all_seen[what], f"never seen: {what}"
+
+
+class ClusterTwins(Twins):
+    """The same on a cluster, whose functions read a key more."""
+
+    twin = ClusterTwin
+
+
+@pytest.mark.timeout(600)
+def test_they_are_so_on_a_cluster_with_buckets_on_two_nodes_and_on_one(
+    cluster: ValkeyCluster,
+) -> None:
+    ClusterTwins.url, Twins.steps = cluster.url, 0
+    assert cluster.primary_of(0) is not cluster.primary_of(1)
+    run_state_machine_as_test(ClusterTwins, settings=plan(CLUSTER_RUNS, STEPS))
+    cluster.move([1], cluster.primary_of(0))
+    run_state_machine_as_test(ClusterTwins, settings=plan(CLUSTER_RUNS, STEPS))
+    assert Twins.steps >= CLUSTER_RUNS * STEPS
 
 
 def test_all_of_a_bucket_is_compared(valkey: ValkeyProcess) -> None:

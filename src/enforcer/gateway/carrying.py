@@ -76,10 +76,19 @@ class Carrier:
         self._locks: dict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def finish_all(self) -> int:
-        """Carry out whatever is listed, in all buckets; return in how many of them something was."""
+        """Carry out whatever is listed, in all buckets; return in how many of them something was.
+
+        Raise why it could not be done in one of them; the others do not wait for it.
+        """
         buckets = await self._list.unfinished()
+        failed: MetergateError | None = None
         for bucket in buckets:
-            await self.finish(bucket)
+            try:
+                await self.finish(bucket)
+            except MetergateError as error:
+                failed = error
+        if failed is not None:
+            raise failed
         return len(buckets)
 
     async def finish(self, bucket: int) -> None:

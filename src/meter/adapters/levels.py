@@ -12,9 +12,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
+from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.exceptions import RedisError
 
 from meter.adapters.log.outbox import clients
+from meter.core.cluster import clustered
 from meter.errors import LogUnavailableError
 from meter.logs import LEVELS, present_level, set_level, tell_repeats
 
@@ -48,7 +50,8 @@ class Levels:
     """What is set in the Redis at `url`. Raises `LogUnavailableError` when it cannot be reached."""
 
     def __init__(self, url: str) -> None:
-        self._redis, self._sentinels = clients(url)
+        found: tuple[Any, list[Any]] = _of_cluster(url) or clients(url)
+        self._redis, self._sentinels = found
 
     async def read(self, parts: Sequence[str] = PARTS) -> list[SetLevel]:
         """What is set for these parts, in their order."""
@@ -85,6 +88,21 @@ class Levels:
         """End all connections."""
         for client in (self._redis, *self._sentinels):
             await client.aclose()
+
+
+def _of_cluster(url: str) -> tuple[Any, list[Any]] | None:
+    """What follows a key to the node that has it; None where `url` names no cluster."""
+    found = clustered(url)
+    if found is None:
+        return None
+    client = RedisCluster(
+        startup_nodes=[ClusterNode(*node) for node in found.seeds],
+        username=found.user or None,
+        password=found.password or None,
+        ssl=found.scheme == "rediss",
+        socket_connect_timeout=PATIENCE,
+    )
+    return client, []
 
 
 class LevelWatch:

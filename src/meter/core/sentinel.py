@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["FORM", "SCHEME", "Watched", "watched"]
+__all__ = ["FORM", "SCHEME", "Watched", "place", "watched"]
 
 SCHEME = "redis+sentinel://"
 FORM = f"{SCHEME}[user:password@]host:port,host:port/name[/database]"
@@ -34,7 +34,7 @@ def watched(url: str) -> Watched | None:
     user, _, password = login.partition(":")
     name, _, database = parts.path.strip("/").partition("/")
     try:
-        sentinels = tuple(_place(one) for one in hosts.split(","))
+        sentinels = tuple(place(one) for one in hosts.split(","))
         number = int(database or 0)
     except ValueError:
         sentinels, number = (), -1
@@ -43,7 +43,8 @@ def watched(url: str) -> Watched | None:
     return Watched(sentinels, name, number, unquote(user), unquote(password))
 
 
-def _place(text: str) -> tuple[str, int]:
+def place(text: str) -> tuple[str, int]:
+    """Read `host:port`. Raise `ValueError` where it is none."""
     host, _, port = text.rpartition(":")
     if not host or not 0 < int(port) <= _LAST_PORT:
         raise ValueError

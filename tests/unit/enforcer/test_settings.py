@@ -33,6 +33,7 @@ def test_without_a_journal_features_fail_closed(monkeypatch: pytest.MonkeyPatch)
         ({"METRICS_NAMED": '["acme"]'}, "METERGATE_METRICS_NAMED: .*`tenant/account`"),
         ({"METRICS_ACCOUNTS": "1001"}, "METERGATE_METRICS_ACCOUNTS: "),
         ({"REDIS_URL": "redis+sentinel://a/main"}, "must have the form redis"),
+        ({"REDIS_URL": "redis+cluster://a"}, r"must have the form redis\+cluster://"),
     ],
 )
 def test_what_cannot_be_is_told(

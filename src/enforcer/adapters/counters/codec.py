@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from enforcer.core.program import Program
 
 __all__ = [
+    "MISSING",
+    "ElsewhereError",
     "FencedError",
     "LostError",
     "Section",
@@ -64,7 +66,11 @@ _BARE = {8 + decision.size: decision.unpack_from for decision in _DECISIONS}
 _CHECK, _RESERVE, _SEAT, _JOURNALED = 0, 1, 2, 3
 _NEVER = struct.pack("<d", 0)
 """When what holds nothing expires."""
-_EPOCH, _SLICE, _REUSED, _FAILED, _FENCED, _LOST, _TURN = 1, 2, 3, 4, 5, 6, 8
+_EPOCH, _SLICE, _REUSED, _FAILED, _FENCED, _LOST, _ELSEWHERE, _TURN = range(1, 9)
+
+
+MISSING = "its data are missing"
+"""Why a bucket is closed whose meta key is not there."""
 
 
 class FencedError(Exception):
@@ -73,6 +79,10 @@ class FencedError(Exception):
 
 class LostError(Exception):
     """The bucket's meta key is missing: its data are lost."""
+
+
+class ElsewhereError(LostError):
+    """The bucket's slot is on another node, or on its way there."""
 
 
 class Section:
@@ -181,7 +191,9 @@ def _undecided(reply: bytes) -> Answer:
     if status == _FENCED:
         raise FencedError
     if status == _LOST:
-        raise LostError
+        raise LostError(MISSING)
+    if status == _ELSEWHERE:
+        raise ElsewhereError("its slot is on another node, or on its way there")
     return Failed(reply[8:].decode(errors="replace"))
 
 

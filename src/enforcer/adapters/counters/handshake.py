@@ -18,20 +18,31 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import hiredis
 import structlog
 
+from enforcer.adapters.counters.connection import ConnectionLostError
 from enforcer.adapters.counters.scripts import LIBRARIES, library, prefix_of, script
 from enforcer.errors import StoreMisconfiguredError, StoreUnavailableError
+from meter.core.cluster import is_elsewhere
 from meter.core.keys import bucket_tag
 from meter.core.sequence import START, Position
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from enforcer.adapters.counters.connection import Connection
     from enforcer.adapters.counters.scripts import Library
 
     Steps = Callable[[str], None]
 
-__all__ = ["Found", "Generations", "Handshake", "Site", "look", "open_generation", "shake_hands"]
+__all__ = [
+    "Found",
+    "Generations",
+    "Handshake",
+    "Site",
+    "look",
+    "open_generation",
+    "reign_of",
+    "shake_hands",
+]
 
 _log = structlog.get_logger(__name__)
 _POLICY = b"noeviction"
@@ -76,22 +87,31 @@ class Site(NamedTuple):
 
 
 class Handshake:
-    """Names of the loaded functions, and buckets that are closed, each with what it waits for."""
+    """Names of the loaded functions, and buckets that are closed, each with what it waits for.
 
-    def __init__(self, run_id: str, decide: str, hold: str, closed: dict[int, str]) -> None:
+    `reign`: since when the server is a primary, as of `reign_of`.
+    """
+
+    def __init__(
+        self, run_id: str, decide: str, hold: str, closed: dict[int, str], reign: str = ""
+    ) -> None:
         self.run_id, self.decide, self.hold, self.closed = run_id, decide, hold, closed
+        self.reign = reign
 
 
 async def shake_hands(
     connection: Connection,
-    buckets: range,
+    buckets: Iterable[int],
     generations: Generations,
     clock: str,
     steps: Steps = lambda _: None,
+    *,
+    cluster: bool = False,
 ) -> Handshake:
     """See the module. Raise `StoreMisconfiguredError` if the server may evict keys.
 
-    `steps` is called with the name of each step before it begins.
+    `steps` is called with the name of each step before it begins. Buckets that this node of a `cluster` does not have,
+    or not as a whole, stay closed; and a bucket belongs to the process for as long as that is a primary without a break.
     """
     info = bytes(await connection.call("INFO", "server")).decode()
     run_id = next(line for line in info.splitlines() if line.startswith("run_id:"))[7:].strip()
@@ -102,6 +122,11 @@ async def shake_hands(
             "set it to noeviction"
         )
         raise StoreMisconfiguredError(message)
+    reign = await reign_of(connection) if cluster else ""
+    if cluster and not reign:
+        raise ConnectionLostError("the node is no primary")
+    # A process may follow another and be primary again: what it has then is that one's.
+    run_id += reign
     text = script("open", run_id, clock)
     site = Site(connection, text, run_id, generations, steps)
     closed: dict[int, str] = {}
@@ -109,17 +134,29 @@ async def shake_hands(
         # In this order: a bucket that Redis was seen to have before it is looked for, and lacks then, is lost. The other
         # way round one that another enforcer creates in between would be taken for lost.
         was_opened = await generations.was_opened(bucket)
-        found = await look(connection, text, bucket, run_id)
-        if found.run == run_id:
-            await _confirm(generations, bucket)
-        elif found.run or was_opened:
-            closed[bucket] = "the meter was not asked yet"
-        else:
-            await open_generation(site, bucket, create=_FIRST)
+        try:
+            found = await look(connection, text, bucket, run_id)
+            if found.run == run_id:
+                await _confirm(generations, bucket)
+            elif found.run or was_opened:
+                closed[bucket] = "the meter was not asked yet"
+            else:
+                await open_generation(site, bucket, create=_FIRST)
+        except hiredis.ReplyError as error:
+            if not is_elsewhere(str(error)):
+                raise
+            closed[bucket] = str(error)
     steps("load")
-    functions = library(run_id, clock)
+    functions = library(run_id, clock, cluster=cluster)
     await _load(connection, functions, prefix_of(run_id))
-    return Handshake(run_id, functions.decide, functions.hold, closed)
+    return Handshake(run_id, functions.decide, functions.hold, closed, reign)
+
+
+async def reign_of(connection: Connection) -> str:
+    """Something that changes when a server becomes a primary, or takes over another's data. Empty: it is none."""
+    info = bytes(await connection.call("INFO", "replication")).decode()
+    known = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+    return known["master_replid"] if known["role"] == "master" else ""
 
 
 async def _load(connection: Connection, functions: Library, ours: str) -> None:

@@ -18,6 +18,7 @@ import hiredis
 import structlog
 
 from enforcer.adapters.counters import codec
+from enforcer.adapters.counters.codec import MISSING
 from enforcer.adapters.counters.connection import Connection, ConnectionLostError, connect
 from enforcer.adapters.counters.handshake import Handshake, shake_hands
 from enforcer.adapters.counters.mend import Mender, Process
@@ -32,12 +33,21 @@ from enforcer.errors import (
     OutcomeUnknownError,
     StoreUnavailableError,
 )
+from meter.core.cluster import is_elsewhere
 from meter.core.keys import bucket_tag
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import (
+        Awaitable,
+        Callable,
+        Collection,
+        Container,
+        Coroutine,
+        Mapping,
+        Sequence,
+    )
 
-    from enforcer.adapters.counters.mend import Marks, Truth
+    from enforcer.adapters.counters.mend import Marks, Truth, Vouch
     from enforcer.adapters.counters.options import RedisOptions
     from enforcer.core.breaker import BreakerState
     from enforcer.core.commands import Answer, Ask
@@ -61,6 +71,7 @@ class Line:
 
     `truth` knows generations and definitions, `ledger` the records: without it buckets that were opened on another
     server process stay closed. `marks` tell how far the records are rolled up while the ledger is away. `observe(checks, seconds)` is told of every batch.
+    One of several lines has `join`ed them, and the buckets that `come` to it.
     """
 
     def __init__(
@@ -75,6 +86,7 @@ class Line:
         on_breaker: Callable[[BreakerState], None] = lambda _state: None,
     ) -> None:
         self.options, self._truth, self._observe = options, truth, observe
+        self.buckets = set(range(options.buckets))
         self.breaker = Breaker(options.breaker, on_breaker)
         self._probing = False
         self._slots: list[int] = []
@@ -88,7 +100,8 @@ class Line:
         self._connections = self._batches = 0
         self._queue: list[Waiting] = []
         self._parked: list[Waiting] = []
-        self.places = Places(ENDS * options.buckets, self._tell)
+        self._vouch: Vouch | None = None
+        self.places = Places(ENDS * options.buckets, self.tell)
         self._note = self.places.note
         self._doubt: list[Batch] = []
         self._flying: dict[int, Batch] = {}
@@ -168,10 +181,14 @@ class Line:
 
     async def _greet(self, link: Connection) -> None:
         """Handshake, fence off the connection before this one, and settle what became of its batches."""
-        buckets = range(self.options.buckets)
-        hands = await shake_hands(link, buckets, self._truth, self.options.clock, self._steps)
+        buckets, options = sorted(self.buckets), self.options
+        hands = await shake_hands(
+            link, buckets, self._truth, options.clock, self._steps, cluster=options.cluster
+        )
         self._connections += 1
         self.hands = hands
+        for bucket in self.buckets.difference(buckets):
+            hands.closed[bucket] = "it has just come here"
         await self._fence(link, hands, dict.fromkeys(set(buckets) - set(hands.closed), True))
         self.link = link
         self._slots = list(range(1, SLOTS + 1))
@@ -189,15 +206,23 @@ class Line:
         self._steps("fence")
         ran: dict[int, float] = {}
         for bucket, intact in opened.items():
-            reply = await link.call(*self.command(hands, "fence", bucket))
+            try:
+                reply = await link.call(*self.command(hands, "fence", bucket))
+            except hiredis.ReplyError as error:
+                if str(error).startswith(NOT_LOADED):
+                    link.close()  # hands are shaken anew
+                if not is_elsewhere(str(error)):
+                    raise
+                hands.closed[bucket] = str(error)
+                continue
             if reply[0] == b"lost":
-                hands.closed[bucket] = "its data are missing"
+                hands.closed[bucket] = MISSING
                 continue
             ran[bucket] = int(reply[0]) if intact else float("inf")
             if not intact:  # what was told may be lost as well
                 self.places.untell(bucket)
             self.places.ask_about(bucket)
-        self.places.tell(link, hands.closed, partial(self.command, hands, "tell"))
+        self.places.tell(link, self.buckets, hands.closed, partial(self.command, hands, "tell"))
         self._doubt, again = settled(self._doubt, ran)
         self._queue = again + self._queue
 
@@ -207,16 +232,16 @@ class Line:
     def connected(self) -> bool:
         """Whether there is a connection, and at least one bucket can be asked."""
         hands = self.hands
-        return (
-            self.ready.is_set() and hands is not None and len(hands.closed) < self.options.buckets
-        )
+        return self.ready.is_set() and hands is not None and not self.buckets <= hands.closed.keys()
 
-    def close_bucket(self, bucket: int) -> None:
-        """Redis lacks it, although it was opened on this very process."""
+    def close_bucket(self, bucket: int, why: str = MISSING) -> None:
+        """Redis lacks it, although it was opened on this very process, or it is elsewhere in the cluster."""
         assert self.hands is not None
         if bucket not in self.hands.closed:
-            _log.error("the bucket's data are missing in Redis", bucket=bucket)
-            self.hands.closed[bucket] = "its data are missing"
+            (_log.error if why == MISSING else _log.info)(
+                "a bucket is closed", bucket=bucket, why=why
+            )
+            self.hands.closed[bucket] = why
         self._closing.set()
 
     def rebuilding(self, bucket: int, sent: Sent | None = None) -> CountersRebuildingError:
@@ -247,6 +272,7 @@ class Line:
                 self._marks,
                 self._steps,
             )
+            mender.vouch, mender.reign = self._vouch, hands.reign
         return keep_open(
             hands.closed, mender, self._closing, partial(self._fence, link, hands), self._serve
         )
@@ -259,12 +285,79 @@ class Line:
         self._queue, self._parked = self._parked + self._queue, []
         self._schedule()
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
         """A bucket has begun a generation: see `Places`."""
-        if self.link is not None and self.hands is not None:
-            self.places.tell(
-                self.link, self.hands.closed, partial(self.command, self.hands, "tell")
-            )
+        link, hands = self.link, self.hands
+        if link is not None and hands is not None:
+            self.places.tell(link, self.buckets, hands.closed, partial(self.command, hands, "tell"))
+
+    # -- a line to one node of several: buckets come and go
+
+    def join(self, enforcer: str, places: Places, vouch: Vouch) -> None:
+        """Be one of the lines of a store, which have a name and what was answered in common; without buckets at first.
+
+        `vouch` as of `Mender`.
+        """
+        self.enforcer, self.places, self._note = enforcer, places, places.note
+        self._vouch = vouch
+        self.buckets = set()
+
+    @property
+    def troubled(self) -> bool:
+        """Whether a bucket of this line cannot be asked now."""
+        hands = self.hands
+        if hands is None or not self.ready.is_set():
+            return bool(self.buckets)
+        return not self.buckets.isdisjoint(hands.closed)
+
+    @property
+    def numbers(self) -> tuple[int, int, int]:
+        """The newest connection, its last batch, and the oldest batch on its way (0: none is)."""
+        return self._connections, self._batches, next(iter(self._flying), 0)
+
+    def leave(self, buckets: Container[int]) -> tuple[list[Waiting], list[Batch]]:
+        """Give up buckets; return what waits for them, and batches of which nobody knows whether they ran on them.
+
+        What is on its way comes back later: ask again while `numbers` tell of such batches.
+        """
+        self.buckets = {one for one in self.buckets if one not in buckets}
+        gone: list[Waiting] = []
+        for waiting in (self._parked, self._queue):
+            gone += [one for one in waiting if one.bucket in buckets]
+            waiting[:] = [one for one in waiting if one.bucket not in buckets]
+        doubt: list[Batch] = []
+        for batch in self._doubt:
+            ours = [one for one in batch.waiting if one.bucket in buckets]
+            if ours:
+                doubt.append(Batch(batch.number, batch.sent, ours))
+                batch.waiting = [one for one in batch.waiting if one.bucket not in buckets]
+        self._doubt = [batch for batch in self._doubt if batch.waiting]
+        for known in (self._parked_since, {} if self.hands is None else self.hands.closed):
+            for bucket in [one for one in known if one in buckets]:
+                del known[bucket]
+        return gone, doubt
+
+    def come(
+        self,
+        buckets: Collection[int],
+        waiting: Sequence[Waiting],
+        doubt: Sequence[Batch],
+        newest: tuple[int, int],
+    ) -> None:
+        """Take buckets over from another line, closed until they are proven here, and what waits for them.
+
+        `newest`: connection and batch of all lines. Numbers in a bucket only grow, whichever line it was asked on, so
+        that what another line has sent cannot run any more once the bucket is fenced off here.
+        """
+        self._connections = max(self._connections, newest[0]) + 1
+        self._batches = max(self._batches, newest[1])
+        self.buckets.update(buckets)
+        self._queue += waiting
+        self._doubt += doubt
+        if buckets and self.hands is not None:
+            self.hands.closed.update(dict.fromkeys(buckets, "it has just come here"))
+            self._closing.set()
+        self._schedule()
 
     async def _watch(self) -> None:
         """Give up on a silent server, and on waiting for one that is away."""
@@ -455,8 +548,7 @@ class Line:
             lambda reply: self._answered(link, batch, reply),
             "FCALL",
             hands.decide,
-            1,
-            f"{bucket_tag(next(iter(sections)))}m",
+            0,
             self.enforcer,
             self._connections,
             batch.number,
@@ -493,8 +585,8 @@ class Line:
             self._doubt.append(batch)
             return
         text = str(reply)
-        if text.startswith(NOT_LOADED):
-            # Another process answers than the one that hands were shaken with: nothing ran.
+        if text.startswith(NOT_LOADED) or (self.options.cluster and text.startswith("READONLY")):
+            # Another process answers than the one that hands were shaken with, or it is no primary any more: nothing ran.
             for waiting in open_:
                 waiting.sent = None
             self._queue = open_ + self._queue
@@ -534,9 +626,9 @@ class Line:
         bucket = waiting.group[0].program.bucket
         try:
             answers = [codec.answer(bucket, reply) for reply in replies]
-        except codec.LostError:
+        except codec.LostError as lost:
             waiting.sent = None
-            self.close_bucket(bucket)
+            self.close_bucket(bucket, str(lost))
             self._park(waiting)
             return
         except codec.FencedError:

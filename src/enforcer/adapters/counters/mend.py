@@ -22,7 +22,13 @@ import hiredis
 import structlog
 
 from enforcer.adapters.counters.connection import ConnectionLostError
-from enforcer.adapters.counters.handshake import Generations, Site, look, open_generation
+from enforcer.adapters.counters.handshake import (
+    Generations,
+    Site,
+    look,
+    open_generation,
+    reign_of,
+)
 from enforcer.adapters.counters.image import Image, packed
 from enforcer.adapters.counters.recall import read, recall, recall_entries, recall_sums
 from enforcer.adapters.counters.scripts import script
@@ -31,6 +37,7 @@ from enforcer.core import rebuild
 from enforcer.core.compile import places_of
 from enforcer.core.program import Family
 from enforcer.errors import MetergateError
+from meter.core.cluster import is_elsewhere
 from meter.core.keys import bucket_tag, outbox
 from meter.core.records import SIDE, RecordType
 from meter.core.sequence import START, Entry, Position
@@ -38,9 +45,10 @@ from meter.errors import MeterError
 from meter.v1 import ledger_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 
     from enforcer.adapters.counters.connection import Connection
+    from enforcer.adapters.counters.handshake import Found
     from enforcer.adapters.counters.recall import Read
     from enforcer.adapters.counters.writing import Command, Known
     from enforcer.ports.ledger import Ledger
@@ -55,6 +63,8 @@ if TYPE_CHECKING:
         async def accounts(self, bucket: int, after: int, most: int) -> list[rebuild.Account]:
             """Accounts of a bucket with their trees."""
             ...
+
+    Vouch = Callable[[int, Found], Awaitable[bool]]
 
     class Marks(Protocol):
         """How far the rollup has come: part of `meter.ports.marks.Marks`."""
@@ -101,7 +111,11 @@ class Process(NamedTuple):
 
 
 class Mender:
-    """On one connection, for one server process. `known` tells the furthest place of a bucket that was ever seen."""
+    """On one connection, for one server process. `known` tells the furthest place of a bucket that was ever seen.
+
+    `vouch` tells whether a bucket has come here from another primary as it was there. `reign` of the handshake: nothing
+    is opened by what was agreed on with an earlier one; empty where there is none.
+    """
 
     def __init__(
         self,
@@ -113,6 +127,8 @@ class Mender:
         marks: Marks | None = None,
         steps: Callable[[str], None] = lambda _: None,
     ) -> None:
+        self.vouch: Vouch | None = None
+        self.reign = ""
         run_id, clock = process.run_id, process.clock
         self._steps = steps
         self._connection, self._run_id, self._window_ms = connection, run_id, process.window_ms
@@ -129,18 +145,11 @@ class Mender:
 
         Return those that are open now, and whether each lacked nothing.
         """
+        if self.reign and await reign_of(self._connection) != self.reign:
+            self._connection.close()
+            raise ConnectionLostError("the server has followed another one since the handshake")
         self._writing.forget()
-        opened: dict[int, bool] = {}
-        wanted: list[int] = []
-        # What another enforcer has opened or rebuilds needs no question to the meter.
-        for bucket in list(closed):
-            found = await look(self._connection, self._open, bucket, self._run_id)
-            if found.run == self._run_id:
-                opened[bucket] = False
-            elif not found.run and await self._taken(bucket):
-                closed[bucket] = _TAKEN
-            else:
-                wanted.append(bucket)
+        opened, wanted = await self._look(closed)
         if not wanted:
             return opened
         self._steps("catch_up")
@@ -160,9 +169,39 @@ class Mender:
                 closed[one.bucket] = str(error)
             except _Elsewhere:
                 closed[one.bucket] = _TAKEN
+            except hiredis.ReplyError as error:
+                closed[one.bucket] = _elsewhere(error)
             else:
                 opened[one.bucket] = intact
         return opened
+
+    async def _look(self, closed: dict[int, str]) -> tuple[dict[int, bool], list[int]]:
+        """Those that are open already, and those that the meter has to be asked about.
+
+        What another enforcer has opened or rebuilds needs no question, nor what has moved here and lacks nothing.
+        """
+        opened: dict[int, bool] = {}
+        wanted: list[int] = []
+        for bucket in list(closed):
+            try:
+                found = await look(self._connection, self._open, bucket, self._run_id)
+                if found.run == self._run_id:
+                    opened[bucket] = False
+                elif not found.run and await self._taken(bucket):
+                    closed[bucket] = _TAKEN
+                elif await self._came_whole(bucket, found):
+                    opened[bucket] = True
+                else:
+                    wanted.append(bucket)
+            except hiredis.ReplyError as error:
+                closed[bucket] = _elsewhere(error)
+        return opened, wanted
+
+    async def _came_whole(self, bucket: int, found: Found) -> bool:
+        """Open it if it has moved here and lacks nothing."""
+        if self.vouch is None or not found.run or not await self.vouch(bucket, found):
+            return False
+        return await open_generation(self._site, bucket, known=self._known(bucket))
 
     async def _by_marks(self, closed: Iterable[int]) -> dict[int, bool]:
         """Open what the meter's own marks show to be complete.
@@ -178,11 +217,14 @@ class Mender:
             _log.warning("no marks", error=error.message)
             return opened
         for bucket, mark in marks.items():
-            found = await look(self._connection, self._open, bucket, self._run_id)
-            if not found.run or found.last < max(mark, self._known(bucket)):
-                continue
-            if found.run == self._run_id or await open_generation(self._site, bucket):
-                opened[bucket] = True
+            try:
+                found = await look(self._connection, self._open, bucket, self._run_id)
+                if not found.run or found.last < max(mark, self._known(bucket)):
+                    continue
+                if found.run == self._run_id or await open_generation(self._site, bucket):
+                    opened[bucket] = True
+            except hiredis.ReplyError as error:
+                _elsewhere(error)
         return opened
 
     async def _taken(self, bucket: int) -> bool:
@@ -446,6 +488,13 @@ class Mender:
             if place.rate is not None and uses:
                 slots = await image.of(f"{node.id}:{feature}")
                 slots[place.slot] = rebuild.spent(place, now)
+
+
+def _elsewhere(error: hiredis.ReplyError) -> str:
+    """What a bucket waits for that this node of a cluster does not have now. Raise any other error."""
+    if not is_elsewhere(str(error)):
+        raise error
+    return str(error)
 
 
 def _place(position: Position) -> str:

@@ -16,7 +16,7 @@ class RedisOptions:
 
     `window_ms`: answers are remembered at least so long. `in_flight`: batches on their way at once. `batch`: checks in
     one of them. `reply_timeout`: a silent server is given up. `patience`: how long a call waits for a connection.
-    `fail_open_wait`: a check that has a failure policy to fall back on waits no longer than that; None: none has.
+    `cluster`: the server is one node of several, among which buckets may move. `fail_open_wait`: a check that has a failure policy to fall back on waits no longer than that; None: none has.
     """
 
     url: str
@@ -29,4 +29,5 @@ class RedisOptions:
     patience: float = 1.0
     clock: str = SERVER_CLOCK
     fail_open_wait: float | None = None
+    cluster: bool = False
     breaker: BreakerOptions = field(default_factory=BreakerOptions)

@@ -56,13 +56,20 @@ class Places:
         """What the bucket was told may be lost: tell it again."""
         self._told = {place for place in self._told if place[0] != bucket}
 
-    def tell(self, link: Connection, closed: Container[int], command: Callable[..., Any]) -> None:
-        """Tell what is not told yet; what is not answered is told on the next connection.
+    def tell(
+        self,
+        link: Connection,
+        buckets: Container[int],
+        closed: Container[int],
+        command: Callable[..., Any],
+    ) -> None:
+        """Tell what is not told yet of the connection's buckets; what is not answered is told on the next one.
 
         `command` makes the call of a bucket, generation and sequence.
         """
         for (bucket, generation), sequence in self._ends.items():
-            if (bucket, generation) in self._told or bucket in closed:
+            told = (bucket, generation) in self._told
+            if told or bucket in closed or bucket not in buckets:
                 continue
 
             def answered(reply: Any, key: tuple[int, int] = (bucket, generation)) -> None:

@@ -13,6 +13,7 @@ import hiredis
 from enforcer.adapters.counters.connection import ConnectionLostError, connect
 from enforcer.core.commands import Stock
 from enforcer.errors import StoreUnavailableError
+from meter.core.cluster import clustered, owners
 from meter.core.keys import bucket_tag, outbox
 from meter.core.records import decode_effects
 
@@ -28,20 +29,22 @@ AT_ONCE = 64
 
 
 class RedisStock:
-    """Looks at `buckets` buckets at `url`. It keeps its connection; after a failure the next look makes a new one."""
+    """Looks at `buckets` buckets at `url`. It keeps its connections; after a failure the next look makes new ones."""
 
     def __init__(self, url: str, buckets: int, patience: float) -> None:
-        self._url, self._buckets, self._patience = url, buckets, patience
-        self._link: Connection | None = None
+        self._url, self._buckets, self._patience = url, range(buckets), patience
+        self._cluster = clustered(url)
+        self._links: dict[str, Connection] = {}
 
     async def look(self) -> Stock:
         """Raise `StoreUnavailableError` when Redis does not answer."""
         try:
             async with asyncio.timeout(self._patience):
-                link = self._link = self._link or await connect(
-                    self._url, self._lost, self._patience
-                )
-                found = [await self._some(link, at) for at in range(0, self._buckets, AT_ONCE)]
+                found = [
+                    await self._some(await self._linked(url), buckets[at : at + AT_ONCE])
+                    for url, buckets in (await self._places()).items()
+                    for at in range(0, len(buckets), AT_ONCE)
+                ]
         except (OSError, TimeoutError, ConnectionLostError, hiredis.ReplyError) as error:
             self.close()
             raise StoreUnavailableError(str(error) or "no reply") from error
@@ -53,8 +56,35 @@ class RedisStock:
             sum(one.reservations for one in found),
         )
 
-    async def _some(self, link: Connection, first: int) -> Stock:
-        buckets = range(first, min(first + AT_ONCE, self._buckets))
+    async def _places(self) -> dict[str, Sequence[int]]:
+        """The buckets by the address of their server. In a cluster the first node that answers tells."""
+        if self._cluster is None:
+            return {self._url: self._buckets}
+        failure: Exception = OSError("the cluster has no nodes")
+        for seed in self._cluster.seeds:
+            try:
+                link = await self._linked(self._cluster.url(seed))
+                told = owners(await link.call("CLUSTER", "SLOTS"), seed[0], self._buckets)
+            except (OSError, ConnectionLostError, hiredis.ReplyError) as error:
+                failure = error
+                continue
+            found: dict[str, list[int]] = {}
+            for bucket, node in told.items():
+                found.setdefault(self._cluster.url(node), []).append(bucket)
+            return dict(found)
+        raise failure
+
+    async def _linked(self, url: str) -> Connection:
+        if url not in self._links:
+
+            def lost() -> None:
+                self._links.pop(url, None)
+
+            self._links[url] = await connect(url, lost, self._patience)
+        return self._links[url]
+
+    @staticmethod
+    async def _some(link: Connection, buckets: Sequence[int]) -> Stock:
         replies = await asyncio.gather(
             *(link.call("XLEN", outbox(one)) for one in buckets),
             *(link.call("XRANGE", outbox(one), "-", "+", "COUNT", 1) for one in buckets),
@@ -67,14 +97,11 @@ class RedisStock:
         times = [time for stream in streams for time in _times(stream)]
         return Stock(sum(lengths), min(times, default=None), sum(leases), sum(held))
 
-    def _lost(self) -> None:
-        self._link = None
-
     def close(self) -> None:
-        """End the connection."""
-        if self._link is not None:
-            self._link.close()
-        self._link = None
+        """End the connections."""
+        links, self._links = self._links, {}
+        for link in links.values():
+            link.close()
 
 
 def _times(stream: Sequence[Reply]) -> list[int]:

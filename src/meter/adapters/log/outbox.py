@@ -22,12 +22,28 @@ from meter.ports.log import Batch
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-__all__ = ["OutboxLog", "clients"]
+__all__ = [
+    "MOST_AT_ONCE",
+    "OPTIONS",
+    "OutboxLog",
+    "after_id",
+    "as_sent",
+    "behind_id",
+    "clients",
+    "entries_of",
+]
 
 _log = structlog.get_logger(__name__)
 
 MOST_AT_ONCE = 8_000
 """Of one command: Redis answers no check meanwhile."""
+OPTIONS: dict[str, Any] = {
+    "socket_connect_timeout": 5,
+    "health_check_interval": 0,
+    # A connection that has died is replaced once; whoever reads decides how long to wait then.
+    "retry": Retry(NoBackoff(), 1),
+}
+"""Of the driver."""
 FIELDS = 4
 """Of a stream entry as Redis sends it: names and values of `b` and `e`."""
 
@@ -39,24 +55,18 @@ def _unavailable(doing: str, error: Exception) -> LogUnavailableError:
     return LogUnavailableError(f"{doing} failed: {error}", refused=refused)
 
 
-def _as_sent(reply: Any, **_: Any) -> Any:
+def as_sent(reply: Any, **_: Any) -> Any:
     """Keep the driver from building a dict for each entry."""
     return reply
 
 
 def clients(url: str) -> tuple[aioredis.Redis, list[aioredis.Redis]]:
     """One for what is at `url`, and those that it asks where that is."""
-    # A connection that has died is replaced once; whoever reads decides how long to wait then.
-    options: dict[str, Any] = {
-        "socket_connect_timeout": 5,
-        "health_check_interval": 0,
-        "retry": Retry(NoBackoff(), 1),
-    }
     found = watched(url)
     if found is None:
-        return aioredis.Redis.from_url(url, **options), []
+        return aioredis.Redis.from_url(url, **OPTIONS), []
     sentinel = Sentinel(  # type: ignore[no-untyped-call]  # of the driver
-        list(found.sentinels), sentinel_kwargs={"socket_timeout": 1}, **options
+        list(found.sentinels), sentinel_kwargs={"socket_timeout": 1}, **OPTIONS
     )
     primary: aioredis.Redis = sentinel.master_for(
         found.name,
@@ -77,7 +87,7 @@ class OutboxLog:
         self._buckets = frozenset(buckets)
         self._keys = {bucket: outbox(bucket).encode() for bucket in self._buckets}
         self._redis, self._sentinels = clients(url)
-        self._redis.set_response_callback("XREAD", _as_sent)  # type: ignore[arg-type]  # any callable
+        self._redis.set_response_callback("XREAD", as_sent)  # type: ignore[arg-type]  # any callable
 
         self._shares = Shares(self._redis, member) if member else None
 
@@ -124,21 +134,20 @@ class OutboxLog:
     ) -> dict[int, list[Entry]]:
         block = () if not wait else ("BLOCK", wait)
         names = {self._keys[bucket]: bucket for bucket in places}
-        ids = [_after(places[bucket]) for bucket in places]
+        ids = [after_id(places[bucket]) for bucket in places]
         reply = await self._redis.execute_command(  # type: ignore[no-untyped-call]
             "XREAD", "COUNT", count, *block, "STREAMS", *names, *ids
         )
         if not reply:
             return {}
         pairs = reply.items() if isinstance(reply, dict) else reply
-        return {names[name]: _entries(stream) for name, stream in pairs}
+        return {names[name]: entries_of(stream) for name, stream in pairs}
 
     async def commit(self, upto: Mapping[int, Position]) -> None:
         pipe = self._redis.pipeline(transaction=False)
         for bucket, position in upto.items():
             if position.sequence >= 0:
-                first_kept = f"{position.generation}-{position.sequence + 1}"
-                pipe.execute_command("XTRIM", self._keys[bucket], "MINID", "=", first_kept)
+                pipe.execute_command("XTRIM", self._keys[bucket], "MINID", "=", behind_id(position))
         try:
             async with asyncio.timeout(10):
                 await pipe.execute()
@@ -177,7 +186,7 @@ class OutboxLog:
                 await client.aclose()
 
 
-def _after(position: Position) -> str:
+def after_id(position: Position) -> str:
     """The id to read after. Ids are never negative: (g, -1) follows the end of generation g - 1."""
     if position.sequence >= 0:
         return f"{position.generation}-{position.sequence}"
@@ -186,7 +195,12 @@ def _after(position: Position) -> str:
     return f"{position.generation - 1}-18446744073709551615"
 
 
-def _entries(stream: list[tuple[bytes, list[bytes]]]) -> list[Entry]:
+def behind_id(position: Position) -> str:
+    """The id of the first entry that is kept when all up to the position are given back."""
+    return f"{position.generation}-{position.sequence + 1}"
+
+
+def entries_of(stream: list[tuple[bytes, list[bytes]]]) -> list[Entry]:
     """A stream's records. Nearly always they are of one generation."""
     if not stream:
         return []

@@ -11,6 +11,7 @@ from enforcer.core.allowances import GRACE_MS, SHARE
 from enforcer.core.corrections import OVERFLOW
 from enforcer.core.memory import REAPED_AT_ONCE
 from enforcer.core.program import DENIED, FIELDS, RING_SLOTS, SHADOW, VERSION, Family, Reason, Shape
+from meter.core.cluster import ELSEWHERE
 from meter.core.records import SIDE, Body, RecordType, encode_body
 from meter.core.records import VERSION as RECORD_VERSION
 
@@ -39,6 +40,7 @@ _NAMES: dict[str, object] = {
     "SHARE": SHARE,
     "GRACE": GRACE_MS,
     "OVERFLOW": OVERFLOW,
+    "ELSEWHERE": ", ".join(f"'{words}'" for words in ELSEWHERE),
     "NOBODY": f"'{encode_body(Body(t='', a='', c='', f='', m='')).decode()}'",
     **{kind.name: kind.value for kind in RecordType},
 }
@@ -76,18 +78,28 @@ def script(name: str, run_id: str, clock: str = SERVER_CLOCK) -> str:
 
 def prefix_of(run_id: str) -> str:
     """What the names of a server process's libraries begin with."""
-    return f"{LIBRARIES}{run_id[:16]}_"
+    return f"{LIBRARIES}{run_id[:16]}{run_id[40:48]}_"
 
 
-def library(run_id: str, clock: str = SERVER_CLOCK) -> Library:
+_WHOLE = ", prefix .. '!'"
+"""A key that is never there. Where slots may move it is read along: a node that has only part of a bucket refuses that."""
+
+_REIGN = " .. match(call('INFO', 'replication'), 'master_replid:(%w+)')"
+"""What a server's run id is followed by in a cluster: another one each time that it becomes a primary."""
+
+
+def library(run_id: str, clock: str = SERVER_CLOCK, *, cluster: bool = False) -> Library:
     """The functions that checks and what is held are decided by, for the server process `run_id`.
 
     The run id is part of the text, and the text of the name: only the very process that it was loaded on executes it.
     Whatever else has a copy, a replica that was promoted or a server restarted on its data, answers NOSCRIPT, and the
-    handshake comes first.
+    handshake comes first. On a node of a `cluster` no step begins on a bucket that is not there as a whole.
     """
     blocks = ("do\n" + "".join(_text(part) for part in block) + "end\n" for block in _BLOCKS)
     text = _text("library").replace("@PARTS@\n", _text("common") + "".join(blocks))
-    text = _filled(text.replace("@LIBRARY@", "%LIBRARY%"), CLOCK=clock, RUN=run_id)
+    whole = _WHOLE if cluster else ""
+    reign = _REIGN if cluster else ""
+    text = text.replace("@LIBRARY@", "%LIBRARY%")
+    text = _filled(text, CLOCK=clock, RUN=run_id, WHOLE=whole, REIGN=reign)
     name = prefix_of(run_id) + sha256(text.encode()).hexdigest()[:16]
     return Library(name, text.replace("%LIBRARY%", name), f"decide_{name}", f"hold_{name}")

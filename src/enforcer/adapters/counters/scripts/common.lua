@@ -5,7 +5,7 @@
 local call, pcall_ = redis.call, redis.pcall
 local pack, unpack_, concat = struct.pack, struct.unpack, table.concat
 local floor, ceil, min, max = math.floor, math.ceil, math.min, math.max
-local rep, sub, format, match, byte = string.rep, string.sub, string.format, string.match, string.byte
+local rep, sub, format, match, byte, find = string.rep, string.sub, string.format, string.match, string.byte, string.find
 local MAX, VERSION = 9007199254740991, @VERSION@
 
 local function read_clock()

@@ -1,7 +1,7 @@
 -- Decides checks, any number of buckets and groups in one call; each check is one atomic step with its record.
 -- All that a bucket's checks need is read before the first is decided, and what they change is written behind the last,
 -- but for records, which are appended one by one.
--- KEYS  [1] the first bucket's meta, for routing. Keys of a bucket are built from its prefix: m meta (read, written),
+-- KEYS  none: each bucket's part is refused alone where its slot is not here. Keys are built from prefixes: m meta (read, written),
 --       o outbox (appended), f fences, e:<account> epochs (read), s:<level> states (read, written), k set of levels
 --       with a state, r:<window> answers, d pending denials, v reservations, l leases, q due index, i h u n <level> seats,
 --       x the last place that existed, by earlier generation, as the outbox tells it
@@ -19,7 +19,7 @@
 --   if it was decided before, a list of that and 1
 --   else a list of one string, doubles: status, then
 --     1 epoch is stale: the stored one    2 slice is stale: now    3 key reused    4 failed: text behind it
---     5 fenced    6 bucket lost    8 out of turn: the journal's mark
+--     5 fenced    6 bucket lost    7 bucket elsewhere, or not all of it here    8 out of turn: the journal's mark
 -- The reply as it stands now, not packed yet: [8] is the sequence, [9] the expiry.
 local function answer(check, drawn)
   local out = {
@@ -96,6 +96,15 @@ local function deny(check)
     pending_denials[name] = pending
   end
   pending[1], pending[2] = pending[1] + 1, min(pending[2] + check.quantity, MAX)
+end
+
+-- Why a bucket could not be read. In a cluster its slot may be on another node, or on its way there.
+local function unread(problem)
+  local reply = failed(problem)
+  for _, words in ipairs({@ELSEWHERE@}) do
+    if find(reply[1], words, 1, true) then return {pack('<d', OUT.ELSEWHERE)} end
+  end
+  return reply
 end
 
 local function whole(group, place, reply)
@@ -449,7 +458,7 @@ local function decide_bucket()
   left = tonumber(ARGV[at + 2])
   local read, closed = pcall(prepare, count)
   at = at + 4 + count
-  if not read then return refuse_rest(failed(closed)) end
+  if not read then return refuse_rest(unread(closed)) end
   if closed then return refuse_rest({pack('<d', closed)}) end
   while left > 0 do
     local fine, problem = pcall(decide_rest)

@@ -357,7 +357,7 @@ local READS = {list = true, counters = true, slots = true}
 function hold(ARGV)
   begin(ARGV)
   at_bucket(ARGV[6])
-  if not enter(call('GET', names.meta)) then return {'lost'} end
+  if not enter(call('MGET', names.meta@WHOLE@)[1]) then return {'lost'} end
   if fenced() then return {'fenced'} end
   local reply = operations[ARGV[5]](unpack(ARGV, 7))
   if not READS[ARGV[5]] then

@@ -7,7 +7,7 @@ local parts
 local function make()
   local decide_all, hold
 @PARTS@
-  local process = match(call('INFO', 'server'), 'run_id:(%w+)')
+  local process = match(call('INFO', 'server'), 'run_id:(%w+)')@REIGN@
   return {decide = decide_all, hold = hold, here = process == '@RUN@'}
 end
 local function run(name, arguments)

@@ -12,6 +12,7 @@
 -- Returns 'done', or why nothing was written.
 @CLOCK@
 local call = redis.call
+call('MGET', KEYS[1], ARGV[1] .. '!') -- fails where only part of the bucket is here, on its way to another node
 local prefix, guard, value, more = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local meta, mark = call('GET', prefix .. 'm'), prefix .. 'w'
 if guard == 'after' then

@@ -8,6 +8,7 @@
 -- is missing and may not be created, or 'used' where the generation is too small.
 @CLOCK@
 local call, format, pack, unpack_ = redis.call, string.format, struct.pack, struct.unpack
+call('MGET', KEYS[1], ARGV[1] .. '!') -- fails where only part of the bucket is here, on its way to another node
 local prefix, run, wanted = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local create, known_generation, known_sequence = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
 local raw = call('GET', prefix .. 'm')

@@ -1,5 +1,5 @@
 -- Programs as they are executed, and the shapes of their views: part of decide. See enforcer.core.program.
-local OUT = {EPOCH = 1, SLICE = 2, REUSED = 3, FAILED = 4, FENCED = 5, LOST = 6, TURN = 8}
+local OUT = {EPOCH = 1, SLICE = 2, REUSED = 3, FAILED = 4, FENCED = 5, LOST = 6, ELSEWHERE = 7, TURN = 8}
 local CHECK, RESERVE, SEAT, JOURNALED = 0, 1, 2, 3
 local ENFORCE, CHECK_ONLY, BEST_EFFORT, RECORD_ONLY, PEEK, ALLOWANCE = 1, 2, 3, 4, 5, 6
 local FLOATING, NAMED, NODE_LOCKED = 1, 2, 3
@@ -29,7 +29,7 @@ local function read_program(raw)
   program.epoch_key = prefix .. 'e:' .. text()
   program.suffix = text()
   program.denial = text()
-  program.reads = {names.meta, program.epoch_key}
+  program.reads = {names.meta, program.epoch_key@WHOLE@}
   local levels, chains, i = d[6], d[7], 8
   for level = 1, levels do
     local slots = {}
@@ -38,7 +38,7 @@ local function read_program(raw)
     program.slots[level] = slots
     program.suffixes[level] = text()
     program.keys[level] = prefix .. 's:' .. program.suffixes[level]
-    program.reads[2 + level] = program.keys[level]
+    program.reads[#program.reads + 1] = program.keys[level]
   end
   local taken = {}
   for c = 1, chains do
