@@ -84,6 +84,7 @@ class Certificates:
         self._stamp = self._stamped()
         self._material, self._context = self._read()
         self._base = self._context
+        self._told = ""
 
     @property
     def material(self) -> Material:
@@ -99,9 +100,12 @@ class Certificates:
                     return False
                 self._stamp = stamp
                 material, context = self._read()
-            except CertificateError as error:
-                _log.warning("new certificate not taken, the last one stays", error=error.message)
+            except (CertificateError, OSError) as error:
+                if str(error) != self._told:  # once, not for each handshake
+                    self._told = str(error)
+                    _log.warning("new certificate not taken, the last one stays", error=self._told)
                 return False
+            self._told = ""
             changed = material != self._material
             self._material, self._context = material, context
         if changed:
