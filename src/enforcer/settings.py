@@ -11,8 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from enforcer.errors import MisconfiguredError
 from meter.core.sentinel import watched
-from meter.errors import MeterError
-from meter.settings import no_json, secrets_folder
+from meter.environment import no_json, secrets_folder
 
 __all__ = ["Settings", "load"]
 
@@ -160,8 +159,8 @@ def load() -> Settings:
     """
     try:
         folder = secrets_folder()
-    except MeterError as error:
-        raise MisconfiguredError(error.message) from error
+    except ValueError as error:
+        raise MisconfiguredError(str(error)) from None
     try:
         # What is required comes from the environment, or from a file.
         return Settings(_secrets_dir=folder)  # type: ignore[call-arg]

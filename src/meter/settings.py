@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
@@ -12,12 +11,12 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from meter.core.sentinel import watched
+from meter.environment import no_json, secrets_folder
 from meter.errors import MisconfiguredError
 
-__all__ = ["KafkaSettings", "Settings", "load", "load_kafka", "no_json", "secrets_folder"]
+__all__ = ["KafkaSettings", "Settings", "load", "load_kafka"]
 
 MIN_TOKEN = 16
-SECRETS_DIR = "METERGATE_SECRETS_DIR"
 
 
 class KafkaSettings(BaseSettings):
@@ -248,27 +247,11 @@ def load_kafka() -> KafkaSettings:
     return _load(KafkaSettings)
 
 
-def secrets_folder() -> Path | None:
-    """Where the files of settings are that are not to be in the environment; None without METERGATE_SECRETS_DIR.
-
-    Raise `MisconfiguredError` when it names no folder.
-    """
-    named = os.environ.get(SECRETS_DIR)
-    if not named:
-        return None
-    if not Path(named).is_dir():
-        raise MisconfiguredError(f"{SECRETS_DIR}: there is no such folder, or it cannot be read")
-    return Path(named)
-
-
-def no_json(error: SettingsError) -> str:
-    """Which setting is not even JSON, of those that have to be."""
-    found = re.search(r'field "(\w+)"', str(error))
-    return f"METERGATE_{found[1].upper()}: must be JSON" if found else str(error)
-
-
 def _load(kind: type[S]) -> S:
-    folder = secrets_folder()
+    try:
+        folder = secrets_folder()
+    except ValueError as error:
+        raise MisconfiguredError(str(error)) from None
     try:
         return kind(_secrets_dir=folder)  # type: ignore[call-arg]  # of BaseSettings
     except SettingsError as error:

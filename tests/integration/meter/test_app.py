@@ -178,7 +178,7 @@ async def test_metrics_are_served_where_the_setting_says(
         ("METERGATE_BUCKETS", "none", "METERGATE_BUCKETS"),
         ("METERGATE_REDIS_URL", "http://x", "redis://"),
         ("METERGATE_INTERNAL_TOKEN", "short", "METERGATE_INTERNAL_TOKEN"),
-        ("METERGATE_CLICKHOUSE_URL", "ftp://x", "chdb:<folder>"),
+        ("METERGATE_CLICKHOUSE_URL", "ftp://x", "chdb:FOLDER"),
         ("METERGATE_METER_DATABASE_URL", "nonsense", "METERGATE_METER_DATABASE_URL"),
         ("METERGATE_METER_LISTEN", "here", "host:port"),
     ],
