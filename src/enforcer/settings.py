@@ -15,8 +15,7 @@ from meter.core.addresses import check_url
 from meter.core.cluster import clustered
 from meter.core.redact import shown
 from meter.core.sentinel import watched
-from meter.errors import MeterError
-from meter.settings import no_json, secrets_folder
+from meter.environment import no_json, secrets_folder
 from meter.tls import TlsFiles
 
 __all__ = ["Settings", "load"]
@@ -258,8 +257,8 @@ def load() -> Settings:
     """
     try:
         folder = secrets_folder()
-    except MeterError as error:
-        raise MisconfiguredError(error.message) from error
+    except ValueError as error:
+        raise MisconfiguredError(str(error)) from None
     try:
         # What is required comes from the environment, or from a file.
         return Settings(_secrets_dir=folder)  # type: ignore[call-arg]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -15,13 +14,13 @@ from meter.core.addresses import check_server, check_url
 from meter.core.cluster import clustered
 from meter.core.redact import shown
 from meter.core.sentinel import watched
+from meter.environment import no_json, secrets_folder
 from meter.errors import MisconfiguredError
 from meter.tls import TlsFiles
 
-__all__ = ["KafkaSettings", "Settings", "load", "load_kafka", "no_json", "secrets_folder"]
+__all__ = ["KafkaSettings", "Settings", "load", "load_kafka"]
 
 MIN_TOKEN = 16
-SECRETS_DIR = "METERGATE_SECRETS_DIR"
 
 
 class KafkaSettings(BaseSettings):
@@ -312,27 +311,11 @@ def load_kafka() -> KafkaSettings:
     return _load(KafkaSettings)
 
 
-def secrets_folder() -> Path | None:
-    """Where the files of settings are that are not to be in the environment; None without METERGATE_SECRETS_DIR.
-
-    Raise `MisconfiguredError` when it names no folder.
-    """
-    named = os.environ.get(SECRETS_DIR)
-    if not named:
-        return None
-    if not Path(named).is_dir():
-        raise MisconfiguredError(f"{SECRETS_DIR}: there is no such folder, or it cannot be read")
-    return Path(named)
-
-
-def no_json(error: SettingsError) -> str:
-    """Which setting is not even JSON, of those that have to be."""
-    found = re.search(r'field "(\w+)"', str(error))
-    return f"METERGATE_{found[1].upper()}: must be JSON" if found else str(error)
-
-
 def _load(kind: type[S]) -> S:
-    folder = secrets_folder()
+    try:
+        folder = secrets_folder()
+    except ValueError as error:
+        raise MisconfiguredError(str(error)) from None
     try:
         return kind(_secrets_dir=folder)  # type: ignore[call-arg]  # of BaseSettings
     except SettingsError as error:

@@ -25,8 +25,8 @@ from enforcer.cli.output import print_json, print_table
 from enforcer.cli.reference import reference
 from enforcer.errors import CatalogInvalidError
 from enforcer.settings import Settings as EnforcerSettings
-from meter.errors import MisconfiguredError
-from meter.settings import KafkaSettings, no_json, secrets_folder
+from meter.environment import no_json, secrets_folder
+from meter.settings import KafkaSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -101,8 +101,8 @@ def given(env_file: Path | None = None) -> Given:
     with _environment(values):
         try:
             folder = secrets_folder()
-        except MisconfiguredError as error:
-            raise CommandError(error.message) from error
+        except ValueError as error:
+            raise CommandError(str(error)) from error
     for file in sorted(folder.iterdir()) if folder else ():
         name = file.name.upper()
         if name.startswith(known.PREFIX) and name not in values and file.is_file():
