@@ -37,9 +37,8 @@ _REDIS: Final = """\
 |---|---|---|
 | one server | `redis://:password@host:6379/0`, `rediss://…`, `unix:///path` | `maxmemory-policy noeviction` is demanded; without `appendfsync always` a power loss takes what was acknowledged last |
 | Sentinel | `redis+sentinel://[user:password@]host:26379,host:26379/name[/db]` | The addresses are the Sentinels', `name` is what they call the primary; user and password are the primary's. After a failover, calls are answered when the replica has been held against the records; what replication had not carried over is named by the audit. `down-after-milliseconds` bounds how soon that is: [guarantees.md](guarantees.md) has measured times |
-| Cluster | none | {cluster} |
+| Cluster | `redis+cluster://[user:password@]host:port,host:port` | Some of its nodes, which tell of the others; `rediss+cluster://` over TLS. A bucket is one slot; it may move, and its node may fail over, while checks go on. Set `cluster-require-full-coverage no`, else one node that is away stops all: [decision 29](decisions/0029-redis-cluster.md) |
 """
-_CLUSTER: Final = "Not yet. All keys of a bucket share a hash tag, as a cluster wants it."
 
 
 def reference() -> str:
@@ -60,7 +59,7 @@ def reference() -> str:
             "## Kafka\n",
             "Read by the meter; by an enforcer where `METERGATE_JOURNAL_KAFKA` is set; by `metergate kafka`.\n",
             *_table(one for one in meter if one.kafka),
-            _REDIS.format(cluster=_CLUSTER),
+            _REDIS,
             "## Commands, clients, tests\n",
             "| variable | meaning |",
             "|---|---|",
