@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.request
 from typing import TYPE_CHECKING, Any
 
 from tests.fixtures.stack import sums, write_trace
@@ -19,6 +20,15 @@ def exact(audit: dict[str, Any]) -> bool:
     return (audit["gaps"], audit["drift"], audit["rollup_difference"]) == ([], [], 0)
 
 
+def counted(stack: Stack, counter: str) -> int:
+    """What `/metrics` says."""
+    with urllib.request.urlopen(f"{stack.http}/metrics", timeout=30) as answer:  # noqa: S310
+        (line,) = (
+            line for line in answer.read().decode().splitlines() if line.startswith(f"{counter} ")
+        )
+    return int(float(line.rpartition(" ")[2]))
+
+
 def test_a_replay_through_kafka_has_the_same_totals_to_the_token(
     new_stack: Callable[..., Stack], trace: Path, kafka_broker: str
 ) -> None:
@@ -34,6 +44,9 @@ def test_a_replay_through_kafka_has_the_same_totals_to_the_token(
     for meter, quantity in asked.items():
         assert stack.json("usage", "--meter", meter)["total"] == quantity
     assert stack.json("kafka", "dead-letters")["dead_letters"] == []
+    # The relay has no port of its own: the enforcer tells what all processes count.
+    assert counted(stack, "relay_records_total") >= audit["records"]
+    assert counted(stack, "meter_records_read_total") >= audit["records"]
     assert stack.stop() == 0
 
     without = new_stack("data", "--workers", "1")
