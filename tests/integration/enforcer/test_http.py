@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cryptography import x509
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from enforcer.metrics import Metrics
 from enforcer.transport import connections
@@ -219,12 +219,20 @@ async def test_who_trickles_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
         await asyncio.gather(ended, return_exceptions=True)
 
 
-async def test_who_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+async def _chunks() -> AsyncIterator[bytes]:
+    while True:
+        await asyncio.sleep(0)
+        yield b"x" * 100_000
+
+
+@pytest.mark.parametrize("parts", [False, True])
+async def test_who_does_not_read_is_cut_off(parts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that is done and one that is not."""
     monkeypatch.setattr(connections, "UNREAD_SECONDS", SOON)
 
     async def endless(request: Request) -> Response:
         await request.body()
-        return PlainTextResponse(b"x" * 50_000_000)
+        return StreamingResponse(_chunks()) if parts else PlainTextResponse(b"x" * 50_000_000)
 
     async with served() as server:
         server.events = endless
