@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from tests.fixtures.stack import Stack
 
 
+GRPC_CORE = ("WARNING: All log messages before absl", "E0000 ", "W0000 ", "I0000 ")
+
+
 def logged(stack: Stack) -> list[tuple[str, dict[str, Any]]]:
     """The lines of the processes, each with its part's name."""
     return [
@@ -148,4 +151,6 @@ def test_no_process_tells_its_secrets_whatever_is_away(tmp_path: Path) -> None:
         meter.end()
         enforcer.end()
     assert secret not in meter.log + enforcer.log
-    assert all(json.loads(line)["event"] for line in enforcer.log.splitlines())
+    # What gRPC's library in C has to say of a socket that is closed goes past all loggers.
+    lines = [line for line in enforcer.log.splitlines() if not line.startswith(GRPC_CORE)]
+    assert all(json.loads(line)["event"] for line in lines)

@@ -37,7 +37,9 @@ POST = b"POST /v1/events HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n\r\n"
 
 @asynccontextmanager
 async def served(edge: Edge = Edge()) -> AsyncIterator[HttpServer]:  # noqa: B008 - a value
-    server = HttpServer("127.0.0.1:0", Metrics(), Health(), edge)
+    health = Health()
+    health.started = True
+    server = HttpServer("127.0.0.1:0", Metrics(), health, edge)
     serving = asyncio.create_task(server.serve())
     try:
         async with asyncio.timeout(LONG):

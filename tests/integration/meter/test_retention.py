@@ -126,7 +126,7 @@ async def test_windows_older_than_raw_are_refused_and_told(meter: Stand) -> None
     await meter.drain(keeping(meter, 3))
     sample = meter.metrics.registry.get_sample_value
     assert sample("meter_windows_not_recomputed_total") == 1
-    assert sample("meter_raw_days_dropped_total") == 1
+    assert sample("meter_raw_partitions_dropped_total") == 1
     query = UsageQuery(
         Scope("t"),
         end=windows[0].start + 900,
