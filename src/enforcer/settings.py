@@ -47,10 +47,10 @@ class Settings(BaseSettings):
     """`host:port` of /metrics, /healthz and /readyz; shared likewise. Empty = none."""
     ratelimit_file: Path | None = None
     """Which descriptors of an Envoy ask for what: a file as docs/envoy.md has it. Without it no Envoy may ask."""
-    redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
+    redis_url: str = "redis://127.0.0.1:6379/0"
     """`redis://`, `rediss://`, `unix://`; `redis+sentinel://host:port,host:port/name` with a Sentinel's name for it;
     `redis+cluster://host:port,host:port` (`rediss+cluster://` over TLS) with some nodes of a cluster."""
-    database_url: str = Field(repr=False)
+    database_url: str
     """SQLAlchemy URL of the definitions: `sqlite+aiosqlite:///…` or `postgresql+asyncpg://…`."""
     buckets: int = Field(default=8, ge=1, le=65_536)
     """How many buckets the deployment has. Fixed for its life; equal on every process."""
@@ -62,7 +62,7 @@ class Settings(BaseSettings):
     """PEM file of the certificate that is shown to the meter. New files are used from the next question on."""
     meter_tls_client_key_file: Path | None = None
     """PEM file of its private key, without a passphrase."""
-    meter_database_url: str = Field(default="", repr=False)
+    meter_database_url: str = ""
     """The meter's marks, if it reads the outboxes themselves: while it is away, they prove that a restarted Redis lacks
     nothing of what was rolled up. Empty, or with Kafka: such a restart waits for the meter."""
     internal_token: SecretStr

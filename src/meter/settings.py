@@ -80,20 +80,20 @@ class Settings(KafkaSettings):
 
     data_dir: Path = Path("data")
     """Folder of the embedded stores."""
-    redis_url: str = Field(default="redis://127.0.0.1:6379/0", repr=False)
+    redis_url: str = "redis://127.0.0.1:6379/0"
     """`redis://`, `rediss://`, `unix://`; `redis+sentinel://host:port,host:port/name` with a Sentinel's name for it;
     `redis+cluster://host:port,host:port` (`rediss+cluster://` over TLS) with some nodes of a cluster."""
     buckets: int = Field(default=8, ge=1, le=65_536)
     """How many buckets the deployment has. Fixed for its life; equal on every process."""
     meter_buckets: str = ""
     """Which buckets this process rolls up, such as `0-3,6`; empty: all. For several rollup processes without Kafka."""
-    clickhouse_url: str = Field(default="", repr=False)
+    clickhouse_url: str = ""
     """`chdb:<folder>` for the engine in this process, or `http(s)://user:password@host:port/database`. Empty: `chdb:` and
     the folder `clickhouse` of `data_dir`."""
     clickhouse_cluster: str = ""
     """What the server calls the cluster that it is in (`system.clusters`), of one shard with several replicas: tables are
     made on all of them and replicate. Fixed for the tables' life. Empty: one server."""
-    meter_database_url: str = Field(default="", repr=False)
+    meter_database_url: str = ""
     """SQLAlchemy URL of marks and manifests: `sqlite+aiosqlite:///…` or `postgresql+asyncpg://…`. Empty: the file
     `meter.db` of `data_dir`."""
     meter_listen: str = "127.0.0.1:7411"

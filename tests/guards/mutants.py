@@ -158,8 +158,8 @@ MUTANTS = [
     Mutant(
         "T11",
         "enforcer/settings.py",
-        "    database_url: str = Field(repr=False)\n",
-        "    database_url: str\n",
+        "        return shown(super().__repr_args__())",
+        "        return list(super().__repr_args__())",
         f"{_SECRETS}test_settings_show_none_of_them",
     ),
     Mutant(
