@@ -15,6 +15,7 @@ import pytest
 
 from enforcer.adapters.counters.cluster import ClusterCounters
 from enforcer.adapters.counters.options import RedisOptions
+from enforcer.adapters.counters.stock import RedisStock
 from enforcer.core.commands import NO_KEY, Ask, Decision, idempotency
 from enforcer.core.compile import compile_program
 from enforcer.core.model import (
@@ -28,8 +29,10 @@ from enforcer.core.model import (
 )
 from enforcer.core.rules import Mode
 from enforcer.errors import CountersRebuildingError, MetergateError, StoreUnavailableError
+from meter.adapters.levels import Levels
 from meter.core.keys import outbox
 from meter.core.records import RecordType, decode_effects
+from meter.health import State
 from tests.fixtures.records import Records
 
 if TYPE_CHECKING:
@@ -399,3 +402,20 @@ async def test_while_a_node_and_its_replica_are_away_the_buckets_of_the_others_a
         assert {int(fault.split()[0]) for fault in here.faults} <= theirs
         await here.audit(cluster)
         await asyncio.to_thread(cluster.whole)
+
+
+async def test_stock_levels_and_standing_are_of_all_nodes(cluster: ValkeyCluster) -> None:
+    async with site(cluster) as made:
+        for bucket in range(BUCKETS):
+            await made.decide(bucket)
+        assert made.store.standing() == (State.UP, "")
+        stock = RedisStock(cluster.url, BUCKETS, 20)
+        levels = Levels(cluster.url)
+        try:
+            assert (await stock.look()).outbox >= 2 * BUCKETS  # the opening and the use of each
+            await levels.set("relay", "debug", 60)
+            (found,) = await levels.read()
+            assert (found.part, found.level, found.left > 50) == ("relay", "debug", True)
+        finally:
+            stock.close()
+            await levels.close()
