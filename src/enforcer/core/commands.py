@@ -22,6 +22,7 @@ __all__ = [
     "NO_KEY",
     "REASONS",
     "SEQUENCE",
+    "WIDTH",
     "Answer",
     "Ask",
     "BucketState",
@@ -50,7 +51,8 @@ SEQUENCE, ENTRIES_AT = 6, 9
 """Where in a decision's numbers the record's sequence stands, and from where on those of its entries."""
 REASONS = [Reason(max(number, 1)) for number in range(max(Reason) + 1)]
 """By their numbers."""
-_WIDTH = len(Entry._fields)
+WIDTH = len(Entry._fields)
+"""Fields of an entry."""
 _PARTS = (
     *("reason", "granted", "bucket", "now", "generation", "sequence", "overage", "shadow"),
     *("values", "id", "expires", "replayed", "degraded"),
@@ -195,9 +197,7 @@ class Decision:
     def entries(self) -> tuple[Entry, ...]:
         """Every limit that was looked at, in the order of the program's views."""
         values = self.values
-        return tuple(
-            [Entry._make(values[at : at + _WIDTH]) for at in range(0, len(values), _WIDTH)]
-        )
+        return tuple([Entry._make(values[at : at + WIDTH]) for at in range(0, len(values), WIDTH)])
 
     def but(self, **parts: Any) -> Decision:
         """The same with other parts, named as for `decided`."""
@@ -222,7 +222,7 @@ def decided(  # noqa: PLR0913 - it has so many parts
     degraded: bool = False,
 ) -> Decision:
     """A decision of its parts."""
-    count = len(values) // _WIDTH
+    count = len(values) // WIDTH
     head = int(reason), granted, overage, int(shadow), now, generation, sequence, expires, count
     return Decision(bucket, head + values, id, replayed, degraded)
 

@@ -6,6 +6,7 @@ import math
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from enforcer.core.commands import ENTRIES_AT, SEQUENCE, WIDTH
 from enforcer.core.model import MAX_QUANTITY
 from enforcer.core.program import DENIED, SHADOW, Kind, Label, Reason, Shape
 from enforcer.gateway.wire import SHORT, VARINTS, embedded, varint
@@ -107,33 +108,34 @@ def _place(bucket: int, generation: float) -> bytes:
 def check_bytes(program: Program, decision: Decision, quantity: int) -> bytes:
     """The whole answer to a check of `quantity`: a `CheckResponse` as it travels."""
     # Straight from the store's numbers: only what has no ready bytes is made a whole number.
-    reason, granted, overage, shadow, _, generation, sequence, _, _, *values = decision.numbers
+    numbers = decision.numbers
+    granted, sequence = numbers[1], numbers[SEQUENCE]
     heads, tiered = program.heads, False
-    parts = [_begin(granted, reason)]
-    each = iter(values)
-    for code, limit, used, held, remaining, drawn, reset in zip(
-        each, each, each, each, each, each, each, strict=True
-    ):
+    parts = [_begin(granted, numbers[0])]
+    for at in range(ENTRIES_AT, len(numbers), WIDTH):
+        code, limit, drawn = numbers[at], numbers[at + 1], numbers[at + 5]
         head, tier = heads.get((code, limit, drawn)) or _head(program, code, limit, drawn)
-        whole, left = int(used), int(remaining)
+        used, left = int(numbers[at + 2]), int(numbers[at + 4])
         # Fields may come in any order, and those that are 0 may be left out.
-        first = VARINTS[whole] if 0 <= whole < SHORT else varint(whole)
-        second = VARINTS[left] if 0 <= left < SHORT else varint(left)
-        rest = _resets(reset) if reset else b""
+        rest = b"\x38"
+        rest += VARINTS[left] if 0 <= left < SHORT else varint(left)
+        held, reset = numbers[at + 3], numbers[at + 6]
+        if reset:
+            rest += _resets(reset)
         if held:
             rest += b"\x30" + varint(int(held))
         if tier:
             tiered = True
-        size = len(head) + len(first) + 1 + len(second) + len(rest)
-        parts += (b"\x22", VARINTS[size], head, first, b"\x38", second, rest)
+        first = VARINTS[used] if 0 <= used < SHORT else varint(used)
+        parts += (b"\x22", VARINTS[len(head) + len(first) + len(rest)], head, first, rest)
     if sequence >= 0:
-        place = _place(decision.bucket, generation) + varint(int(sequence))
+        place = _place(decision.bucket, numbers[5]) + varint(int(sequence))
         parts += (b"\x52", VARINTS[len(place)], place)
     if decision.replayed:
         parts.append(b"\x60\x01")
     if program.grace:
         parts.append(b"\x58\x01")
-    if not granted or tiered or overage or shadow or decision.degraded or program.config:
+    if not granted or tiered or numbers[2] or numbers[3] or decision.degraded or program.config:
         parts.append(_rare(program, decision, quantity))
     return b"".join(parts)
 
