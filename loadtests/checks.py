@@ -1,10 +1,15 @@
 """What a full check costs beside a handler that does nothing, in one run on this machine.
 
-    python -m loadtests.checks --yardstick DIR [--python PYTHON] [--fsync always|everysec|no] [--up OPTIONS] [--json]
+    python -m loadtests.checks --yardstick DIR [--python PYTHON] [--fsync always|everysec|no] [--up OPTIONS]
+                               [--pipeline runs|paused] [--grpcio] [--json]
 
 Starts a gateway of its own (one enforcer worker, a fresh data folder), writes distinct requests with a new idempotency
 key each, and lets the yardstick drive it in turn with empty servers: machines differ and are shared, so only the ratios
 of one run count. A check is full: quota and rate of `acme`'s `api.calls`, key, epoch, period, record in the outbox.
+
+With `--pipeline paused` the records wait in the outbox until the end: a rate then is that of checks alone, as of limiters
+that record nothing, while otherwise the meter takes its part of the same processors. `--grpcio` adds the same gateway on
+the other transport to the run.
 
 PYTHON needs grpcio-tools, pyvoy, uvloop and hiredis, for the empty servers. DIR holds `yardstick` and `drive.py`.
 """
@@ -15,19 +20,28 @@ import argparse
 import json
 import os
 import platform
+import socket
 import struct
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import redis
 
 from enforcer.v1 import enforcer_pb2 as pb
-from loadtests.gateway import Target, started
+from loadtests.gateway import Target, guarded, started
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+READY_SECONDS = 30
 SERVICE = "/enforcer.v1.EnforcerService"
 BATCH = 100
 Rows = dict[str, dict[str, float]]
@@ -44,16 +58,16 @@ def check(number: int) -> pb.CheckRequest:
     )
 
 
-def write_unary(path: Path, count: int) -> None:
+def write_unary(path: Path, count: int, first: int = 0) -> None:
     with path.open("wb") as file:
-        file.writelines(frame(check(number).SerializeToString()) for number in range(count))
+        numbers = range(first, first + count)
+        file.writelines(frame(check(number).SerializeToString()) for number in numbers)
 
 
-def write_batches(path: Path, count: int) -> None:
+def write_batches(path: Path, count: int, first: int = 10**8) -> None:
     with path.open("wb") as file:
-        for number in range(count):
-            first = 10**8 + number * BATCH
-            items = [check(first + place) for place in range(BATCH)]
+        for start in range(first, first + count * BATCH, BATCH):
+            items = [check(start + place) for place in range(BATCH)]
             file.write(frame(pb.CheckBatchRequest(items=items).SerializeToString()))
 
 
@@ -74,9 +88,62 @@ def set_fsync(target: Target, when: str) -> None:
         server.config_set("appendfsync", when)
 
 
-def drive(args: argparse.Namespace, target: str, key: str, requests: int) -> Rows:
+@contextmanager
+def paused(target: Target) -> Iterator[None]:
+    """The meter stands still: records wait where they were written."""
+    meter = psutil.Process(target.pids()["meter"])
+    meter.suspend()
+    try:
+        yield
+    finally:
+        meter.resume()
+
+
+@contextmanager
+def over_grpcio(target: Target, work: Path) -> Iterator[tuple[int, int]]:
+    """Another enforcer of the same gateway, on the other transport: its port and process."""
+    enforcer = psutil.Process(target.pids()["enforcer-1"])
+    port, http = free_port(), free_port()
+    settings = {
+        "METERGATE_LISTEN": f"127.0.0.1:{port}",
+        "METERGATE_HTTP_LISTEN": f"127.0.0.1:{http}",
+        "METERGATE_TRANSPORT": "grpcio",
+        "METERGATE_JOURNAL_DIR": str(work / "journal"),
+        "METERGATE_LOG_LEVEL": "error",
+        # The driver connects once.
+        "METERGATE_CONNECTION_AGE_SECONDS": "600",
+    }
+    command = guarded(*enforcer.cmdline())
+    process = subprocess.Popen(command, env=enforcer.environ() | settings)  # noqa: S603 - as it runs
+    try:
+        wait_until_ready(http, process)
+        yield port, psutil.Process(process.pid).pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return int(one.getsockname()[1])
+
+
+def wait_until_ready(port: int, process: subprocess.Popen[bytes]) -> None:
+    give_up = time.monotonic() + READY_SECONDS
+    while process.poll() is None and time.monotonic() < give_up:
+        with (
+            suppress(OSError),
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1),
+        ):
+            return
+        time.sleep(0.05)
+    sys.exit("the enforcer on grpcio did not start")
+
+
+def drive(args: argparse.Namespace, targets: Sequence[str], key: str, requests: int) -> Rows:
     command = [args.python, str(args.yardstick / "yardstick"), "--python", args.python, "--json"]
-    command += ["--requests", str(requests), "--rounds", str(args.rounds), "--target", target]
+    command += ["--requests", str(requests), "--rounds", str(args.rounds)]
+    command += [part for target in targets for part in ("--target", target)]
     command += ["--header", f"authorization: Bearer {key}"]
     if args.store:
         command += ["--store", args.store]
@@ -92,11 +159,13 @@ def main() -> None:
     default = Path(__file__).resolve().parents[2] / "shared" / "yardstick"
     parser.add_argument("--yardstick", type=Path, default=default)
     parser.add_argument("--python", default=sys.executable)
-    parser.add_argument("--store", help="a valkey-server, to run the yardstick's sketch on")
+    parser.add_argument("--store", type=os.path.abspath, help="a valkey-server, to run the yardstick's sketch on")
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--batches", type=int, default=1_500)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--fsync", choices=["always", "everysec", "no"], default="always")
+    parser.add_argument("--pipeline", choices=["runs", "paused"], default="runs")
+    parser.add_argument("--grpcio", action="store_true")
     parser.add_argument("--up", default="", help="further options of `metergate up`")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
@@ -104,19 +173,32 @@ def main() -> None:
         sys.exit(f"no yardstick in {args.yardstick}: name its folder with --yardstick")
     rows: Rows = {}
     scratch = tempfile.TemporaryDirectory(prefix="metergate-bench-")
-    with scratch as work, started(["--workers", "1", *args.up.split()]) as target:
+    with (
+        scratch as name,
+        started(["--workers", "1", *args.up.split()]) as target,
+        ExitStack() as held,
+    ):
+        work = Path(name)
         set_fsync(target, args.fsync)
-        servers = f"{pids(target, 'enforcer')}/{pids(target, 'valkey')}"
-        port = target.gateway.endpoint.rpartition(":")[2]
-        for name, path, write, requests in (
-            ("unary", "Check", write_unary, args.requests),
-            ("batch", "CheckBatch", write_batches, args.batches),
+        store = pids(target, "valkey")
+        ports = {"": (target.gateway.endpoint.rpartition(":")[2], pids(target, "enforcer"))}
+        if args.grpcio:
+            other, pid = held.enter_context(over_grpcio(target, work))
+            ports[" on grpcio"] = str(other), str(pid)
+        if args.pipeline == "paused":
+            held.enter_context(paused(target))
+        for kind, path, write, requests, first in (
+            ("unary", "Check", write_unary, args.requests, 0),
+            ("batch", "CheckBatch", write_batches, args.batches, 10**8),
         ):
-            bodies = Path(work) / name
-            write(bodies, requests * (args.rounds + 1))
-            asked = f"metergate {name},{port},{SERVICE}/{path},{bodies},{servers}"
-            measured = drive(args, asked, target.gateway.api_key, requests)
-            rows |= {f"{row} ({name} run)": figures for row, figures in measured.items()}
+            count, targets = requests * (args.rounds + 1), []
+            for place, (where, (port, servers)) in enumerate(ports.items()):
+                bodies = work / f"{kind}-{place}"
+                write(bodies, count, first + place * 4 * 10**8)
+                call = f"{SERVICE}/{path},{bodies},{servers}/{store}"
+                targets.append(f"metergate {kind}{where},{port},{call}")
+            measured = drive(args, targets, target.gateway.api_key, requests)
+            rows |= {f"{row} ({kind} run)": figures for row, figures in measured.items()}
     report(rows, args)
 
 
@@ -127,6 +209,7 @@ def report(rows: Rows, args: argparse.Namespace) -> None:
         "cores": os.cpu_count(),
         "requests": args.requests,
         "fsync": args.fsync,
+        "pipeline": args.pipeline,
         "up": args.up or "-",
         "rounds": args.rounds,
     }

@@ -78,6 +78,10 @@ class Settings(BaseSettings):
     its own. More are answered RESOURCE_EXHAUSTED. A tenant that floods makes others wait behind so many: see docs/security.md."""
     tenant_calls_per_second: int = Field(default=0, ge=0, le=10_000_000)
     """How many calls of one tenant this process takes in a second, counted likewise; 0 = as many as come."""
+    connection_age_seconds: float = Field(default=5.0, ge=1, le=600)
+    """After so long a client of the grpcio transport is asked to connect anew, between its calls: so processes that share
+    the port share the load, and one that ends is left by all in that time. A longer one saves clients handshakes, and what
+    has it at the end is cut off after ten seconds."""
     store_patience_seconds: float = Field(default=1.0, gt=0, le=60)
     """How long a call waits for Redis to come back before it answers UNAVAILABLE."""
     store_reply_seconds: float = Field(default=2.0, gt=0, le=60)
