@@ -159,7 +159,9 @@ def main() -> None:
     default = Path(__file__).resolve().parents[2] / "shared" / "yardstick"
     parser.add_argument("--yardstick", type=Path, default=default)
     parser.add_argument("--python", default=sys.executable)
-    parser.add_argument("--store", type=os.path.abspath, help="a valkey-server, to run the yardstick's sketch on")
+    parser.add_argument(
+        "--store", type=os.path.abspath, help="a valkey-server, to run the yardstick's sketch on"
+    )
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--batches", type=int, default=1_500)
     parser.add_argument("--rounds", type=int, default=3)

@@ -591,7 +591,11 @@ async def _run(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await serve(settings, stop, partial(GrpcServer, age=settings.connection_age_seconds, edge=edge_of(settings)))
+    await serve(
+        settings,
+        stop,
+        partial(GrpcServer, age=settings.connection_age_seconds, edge=edge_of(settings)),
+    )
     end_for_sure()
 
 
