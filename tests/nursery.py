@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["MEASURED", "Child", "spawn"]
 
 IMPORTED: Final = (
-    *("enforcer.app", "enforcer.launch", "meter.app", "enforcer.cli.app"),
+    # The enforcer begins with its launch: what reads the environment once finds it as it does there.
+    *("enforcer.launch", "enforcer.app", "meter.app", "enforcer.cli.app"),
     *("aiosqlite", "asyncpg", "uvloop", "sqlalchemy.dialects.sqlite.aiosqlite"),
     *("sqlalchemy.dialects.postgresql.asyncpg", "alembic.command"),
 )
