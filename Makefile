@@ -13,6 +13,10 @@ ARGS        ?=
 WORKERS     ?= 2
 SERVERS     ?= 3
 
+# Where an environment forbids it, as many images do, every process compiles all code anew: a second of a processor for
+# each that starts, and minutes in the tests.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help setup up kafka tools test test-fast matrix guards fuzz audit loadtest lint format proto pages lock clean
 

@@ -31,9 +31,10 @@ def counted(stack: Stack, counter: str) -> int:
 
 
 def test_a_replay_through_kafka_has_the_same_totals_to_the_token(
-    new_stack: Callable[..., Stack], trace: Path, kafka_broker: str
+    new_stack: Callable[..., Stack], tmp_path: Path, kafka_broker: str
 ) -> None:
     stack = new_stack("data", "--workers", "1", "--kafka", kafka_broker).start()
+    trace = write_trace(tmp_path / "trace.csv", rows=1500, seed=4)
     asked = sums(trace)
     replayed = stack.json("replay", str(trace))
     for meter, quantity in asked.items():
