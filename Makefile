@@ -13,6 +13,10 @@ ARGS        ?=
 WORKERS     ?= 2
 SERVERS     ?= 3
 
+# Where an environment forbids it, as many images do, every process compiles our code anew, half a second of a processor
+# each time, and each process of the tests all tests, six seconds.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help setup up kafka tools test test-fast matrix guards fuzz audit loadtest lint format proto pages lock clean
 

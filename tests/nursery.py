@@ -2,9 +2,9 @@
 
 A process of ours costs a second or two of processor time before its first line: Python imports. Tests
 start hundreds. What a fork runs is the same `main`, in a process of its own that can be killed, paused
-and waited for; only the imports came before. `metergate up` and what it starts are executed anew, as a
-user's are, and so is everything where there is no fork to rely on (not Linux), and where tables are made that tell
-how long a recovery takes.
+and waited for; only the imports came before. What `metergate up` starts is executed anew, as a user's is, and so are
+the one that most tests share, itself, and everything where there is no fork to rely on (not Linux), and where tables
+are made that tell how long a recovery takes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["MEASURED", "Child", "spawn"]
 
 IMPORTED: Final = (
-    *("enforcer.app", "enforcer.launch", "meter.app", "enforcer.cli.app"),
+    # The enforcer begins with its launch: what reads the environment once finds it as it does there.
+    *("enforcer.launch", "enforcer.app", "meter.app", "enforcer.cli.app"),
     *("aiosqlite", "asyncpg", "uvloop", "sqlalchemy.dialects.sqlite.aiosqlite"),
     *("sqlalchemy.dialects.postgresql.asyncpg", "alembic.command"),
 )

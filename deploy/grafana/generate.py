@@ -265,6 +265,12 @@ GATEWAY = Dashboard(
                     "none",
                 ),
                 Panel(
+                    "Servers that it works with",
+                    "1 where all enforcers find it in order, 0 where one does not: its /readyz says why.",
+                    one(f"min by (dependency) (enforcer_dependency_up{{{JOB}}})", "{{dependency}}"),
+                    "none",
+                ),
+                Panel(
                     "Ticks",
                     "Records of expiries and merged denials; ticks that failed.",
                     (
@@ -428,6 +434,21 @@ PIPELINE = Dashboard(
                     "From handing records over until they are stored.",
                     quantiles("relay_publish_seconds", JOB),
                     "s",
+                ),
+                Panel(
+                    "Servers that they work with",
+                    "1 where all rollups, or relays, find it in order, 0 where one does not: its /readyz says why.",
+                    (
+                        Query(
+                            f"min by (dependency) (meter_dependency_up{{{JOB}}})",
+                            "rollup: {{dependency}}",
+                        ),
+                        Query(
+                            f"min by (dependency) (relay_dependency_up{{{JOB}}})",
+                            "relay: {{dependency}}",
+                        ),
+                    ),
+                    "none",
                 ),
                 Panel(
                     "Buckets of each relay",

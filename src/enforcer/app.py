@@ -110,8 +110,9 @@ class Server(Protocol):
 class _Needs(Health):
     """What an enforcer depends on."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
         super().__init__()
+        self.observe(metrics.depends)
         self.redis = self.add(
             "redis",
             Need.START if settings.fails_open else Need.ALWAYS,
@@ -135,7 +136,7 @@ async def serve(
     metrics = Metrics(settings.metrics_accounts, settings.metrics_named)
     steps, domains = _steps(), _domains(settings)
     async with AsyncExitStack() as stack:
-        health = _Needs(settings)
+        health = _Needs(settings, metrics)
         definitions = SqlDefinitions(settings.database_url, settings.buckets)
         stack.push_async_callback(definitions.close)
         usage = _meter(settings, stack)

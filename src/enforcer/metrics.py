@@ -15,7 +15,7 @@ from enforcer.core.breaker import BreakerState
 from enforcer.core.program import Model, Reason
 from enforcer.core.rules import Mode
 from meter.exposition import BUILD, Catalogue, Label, built, exposition
-from meter.metrics import BUCKET, CODE, METER, RELAY
+from meter.metrics import ABOUT_DEPENDENCY, BUCKET, CODE, METER, RELAY
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -131,6 +131,12 @@ TRANSITIONS = ENFORCER.counter(
 READY = ENFORCER.gauge(
     "ready",
     "1 while this worker has a Redis connection with opened generations, and calls pass.",
+    of="least",
+)
+DEPENDENCY = ENFORCER.gauge(
+    "dependency_up",
+    ABOUT_DEPENDENCY,
+    Label.of("dependency", "as `/readyz` names it", ("kafka", "meter", "redis", "sql")),
     of="least",
 )
 OUTBOX = ENFORCER.gauge(
@@ -277,6 +283,7 @@ class Metrics:
         self._breaker = BREAKER.on(registry)
         self._transitions = TRANSITIONS.on(registry)
         self.ready = READY.on(registry)
+        self._up = DEPENDENCY.on(registry)
         self._outbox, self._oldest = OUTBOX.on(registry), OUTBOX_OLDEST.on(registry)
         self._leases, self._reservations = LEASES.on(registry), RESERVATIONS.on(registry)
         self._looked = STOCK_TIME.on(registry)
@@ -321,6 +328,10 @@ class Metrics:
     def over_share(self, limit: str) -> None:
         """One call beyond its tenant's share."""
         self._over_share.labels(limit).inc()
+
+    def depends(self, name: str, up: bool) -> None:  # noqa: FBT001 - told so by `Health`
+        """How a server was found."""
+        self._up.labels(name).set(up)
 
     def audited(self, bucket: int, drift: int, gaps: int) -> None:
         """One bucket was held against its records."""

@@ -244,6 +244,7 @@ def _add_relay(process: _Process) -> None:
     publisher = KafkaPublisher(KafkaOptions.of(settings))
     stack.push_async_callback(publisher.close)
     relay_metrics = RelayMetrics(process.registry)
+    process.health.observe(relay_metrics.depends)
     steps = crash_points("relay")
     relay = Relay(source, publisher, relay_metrics, steps=steps, traces=process.traces)
     process.running.append(relay)
@@ -279,6 +280,7 @@ def _add_rollup(process: _Process) -> None:
     """Records to rollups, and the questions about them."""
     settings, stack, metrics = process.settings, process.stack, Metrics(process.registry)
     process.observe = metrics.call
+    process.health.observe(metrics.depends)
 
     def clickhouse(role: str) -> ClickHouse:
         client = ClickHouse(settings.clickhouse_url, role, settings.clickhouse_cluster)

@@ -1,4 +1,4 @@
-"""Where settings come from beside the environment, for every program: imported before it is known which one runs."""
+"""Where settings come from beside the environment, and what libraries find in it: imported before it is known what runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from pathlib import Path
 __all__ = ["SECRETS_DIR", "no_json", "secrets_folder"]
 
 SECRETS_DIR = "METERGATE_SECRETS_DIR"
+
+# gRPC's library in C writes to stderr past all loggers, and reads this once, when `grpc` is imported: settings
+# are what both programs import first. What fails it tells its callers, too.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
 def secrets_folder() -> Path | None:

@@ -17,7 +17,7 @@ import structlog
 from meter.core.redact import redacted
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Collection
 
 __all__ = [
     "ASK_EVERY",
@@ -68,11 +68,19 @@ class Need(StrEnum):
 class Dependency:
     """A server that a process works with. `without` says what does not work while it is not up."""
 
-    def __init__(self, name: str, need: Need, without: str) -> None:
+    def __init__(
+        self, name: str, need: Need, without: str, told: Collection[Callable[[str, bool], None]]
+    ) -> None:
         self.name, self.need, self.without = name, need, without
+        self._told = told
         self.state, self.why = State.UNKNOWN, ""
         self.since = time.time()
         self.met = False
+
+    @property
+    def up(self) -> bool:
+        """Whether it was found in order."""
+        return self.state is State.UP
 
     @property
     def suffices(self) -> bool:
@@ -91,6 +99,8 @@ class Dependency:
         now = time.time()
         lasted = round(now - self.since, 1)
         self.state, self.since = state, now
+        for told in self._told:
+            told(self.name, self.up)
         if state is State.UP:
             after = {} if before is State.UNKNOWN else {"after_seconds": lasted}
             _log.info("dependency is up", dependency=self.name, **after)
@@ -118,11 +128,20 @@ class Health:
         self.started = False
         """Set when the process does its work."""
         self.stopping = False
+        self._told: list[Callable[[str, bool], None]] = []
 
     def add(self, name: str, need: Need, without: str) -> Dependency:
         """A further dependency."""
-        self.dependencies.append(Dependency(name, need, without))
+        self.dependencies.append(Dependency(name, need, without, self._told))
+        for told in self._told:
+            told(name, self.dependencies[-1].up)
         return self.dependencies[-1]
+
+    def observe(self, told: Callable[[str, bool], None]) -> None:
+        """Tell of each dependency, those to come included, whether it is up: now, and when that changes."""
+        for one in self.dependencies:
+            told(one.name, one.up)
+        self._told.append(told)
 
     @property
     def missing(self) -> list[str]:

@@ -19,7 +19,16 @@ from meter.errors import (
 )
 from meter.exposition import BUILD, Catalogue, Label, built
 
-__all__ = ["BUCKET", "CODE", "METER", "RELAY", "STAGES", "Metrics", "RelayMetrics"]
+__all__ = [
+    "ABOUT_DEPENDENCY",
+    "BUCKET",
+    "CODE",
+    "METER",
+    "RELAY",
+    "STAGES",
+    "Metrics",
+    "RelayMetrics",
+]
 
 STAGES = (
     *("read", "store", "claim", "review", "usage", "ledger", "aggregates", "recompute"),
@@ -42,6 +51,14 @@ _REASON = Label.of(
     "reason",
     "the reason of the error, as logs have it",
     (error.reason for error in FAILED),
+)
+
+ABOUT_DEPENDENCY: Final = (
+    "1 for a server that this process works with and that can be worked with, 0 while it is away, refuses or waits:"
+    " `/readyz` says why."
+)
+_DEPENDENCY = Label.of(
+    "dependency", "as `/readyz` names it", ("clickhouse", "kafka", "redis", "sql")
 )
 
 METER: Final = Catalogue("meter", "Processes with the role `rollup`.")
@@ -82,6 +99,7 @@ FAILURES = METER.counter(
     "Flushes that failed and began again from the durable marks, by reason.",
     _REASON,
 )
+METER_DEPENDENCY = METER.gauge("dependency_up", ABOUT_DEPENDENCY, _DEPENDENCY, of="least")
 METER_BUILD = METER.gauge("build_info", "1 for the version that runs.", *BUILD)
 
 RELAY: Final = Catalogue("relay", "Processes with the role `relay`: the outboxes to Kafka.")
@@ -97,6 +115,7 @@ WAITING = RELAY.gauge(
 PUBLISHING = RELAY.histogram(
     "publish_seconds", "From handing records to Kafka until they are stored."
 )
+RELAY_DEPENDENCY = RELAY.gauge("dependency_up", ABOUT_DEPENDENCY, _DEPENDENCY, of="least")
 RELAY_BUILD = RELAY.gauge("build_info", "1 for the version that runs.", *BUILD)
 
 
@@ -118,12 +137,17 @@ class Metrics:
         self.stage = FLUSH.on(registry)
         self.failures = FAILURES.on(registry)
         self._rpcs, self._seconds = RPCS.on(registry), RPC_SECONDS.on(registry)
+        self._up = METER_DEPENDENCY.on(registry)
         built(METER_BUILD.on(registry))
 
     def call(self, method: str, code: str, seconds: float) -> None:
         """One finished call."""
         self._rpcs.labels(method, code).inc()
         self._seconds.labels(method).observe(seconds)
+
+    def depends(self, name: str, up: bool) -> None:  # noqa: FBT001 - told so by `Health`
+        """How a server was found."""
+        self._up.labels(name).set(up)
 
 
 class RelayMetrics:
@@ -135,4 +159,9 @@ class RelayMetrics:
         self.buckets = BUCKETS.on(registry)
         self.waiting = WAITING.on(registry)
         self.publishing = PUBLISHING.on(registry)
+        self._up = RELAY_DEPENDENCY.on(registry)
         built(RELAY_BUILD.on(registry))
+
+    def depends(self, name: str, up: bool) -> None:  # noqa: FBT001 - told so by `Health`
+        """How a server was found."""
+        self._up.labels(name).set(up)

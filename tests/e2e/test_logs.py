@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -28,7 +31,17 @@ if TYPE_CHECKING:
     from tests.fixtures.stack import Stack
 
 
-GRPC_CORE = ("WARNING: All log messages before absl", "E0000 ", "W0000 ", "I0000 ")
+TAKEN_PORT = """
+from concurrent.futures import ThreadPoolExecutor
+import grpc
+server = grpc.server(ThreadPoolExecutor(1), options=[("grpc.so_reuseport", 0)])
+port = server.add_insecure_port("127.0.0.1:0")
+try:
+    server.add_insecure_port(f"127.0.0.1:{port}")
+except RuntimeError as error:
+    print(error)
+"""
+"""What gRPC's library in C has a word for."""
 
 
 def logged(stack: Stack) -> list[tuple[str, dict[str, Any]]]:
@@ -151,6 +164,22 @@ def test_no_process_tells_its_secrets_whatever_is_away(tmp_path: Path) -> None:
         meter.end()
         enforcer.end()
     assert secret not in meter.log + enforcer.log
-    # What gRPC's library in C has to say of a socket that is closed goes past all loggers.
-    lines = [line for line in enforcer.log.splitlines() if not line.startswith(GRPC_CORE)]
-    assert all(json.loads(line)["event"] for line in lines)
+    assert all(json.loads(line)["event"] for line in (meter.log + enforcer.log).splitlines())
+
+
+@pytest.mark.parametrize("program", ["enforcer.launch, enforcer.app", "meter.app"])
+def test_grpc_says_nothing_past_the_log_unless_it_is_asked_to(program: str) -> None:
+    """In a new interpreter: what counts is what a program imports first."""
+    unset = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    # The second without the program: that is what it would say.
+    for before, asked in ((f"import {program}", {}), ("", {"GRPC_VERBOSITY": "ERROR"})):
+        done = subprocess.run(
+            [sys.executable, "-c", f"{before}\n{TAKEN_PORT}"],
+            env=unset | asked,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "Failed to bind" in done.stdout
+        assert ("Failed to add port" in done.stderr) is bool(asked)
+        assert asked or not done.stderr

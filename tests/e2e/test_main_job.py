@@ -15,7 +15,7 @@ import pytest
 
 from enforcer.v1 import enforcer_pb2 as pb
 from enforcer.v1.enforcer_pb2_grpc import EnforcerServiceStub
-from tests.fixtures.stack import sums
+from tests.fixtures.stack import sums, write_trace
 
 if TYPE_CHECKING:
     from tests.fixtures.stack import Stack
@@ -140,7 +140,10 @@ def test_a_replay_adds_up_to_the_token_and_a_second_one_changes_nothing(
         assert reported(stack, meter) - before[meter] == amount
 
 
-def test_a_hard_limit_in_the_middle_of_a_replay_is_never_passed(stack: Stack, trace: Path) -> None:
+def test_a_hard_limit_in_the_middle_of_a_replay_is_never_passed(
+    stack: Stack, tmp_path: Path
+) -> None:
+    trace = write_trace(tmp_path / "bounded.csv", rows=2000, seed=6)
     total = sums(trace)
     limit = total["llm.input_tokens"] // 2
     stack.apply(

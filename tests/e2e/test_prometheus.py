@@ -59,6 +59,7 @@ def watched(stack: Stack, prometheus: Prometheus) -> Iterator[Prometheus]:
     relay = RelayMetrics(registry)
     relay.waiting.set(0)
     relay.buckets.set(8)
+    relay.depends("kafka", up=True)
     http, thread = start_http_server(0, "127.0.0.1", registry)
     relay_port = http.server_port
     targets = {"metergate": stack.http.removeprefix("http://"), "relay": f"127.0.0.1:{relay_port}"}
@@ -169,9 +170,11 @@ def test_what_happened_is_told_by_the_numbers(stack: Stack, watched: Prometheus)
         "time() - enforcer_stock_timestamp_seconds < 60",
         "job:enforcer_outbox_age_seconds:max < 60",
         "enforcer_ready == 1",
+        'enforcer_dependency_up{dependency="meter"} == 1',
+        'meter_dependency_up{dependency="clickhouse"} == 1',
     )
     assert until_found(stack, watched, {one: one for one in happened}) == {}
-    wrong = "Drift|GapFound|BucketHeld|NotReady|BreakerOpen|Absent|Down"
+    wrong = "Drift|GapFound|BucketHeld|NotReady|DependencyAway|BreakerOpen|Absent|Down"
     assert watched.query(f'ALERTS{{alertname=~"Metergate({wrong})"}}') == []
 
 

@@ -165,4 +165,5 @@ def test_a_process_that_cannot_work_ends_everything_with_its_last_lines(
     assert "meter" in failed["text"]
     assert any("METERGATE_METER_FLUSH_RECORDS" in line for line in failed["lines"])
     assert stack.events("stopped")
-    assert any(line.startswith("metergate: meter ") for line in stack.lines)
+    assert "metergate: meter ended with status 78" in stack.lines
+    assert not stack.events("restart")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,3 +31,22 @@ def test_what_shares_a_server_is_one_piece_of_work_and_the_longest_comes_first()
         "tests/conformance/test_calls.py::test_b",
     ]
     assert len({piece_of(name) for name in found}) == 3
+
+
+def test_whoever_wants_a_dear_server_is_where_it_is() -> None:
+    """Else another process of the tests would start one more."""
+    wanted = {
+        r"\bkafka: KafkaOptions|\bkafka_broker: str": ORDER[0],
+        r"(def test_\w+|def gateway)\((\w+: [^()]*, )?stack: Stack": ORDER[1],
+        r"\bclickhouse_server\b": next(
+            one for one in ORDER if "contract/meter/test_stores.py" in one
+        ),
+    }
+    for pattern, together in wanted.items():
+        files = {
+            str(file.relative_to(TESTS))
+            for file in TESTS.rglob("test_*.py")
+            if file != Path(__file__) and re.search(pattern, file.read_text().replace("\n    ", ""))
+        }
+        assert len(files) > 1
+        assert files <= set(together), pattern

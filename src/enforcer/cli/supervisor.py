@@ -68,8 +68,11 @@ class Restarts:
         """Seconds to wait before the next start; None: give up.
 
         A death within seconds of its start is quick, and quick deaths in a row mean that the part
-        cannot work. A SIGKILL comes from outside and says nothing about the part.
+        cannot work. Wrong settings mean it at once, however slow the machine. A SIGKILL comes from
+        outside and says nothing about the part.
         """
+        if returncode == os.EX_CONFIG:
+            return None
         if lived >= QUICK_SECONDS:
             self.quick_deaths, self.delay = 0, FIRST_DELAY
         elif returncode != -signal.SIGKILL:
@@ -184,9 +187,8 @@ class Supervisor:
             delay = running.restarts.after_death(time.monotonic() - started, returncode)
             how = _death(returncode)
             if delay is None:
-                self._give_up(
-                    running, f"{name} {how}, {MOST_QUICK_DEATHS} times soon after its start"
-                )
+                often = f", {MOST_QUICK_DEATHS} times soon after its start"
+                self._give_up(running, f"{name} {how}{often * (returncode != os.EX_CONFIG)}")
                 return
             self._terminal.say(
                 f"{name} {how}: starting it again in {delay:g} s",

@@ -42,6 +42,8 @@ __all__ = ["GrpcServer", "end_for_sure"]
 
 AGE_SECONDS = 5.0
 """So old a connection gets (a tenth more or less) until its client is told to make another."""
+LEAVE_SECONDS = 0.5
+"""So long a client takes to make it."""
 DRAIN_SECONDS = 8.0
 STOP_SECONDS = 5.0
 GONE_SECONDS = 0.01
@@ -83,6 +85,7 @@ class GrpcServer:
         edge: Edge = _PLAIN,
     ) -> None:
         self._dispatch, self._drain, self._edge = dispatch, drain, edge
+        self._oldest = age * 1.1 + LEAVE_SECONDS
         self._server = grpc.aio.server(
             options=[
                 ("grpc.so_reuseport", 1),
@@ -178,13 +181,16 @@ class GrpcServer:
         """Let clients go elsewhere and running calls end.
 
         grpcio's own stop cuts off calls that have come and that it has not begun. So first nobody can connect any more,
-        and who is connected is told to leave by the age of the connection, which loses no call.
+        and who is connected is told to leave by the age of the connection, which loses no call. Who watches the health,
+        as the Python client does, would hold its calls back until then: it is told when it must have left.
         """
-        self._dispatch.health.end()
+        self._dispatch.health.leave()
         _stop_listening(self.port)
-        give_up = time.monotonic() + self._drain
-        while _connected(self.port) and time.monotonic() < give_up:  # noqa: ASYNC110 - grpcio does not tell
-            await asyncio.sleep(0.05)
+        begun = time.monotonic()
+        for until in sorted({min(self._oldest, self._drain), self._drain}):
+            while _connected(self.port) and time.monotonic() < begun + until:  # noqa: ASYNC110 - grpcio does not tell
+                await asyncio.sleep(0.05)
+            self._dispatch.health.end()
         await self._server.stop(STOP_SECONDS)
 
 

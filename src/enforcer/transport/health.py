@@ -40,10 +40,18 @@ class Health:
             self._changed.set()
             self._changed = asyncio.Event()
 
-    def end(self) -> None:
-        """No longer serving, for good: those who watch are told, and are to watch another process."""
+    def leave(self) -> None:
+        """No longer serving, for good, to all who ask from now on. Those who watch already are told by `end`.
+
+        gRPC's clients send no call to where they hear NOT_SERVING, and look for no other process behind the same
+        address before their connection ends: until then they are to go on.
+        """
         self.ended.set()
         self._serving = False
+
+    def end(self) -> None:
+        """No longer serving, for good: those who watch are told, and are to watch another process."""
+        self.leave()
         self._changed.set()
 
     def methods(self) -> list[Method]:

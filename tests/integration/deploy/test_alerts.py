@@ -125,6 +125,7 @@ FRESH = f"meter_fresh_timestamp_seconds{{{METER}}}"
 HELD = f"meter_bucket_held{{{METER},bucket='3'}}"
 GAPS = f"enforcer_audit_gaps{{{ENFORCER},bucket='3'}}"
 DRIFT = f"enforcer_audit_drift_counters{{{ENFORCER},bucket='3'}}"
+DEPENDENCY = f"%s_dependency_up{{{METER},dependency='redis'}}"
 SCRIPT = f"enforcer_script_seconds_bucket{{{ENFORCER},le='%s'}}"
 
 
@@ -183,6 +184,11 @@ CASES: dict[str, list[Case]] = {
     ],
     "MetergateNotReady": [
         Case(steady(f"enforcer_ready{{{ENFORCER}}}", 0), steady(f"enforcer_ready{{{ENFORCER}}}", 1))
+    ],
+    "MetergateDependencyAway": [
+        Case(steady(DEPENDENCY % "enforcer", 0), steady(DEPENDENCY % "enforcer", 1)),
+        Case(steady(DEPENDENCY % "meter", 0), {DEPENDENCY % "meter": "1x27 0x9"}),  # restarts
+        Case(steady(DEPENDENCY % "relay", 0), steady(DEPENDENCY % "relay", 1)),
     ],
     "MetergateBreakerOpen": [
         Case(

@@ -179,6 +179,35 @@ async def test_modes_without_the_server(post: Outpost, server: ValkeyProcess) ->
     await agree(post, server, 1 + AMOUNT)
 
 
+async def test_a_check_that_takes_nothing_is_answered_from_the_share_and_leaves_nothing(
+    post: Outpost, server: ValkeyProcess
+) -> None:
+    server.kill()
+    await post.held_back("closed")
+    outcomes = post.outcomes
+    outcomes.clear()
+    for _ in range(2 * AMOUNT):  # far more than the share has, if each took its one
+        only = await post.check("open", 1, mode=pb.MODE_CHECK_ONLY)
+        assert (only.allowed, only.granted, only.degraded) == (True, 1, True)
+        assert not only.HasField("record")
+    assert (await post.check("open", AMOUNT, mode=pb.MODE_CHECK_ONLY)).granted == AMOUNT
+    past = await post.check("open", AMOUNT + 1, mode=pb.MODE_CHECK_ONLY)
+    assert (past.allowed, past.granted, past.degraded) == (False, 0, True)
+    assert pb.Reason.Name(past.reason) == EXHAUSTED
+    assert outcomes == {"check_only": 2 * AMOUNT + 2}
+    # What fails closed has no answer in this mode either.
+    with pytest.raises(StoreUnavailableError):
+        await post.check("closed", mode=pb.MODE_CHECK_ONLY)
+    assert outcomes["fail_closed"] == 1
+    # Nothing was taken or journaled: the whole share is there, and after the outage there is nothing to count.
+    assert (await post.check("open", AMOUNT)).granted == AMOUNT
+    assert (await post.check("open", 1, mode=pb.MODE_CHECK_ONLY)).allowed is False
+    assert outcomes["allowed"] == 1
+    server.start()
+    await agree(post, server, 1 + AMOUNT)
+    assert len([body for body, _ in records_of(server.url) if body.j]) == 1
+
+
 async def test_what_cannot_be_given_back_or_shown_fails_closed(
     post: Outpost, server: ValkeyProcess
 ) -> None:

@@ -116,3 +116,17 @@ async def test_a_probe_tells_what_it_fails_with(monkeypatch: pytest.MonkeyPatch)
         (State.AWAY, "a bug"),
         (State.AWAY, "no answer within 0.05 s"),
     ]
+
+
+def test_whether_each_is_up_is_told_at_once_and_when_it_changes() -> None:
+    health = Health()
+    sql = health.add("sql", Need.ALWAYS, "nothing works")
+    sql.tell(State.UP)
+    told: list[tuple[str, bool]] = []
+    health.observe(lambda name, up: told.append((name, up)))
+    redis = health.add("redis", Need.START, "less works")
+    assert told == [("sql", True), ("redis", False)]
+    told.clear()
+    for state in (State.UP, State.UP, State.AWAY, State.REFUSED, State.WAITING, State.UP):
+        redis.tell(state, "why")
+    assert [up for _, up in told] == [True, False, False, False, True]

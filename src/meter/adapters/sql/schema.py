@@ -66,7 +66,9 @@ class Schema(NamedTuple):
             return Fit.GOOD, ""
         if found < known:
             is_at = f"schema {found}" if found else "no schema yet"
-            return Fit.BEHIND, f"the database has {is_at}, this version needs {known}: migrate it"
+            return Fit.BEHIND, (
+                f"the database has {is_at}, this version needs {known}: run `metergate migrate`"
+            )
         needs = self.needs(connection)
         this = f"this version ({version_of('metergate')}) knows schema {known} at most"
         if needs and needs <= known:

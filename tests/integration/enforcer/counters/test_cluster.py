@@ -8,13 +8,19 @@ import threading
 import time
 from collections import Counter
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 
 from enforcer.adapters.counters.cluster import ClusterCounters
 from enforcer.adapters.counters.options import RedisOptions
+from enforcer.adapters.counters.spans import StoreSpans
 from enforcer.adapters.counters.stock import RedisStock
 from enforcer.core.commands import NO_KEY, Ask, Decision, idempotency
 from enforcer.core.compile import compile_program
@@ -32,6 +38,7 @@ from enforcer.errors import CountersRebuildingError, MetergateError, StoreUnavai
 from meter.adapters.levels import Levels
 from meter.core.keys import outbox
 from meter.core.records import RecordType, decode_effects
+from meter.core.traced import written
 from meter.health import State
 from tests.fixtures.records import Records
 
@@ -211,7 +218,10 @@ class Site:
 
 @asynccontextmanager
 async def site(
-    cluster: ValkeyCluster, generations: Generations | None = None, **options: Any
+    cluster: ValkeyCluster,
+    generations: Generations | None = None,
+    spans: StoreSpans | None = None,
+    **options: Any,
 ) -> AsyncIterator[Site]:
     generations = generations or Generations()
     records = Records(cluster.url, range(BUCKETS))
@@ -222,6 +232,8 @@ async def site(
         lambda checks, _: batches.append(checks),
         ledger=records,
     )
+    if spans is not None:
+        store.trace(spans)
     store.start()
     try:
         async with asyncio.timeout(20):
@@ -419,3 +431,33 @@ async def test_stock_levels_and_standing_are_of_all_nodes(cluster: ValkeyCluster
         finally:
             stock.close()
             await levels.close()
+
+
+async def test_each_traced_call_has_a_span_of_the_node_that_decided_it(
+    cluster: ValkeyCluster,
+) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    # Before there is a line: those that come have it.
+    spans = StoreSpans(provider.get_tracer("test"), cluster.url)
+    async with site(cluster, spans=spans) as here:
+        plain = [here.ask(bucket) for bucket in range(BUCKETS)]
+        traced = [
+            replace(ask, body=b'%s,"tp":"%s"}' % (BODY[:-1], written(bucket + 1, 7).encode()))
+            for bucket, ask in enumerate(plain)
+        ]
+        answers = await here.store.decide_all([[one] for one in (*traced, *plain)])
+        assert not [one for one in answers if isinstance(one, MetergateError)]
+        nodes = {bucket: shard for shard in here.store.shards() for bucket in shard}
+    provider.shutdown()
+    found: dict[int, Any] = {}
+    for span in exporter.get_finished_spans():
+        assert span.attributes is not None
+        found[int(str(span.attributes["metergate.bucket"]))] = span
+    assert sorted(found) == list(range(BUCKETS)) == sorted(nodes)
+    assert len(exporter.get_finished_spans()) == BUCKETS, "of the traced ones only"
+    for bucket, span in found.items():
+        assert (span.context.trace_id, span.parent.span_id) == (bucket + 1, 7)
+        assert (span.name, span.kind) == ("FCALL decide", SpanKind.CLIENT)
+        # Each node was asked once for all of its buckets, with and without a trace.
+        assert span.attributes["db.operation.batch.size"] == 2 * len(nodes[bucket])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from signal import SIGKILL, SIGSEGV
 
 from enforcer.cli.supervisor import FIRST_DELAY, LONGEST_DELAY, QUICK_SECONDS, Restarts
@@ -33,3 +34,8 @@ def test_waits_grow_up_to_a_bound() -> None:
     assert waits[0] == FIRST_DELAY
     assert waits == sorted(waits)
     assert waits[-1] == LONGEST_DELAY
+
+
+def test_wrong_settings_are_never_tried_again() -> None:
+    """However long it took to find them."""
+    assert Restarts().after_death(QUICK_SECONDS * 3, os.EX_CONFIG) is None
