@@ -41,6 +41,7 @@ from enforcer.gateway.requests import (
     time_of,
 )
 from enforcer.gateway.reservations import Reservations
+from enforcer.gateway.room import Room
 from enforcer.gateway.tokens import Tokens
 from enforcer.gateway.wire import embedded, items_of
 from enforcer.v1 import enforcer_pb2 as pb
@@ -91,6 +92,7 @@ class Gateway:
         self._common = self._common_untraced if traced else programs.skeletons.ask
         """The ask of a check like most, without a detour; None for one that `_asked` has to look at."""
         self._emergency = emergency
+        self._room = Room()
         self._observe, self._failed = observe, failed
         tokens = Tokens(secret)
         self.reservations = Reservations(counters, self._decide_one, tokens)
@@ -158,7 +160,15 @@ class Gateway:
         self, tenant: str, messages: Sequence[bytes]
     ) -> list[bytes | pb.CheckFault]:
         """Independent `CheckRequest`s, decided in their order: what a unary call would answer to each, or fail with."""
+        await self._room.enter(len(messages))
+        try:
+            return await self._check_each(tenant, messages)
+        finally:
+            self._room.leave(len(messages))
 
+    async def _check_each(
+        self, tenant: str, messages: Sequence[bytes]
+    ) -> list[bytes | pb.CheckFault]:
         def whole(place: int) -> Asked:
             return self._asked(tenant, parsed(pb.CheckRequest, messages[place]))
 
