@@ -83,7 +83,7 @@ COUNTING: Final = (
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run. `only`: these faults alone; `whole`: processes are started as a user's are, behind Envoy."""
+    """What is run. `only`: these faults alone; `whole`: one of the enforcers is behind Envoy, and clocks go wrong."""
 
     path: str = "embedded"
     minutes: float = 30.0
@@ -202,8 +202,9 @@ async def _site(folder: Path, plan: Plan) -> AsyncIterator[Site]:
             redis_url=f"redis://127.0.0.1:{redis.port}/0",
             database_url=url,
             port=free_port(),
-            METERGATE_TRANSPORT="envoy" if _envoy(plan) else "grpcio",
         )
+        if _envoy(plan):
+            gateway.enforcers[0].environment["METERGATE_TRANSPORT"] = "envoy"
         await stack.enter_async_context(gateway)
         await gateway.apply(load.catalog(plan.turns))
         at = [gateway.enforcers[0].listen] * CONNECTIONS
@@ -231,8 +232,10 @@ def faults_of(plan: Plan, dice: random.Random) -> dict[str, Fault]:
     found = {name: fault for name, fault in FAULTS.items() if fault.needs in needs}
     if plan.path == "kafka":
         del found["sql.locked"]
-    if not plan.whole:  # a fork does not read the clock's start-up module
-        del found["clock.ahead"], found["clock.behind"]
+    for name in ("clock.ahead", "clock.behind"):
+        found[name] = replace(found[name], cause=_started_anew(found[name].cause))
+        if not plan.whole:
+            del found[name]
     found["redis.failover"] = Fault(
         "with no call under way the primary is killed, Sentinel promotes its replica",
         "redis",
@@ -240,6 +243,19 @@ def faults_of(plan: Plan, dice: random.Random) -> dict[str, Fault]:
     )
     found |= _own(plan, dice)
     return {name: found[name] for name in sorted(found) if not plan.only or name in plan.only}
+
+
+def _started_anew(cause: Callable[[Site], Awaitable[None]]) -> Callable[[Site], Awaitable[None]]:
+    """A fork would not read the start-up module of a wrong clock."""
+
+    async def caused(site: Site) -> None:
+        os.environ[MEASURED] = "1"
+        try:
+            await cause(site)
+        finally:
+            del os.environ[MEASURED]
+
+    return caused
 
 
 def _own(plan: Plan, dice: random.Random) -> dict[str, Fault]:
@@ -271,7 +287,7 @@ def _own(plan: Plan, dice: random.Random) -> dict[str, Fault]:
     if _envoy(plan):
         found["envoy.killed"] = (
             f"of one of two enforcers, which ends with it, {after}",
-            lambda site: _envoy_killed(site, one_of(site)),
+            _envoy_killed,
         )
     if plan.path == "kafka":
         found["relay.killed"] = (after, lambda site: _killed(site, site.gateway.relay))
@@ -302,7 +318,9 @@ async def _paused(pids: Sequence[int]) -> None:
             os.kill(pid, signal.SIGCONT)
 
 
-async def _envoy_killed(site: Site, enforcer: EnforcerProcess) -> None:
+async def _envoy_killed(site: Site) -> None:
+    """Of the one that is behind it: the other carries its calls itself."""
+    enforcer = site.gateway.enforcers[0]
     for pid in _pids(enforcer)[1:]:
         os.kill(pid, signal.SIGKILL)
     assert enforcer.process is not None
@@ -604,7 +622,6 @@ def main() -> int:
     plan = Plan(path, options.minutes, options.every, options.seed, tuple(options.only))
     if unknown := set(plan.only) - set(faults_of(replace(plan, only=()), random.Random())):
         parser.error(f"no such fault on this path: {', '.join(sorted(unknown))}")
-    os.environ[MEASURED] = "1"  # processes start as a user's do
     folder = Path(tempfile.mkdtemp(prefix="metergate-soak-"))
     outcome = Outcome(plan, findings=["it was ended before its time"])
     try:
