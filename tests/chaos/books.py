@@ -214,6 +214,7 @@ class Reading:
             while past[0][0] <= effects.now - HOUR_MS:
                 past.popleft()
             now = sum(one for _, one in past)
+            self._capped[cap].most = max(self._capped[cap].most, now)
         elif cap.hours == "calendar":
             now = self._by_hour[cap, effects.now // HOUR_MS].add(used, held)
         else:
@@ -229,7 +230,7 @@ class Reading:
 
     def reached(self, cap: Cap) -> bool:
         """Whether it was used to its last unit."""
-        if cap.hours:
+        if cap.hours == "calendar":
             return any(one.most == cap.limit for (of, _), one in self._by_hour.items() if of == cap)
         return self._capped[cap].most == cap.limit
 

@@ -267,7 +267,7 @@ def _own(plan: Plan, dice: random.Random) -> dict[str, Fault]:
     found = {
         "enforcer.killed": (
             f"one of two at the port, {after}",
-            lambda site: _killed(site, one_of(site)),
+            lambda site: _killed(one_of(site)),
         ),
         "enforcer.paused": (
             f"one of two at the port {still}",
@@ -290,7 +290,7 @@ def _own(plan: Plan, dice: random.Random) -> dict[str, Fault]:
             _envoy_killed,
         )
     if plan.path == "kafka":
-        found["relay.killed"] = (after, lambda site: _killed(site, site.gateway.relay))
+        found["relay.killed"] = (after, lambda site: _killed(site.gateway.relay))
         found["relay.paused"] = (still, lambda site: _paused(_pids(site.gateway.relay)))
     return {name: Fault(words, "", cause) for name, (words, cause) in found.items()}
 
@@ -302,10 +302,11 @@ def _pids(process: MeterProcess | EnforcerProcess) -> list[int]:
     return [whole.pid, *(child.pid for child in whole.children(recursive=True))]
 
 
-async def _killed(site: Site, process: MeterProcess | EnforcerProcess) -> None:
+async def _killed(process: MeterProcess | EnforcerProcess) -> None:
+    """It comes up while the load goes on; the next fault may strike before it has."""
     await asyncio.to_thread(process.kill)
     await asyncio.sleep(LASTS)
-    await site.gateway.all_up()
+    process.start()
 
 
 async def _paused(pids: Sequence[int]) -> None:
@@ -321,20 +322,23 @@ async def _paused(pids: Sequence[int]) -> None:
 async def _envoy_killed(site: Site) -> None:
     """Of the one that is behind it: the other carries its calls itself."""
     enforcer = site.gateway.enforcers[0]
+    await site.gateway.serves(enforcer)
     for pid in _pids(enforcer)[1:]:
         os.kill(pid, signal.SIGKILL)
     assert enforcer.process is not None
     await asyncio.to_thread(enforcer.process.wait, 30)
     await asyncio.sleep(LASTS)
-    await site.gateway.all_up()
+    enforcer.start()
 
 
 async def _ended(site: Site, processes: Sequence[MeterProcess | EnforcerProcess]) -> None:
+    """One after the other, each when the one before serves again."""
     for process in processes:
+        for other in site.gateway.processes:
+            await site.gateway.serves(other)
         status = await asyncio.to_thread(process.end)
         assert status == 0, f"SIGTERM ended it with status {status}: {process.log[-2000:]}"
         process.start()
-        await site.gateway.serves(process)
 
 
 async def _all_restarted(site: Site) -> None:
@@ -472,6 +476,8 @@ async def _glance(site: Site, turn: int) -> list[str]:
 
 
 async def _pause(site: Site) -> list[str]:
+    await site.gateway.all_up()
+    await site.gateway.serving()
     verdict = await site.gateway.judge(site.clients)
     found = list(verdict.findings)
     if verdict.lost or verdict.repeated:
