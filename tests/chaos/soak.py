@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -350,20 +350,26 @@ async def _all_restarted(site: Site) -> None:
 # -- the run
 
 
-async def soak(folder: Path, plan: Plan, say: Callable[[str], None]) -> Outcome:
+def _say(words: str) -> None:
+    """Write it with the time."""
+    sys.stdout.write(f"{datetime.now(UTC):%H:%M:%S} {words}\n")
+    sys.stdout.flush()
+
+
+async def soak(folder: Path, plan: Plan) -> Outcome:
     """Run it all in `folder`. Whatever fails is a finding."""
     dice = random.Random(plan.seed)
     outcome = Outcome(plan)
     faults = faults_of(plan, dice)
-    say(f"{plan.command()}: {plan.turns} faults of {len(faults)} kinds: {', '.join(faults)}")
+    _say(f"{plan.command()}: {plan.turns} faults of {len(faults)} kinds: {', '.join(faults)}")
     began = time.monotonic()
     try:
         async with _site(folder, plan) as site, _watching(outcome):
-            say("served; the load begins")
+            _say("served; the load begins")
             began = time.monotonic()
-            await _turns(site, plan, faults, dice, outcome, say)
+            await _turns(site, plan, faults, dice, outcome)
             outcome.seconds = time.monotonic() - began
-            await _judge(site, plan, outcome, say)
+            await _judge(site, plan, outcome)
     except (AssertionError, grpc.aio.AioRpcError, OSError, TimeoutError) as error:
         outcome.seconds = outcome.seconds or time.monotonic() - began
         outcome.findings.append(f"{type(error).__name__}: {error}")
@@ -376,7 +382,6 @@ async def _turns(
     faults: Mapping[str, Fault],
     dice: random.Random,
     outcome: Outcome,
-    say: Callable[[str], None],
 ) -> None:
     began, bag = time.monotonic(), list[str]()
     clients = _load(site)
@@ -387,12 +392,12 @@ async def _turns(
         name = bag.pop()
         at = began + plan.every * (turn + dice.uniform(0.1, 0.4))
         if time.monotonic() > began + 60 * plan.minutes:
-            say(
+            _say(
                 f"no time for {plan.turns - turn} more faults: some took longer than {plan.every:g} s"
             )
             break
         await asyncio.sleep(max(0.0, at - time.monotonic()))
-        say(f"#{turn + 1} {name}: {faults[name].words}")
+        _say(f"#{turn + 1} {name}: {faults[name].words}")
         row = await watched(site, name, faults[name])
         row.findings = await _glance(site, turn)
         if (turn + 1) % JUDGED == 0:
@@ -401,7 +406,7 @@ async def _turns(
         outcome.audits += 1
         outcome.faults.append(row)
         outcome.findings += [f"after #{turn + 1} {name}: {one}" for one in row.findings]
-        say(f"#{turn + 1} {name}: {_line(row)}")
+        _say(f"#{turn + 1} {name}: {_line(row)}")
     await asyncio.sleep(max(0.0, began + 60 * plan.minutes - time.monotonic()))
 
 
@@ -495,8 +500,8 @@ async def _balance(site: Site, pair: Pair) -> pb.GetBalanceResponse:
 # -- the judgement
 
 
-async def _judge(site: Site, plan: Plan, outcome: Outcome, say: Callable[[str], None]) -> None:
-    say("the load ends; everything is held against the records")
+async def _judge(site: Site, plan: Plan, outcome: Outcome) -> None:
+    _say("the load ends; everything is held against the records")
     clients = _load(site)
     await clients.finish()
     await settle_changes(site.gateway)
@@ -597,17 +602,12 @@ async def _read(site: Site, bucket: int, reading: Reading) -> None:
                 return
 
 
-def _say(words: str) -> None:
-    sys.stdout.write(f"{datetime.now(UTC):%H:%M:%S} {words}\n")
-    sys.stdout.flush()
-
-
 async def _command(plan: Plan, folder: Path) -> Outcome:
     """Ctrl-C and SIGTERM end it in order: whatever was started is ended."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    return await soak(folder, plan, _say)
+    return await soak(folder, plan)
 
 
 def main() -> int:
@@ -635,6 +635,9 @@ def main() -> int:
     except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
     finally:
+        for left in psutil.Process().children(recursive=True):  # started by a thread as all ended
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
         if outcome.findings and outcome.seconds:
             _say(f"data and logs are kept in {folder}")
         else:
