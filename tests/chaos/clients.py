@@ -113,13 +113,25 @@ class Clients:
 
     async def __aenter__(self) -> Self:
         for endpoint in self._endpoints:
-            channel = grpc.aio.insecure_channel(endpoint, options=CHANNEL_OPTIONS)
-            self._channels.append(await self._stack.enter_async_context(channel))
-            self._stubs.append(enforcer_pb2_grpc.EnforcerServiceStub(channel))  # type: ignore[no-untyped-call, unused-ignore]
-            self._usage.append(usage_pb2_grpc.UsageServiceStub(channel))  # type: ignore[no-untyped-call, unused-ignore]
+            channel = await self._connected(endpoint)
+            checks, usage = self._stubs_of(channel)
+            self._channels.append(channel)
+            self._stubs.append(checks)
+            self._usage.append(usage)
         self._going.set()
         self._tasks = [asyncio.create_task(one) for one in self._work()]
         return self
+
+    async def _connected(self, endpoint: str) -> grpc.aio.Channel:
+        channel = grpc.aio.insecure_channel(endpoint, options=CHANNEL_OPTIONS)
+        return await self._stack.enter_async_context(channel)
+
+    @staticmethod
+    def _stubs_of(channel: grpc.aio.Channel) -> tuple[Any, Any]:
+        return (
+            enforcer_pb2_grpc.EnforcerServiceStub(channel),  # type: ignore[no-untyped-call, unused-ignore]
+            usage_pb2_grpc.UsageServiceStub(channel),  # type: ignore[no-untyped-call, unused-ignore]
+        )
 
     async def __aexit__(self, *_: object) -> None:
         self._ended = True

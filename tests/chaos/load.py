@@ -59,6 +59,8 @@ FRESH: Final = 0.85
 ABANDONED: Final = 0.2
 BURSTS: Final = 30
 READER_SECONDS: Final = 1.0
+RECONNECT_SECONDS: Final = 30.0
+"""In which calls over an old connection are answered."""
 FEATURES: Final = (
     *LIMITS,
     *HOURLY,
@@ -175,6 +177,17 @@ class Load(Clients):
         self.counted: dict[str, int] = {}
         """Decisions, by kind of call."""
         self._over = False
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def reconnect(self) -> None:
+        """Half of the connections, anew: with time the kernel has dealt all of them to the process that lived longest."""
+        for place in self._dice.sample(range(len(self._channels)), len(self._channels) // 2):
+            old = self._channels[place]
+            self._channels[place] = await self._connected(self._endpoints[place])
+            self._stubs[place], self._usage[place] = self._stubs_of(self._channels[place])
+            task = asyncio.create_task(old.close(RECONNECT_SECONDS))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     async def finish(self) -> None:
         """Return when everybody has done what it had begun, and begins nothing more."""
@@ -555,12 +568,12 @@ class Load(Clients):
     async def _reads(self) -> None:
         """Reads reports all the time: what was reported once never becomes less, where nobody corrects."""
         most: dict[str, int] = {}
-        stubs = [report_pb2_grpc.ReportServiceStub(channel) for channel in self._channels]  # type: ignore[no-untyped-call, unused-ignore]
         while True:
             await self._turn()
             await asyncio.sleep(READER_SECONDS)
             meter = self._dice.choice(("calls", "s.quota", "s.credits", "s.payg", "s.told"))
-            stub: Any = self._dice.choice(stubs)
+            channel = self._dice.choice(self._channels)
+            stub: Any = report_pb2_grpc.ReportServiceStub(channel)  # type: ignore[no-untyped-call, unused-ignore]
             try:
                 usage = await stub.QueryUsage(
                     report_pb2.QueryUsageRequest(meter=meter), **self._calling()

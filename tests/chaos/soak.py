@@ -72,6 +72,7 @@ PATIENCE: Final = 5.0
 JUDGED: Final = 10
 """After so many faults the load pauses, and the customers without reachable limits are judged to the unit."""
 AGREE_SECONDS: Final = 120.0
+END_SECONDS: Final = 5.0
 AT_ONCE: Final = 4_000
 SHOWN: Final = 50
 COUNTING: Final = (
@@ -387,6 +388,7 @@ async def _turns(
     clients = _load(site)
     for turn in range(plan.turns):
         clients.turn = turn
+        await clients.reconnect()
         if not bag:
             bag = dice.sample(sorted(faults), len(faults))
         name = bag.pop()
@@ -602,12 +604,26 @@ async def _read(site: Site, bucket: int, reading: Reading) -> None:
                 return
 
 
+class _Interrupted(Exception):  # noqa: N818 - not an error
+    """By Ctrl-C or SIGTERM."""
+
+
 async def _command(plan: Plan, folder: Path) -> Outcome:
-    """Ctrl-C and SIGTERM end it in order: whatever was started is ended."""
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    return await soak(folder, plan)
+    """Run it; raise `_Interrupted` when it is told to end."""
+    running = asyncio.create_task(soak(folder, plan))
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, told.set)
+    ending = asyncio.create_task(told.wait())
+    await asyncio.wait((running, ending), return_when=asyncio.FIRST_COMPLETED)
+    ending.cancel()
+    if not told.is_set():
+        return await running
+    while not running.done():  # a library may take a cancellation for a time that is over
+        running.cancel()
+        await asyncio.wait((running,), timeout=END_SECONDS)
+    raise _Interrupted
 
 
 def main() -> int:
@@ -629,16 +645,16 @@ def main() -> int:
     if unknown := set(plan.only) - set(faults_of(replace(plan, only=()), random.Random())):
         parser.error(f"no such fault on this path: {', '.join(sorted(unknown))}")
     folder = Path(tempfile.mkdtemp(prefix="metergate-soak-"))
-    outcome = Outcome(plan, findings=["it was ended before its time"])
+    outcome = Outcome(plan)
     try:
         outcome = asyncio.run(_command(plan, folder))
-    except (KeyboardInterrupt, asyncio.CancelledError):
+    except _Interrupted:
         return 130
     finally:
         for left in psutil.Process().children(recursive=True):  # started by a thread as all ended
             with suppress(psutil.NoSuchProcess):
                 left.kill()
-        if outcome.findings and outcome.seconds:
+        if outcome.findings:
             _say(f"data and logs are kept in {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
