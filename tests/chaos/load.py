@@ -572,15 +572,11 @@ class Load(Clients):
             await self._turn()
             await asyncio.sleep(READER_SECONDS)
             meter = self._dice.choice(("calls", "s.quota", "s.credits", "s.payg", "s.told"))
-            channel = self._dice.choice(self._channels)
-            stub: Any = report_pb2_grpc.ReportServiceStub(channel)  # type: ignore[no-untyped-call, unused-ignore]
             try:
-                usage = await stub.QueryUsage(
-                    report_pb2.QueryUsageRequest(meter=meter), **self._calling()
-                )
+                usage = await self._read("QueryUsage", report_pb2.QueryUsageRequest(meter=meter))
                 asked = report_pb2.QueryConcurrencyRequest(feature="s.floating", customers=[FIXED])
-                held = await stub.QueryConcurrency(asked, **self._calling())
-                await stub.QueryDenials(report_pb2.QueryDenialsRequest(), **self._calling())
+                held = await self._read("QueryConcurrency", asked)
+                await self._read("QueryDenials", report_pb2.QueryDenialsRequest())
             except grpc.aio.AioRpcError as error:
                 if error.code() not in (
                     grpc.StatusCode.UNAVAILABLE,
@@ -597,8 +593,12 @@ class Load(Clients):
             if any(row.peak > SEATS["s.floating"] for row in held.rows):
                 self.books.findings.append(f"the report shows more seats than there are: {held}")
 
-    def _calling(self) -> dict[str, Any]:
-        return {"metadata": self._metadata, "timeout": 2 * self._patience}
+    async def _read(self, method: str, request: Any) -> Any:
+        channel = self._dice.choice(self._channels)
+        stub: Any = report_pb2_grpc.ReportServiceStub(channel)  # type: ignore[no-untyped-call, unused-ignore]
+        return await getattr(stub, method)(
+            request, metadata=self._metadata, timeout=2 * self._patience
+        )
 
     def all_told(self) -> Books:
         """With what the other customers' clients keep in their own way."""

@@ -371,7 +371,7 @@ async def soak(folder: Path, plan: Plan) -> Outcome:
             await _turns(site, plan, faults, dice, outcome)
             outcome.seconds = time.monotonic() - began
             await _judge(site, plan, outcome)
-    except (AssertionError, grpc.aio.AioRpcError, OSError, TimeoutError) as error:
+    except Exception as error:  # noqa: BLE001 - it is told with the seed that runs it again
         outcome.seconds = outcome.seconds or time.monotonic() - began
         outcome.findings.append(f"{type(error).__name__}: {error}")
     return outcome

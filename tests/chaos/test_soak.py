@@ -20,7 +20,7 @@ SMALL = ("enforcer.killed", "meter.paused", "redis.killed", "redis.old_copy")
 
 @pytest.mark.timeout(300)
 async def test_a_minute_of_mixed_load_under_faults_is_exact(tmp_path: Path) -> None:
-    plan = Plan("embedded", minutes=0.8, every=12, seed=7, only=SMALL, whole=False)
+    plan = Plan("embedded", minutes=0.6, every=9, seed=7, only=SMALL, whole=False)
     outcome = await soak(tmp_path, plan)
     assert outcome.findings == []
     assert {fault.name for fault in outcome.faults} <= set(SMALL)
