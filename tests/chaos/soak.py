@@ -156,7 +156,7 @@ class Outcome:
         yield f"asked: {many}"
         yield (
             f"keys: {self.allowed:,} told allowed, {self.denied:,} told denied, {self.unknown:,} without an "
-            f"answer, of which {self.unknown_counted:,} were counted once and none twice"
+            f"answer, of which {self.unknown_counted:,} have a record"
         )
         yield f"limits used to their last unit: {full}"
         yield (
