@@ -333,8 +333,11 @@ async def suffer(site: Site, name: str) -> results.Faults:
     return row
 
 
-async def watched(site: Site, name: str, fault: Fault) -> results.Faults:
-    """Cause a fault; return what clients, an operator and a reader of reports saw until all are served again."""
+async def watched(site: Site, name: str, fault: Fault, within: float = 60) -> results.Faults:
+    """Cause a fault; return what clients, an operator and a reader of reports saw until all are served again.
+
+    Which they are `within` seconds of its end.
+    """
     gateway, clients = site.gateway, site.clients
     row = results.Faults(name, fault.words)
     await clients.wait_for_answers(20)
@@ -348,7 +351,7 @@ async def watched(site: Site, name: str, fault: Fault) -> results.Faults:
         await fault.cause(site)
         ended = time.monotonic()
         row.answered = clients.answered - answered
-        await clients.quiet(QUIET)
+        await clients.quiet(QUIET, within)
     finally:
         for probe in probes:
             probe.cancel()

@@ -59,6 +59,7 @@ FRESH: Final = 0.85
 ABANDONED: Final = 0.2
 BURSTS: Final = 30
 READER_SECONDS: Final = 1.0
+OF_A_WRITE: Final = "Internal error from Core"
 RECONNECT_SECONDS: Final = 30.0
 """In which calls over an old connection are answered."""
 FEATURES: Final = (
@@ -383,8 +384,11 @@ class Load(Clients):
                     else:
                         self._failed(answer.fault)
         except (grpc.aio.AioRpcError, TimeoutError, asyncio.InvalidStateError) as error:
-            what = reason_of(error) if isinstance(error, grpc.aio.AioRpcError) else "of a stream"
-            self.failures[what] += 1
+            # Of a write on a stream that has ended, grpc.aio knows no status but its own INTERNAL.
+            if isinstance(error, grpc.aio.AioRpcError) and error.details() != OF_A_WRITE:
+                self.failures[reason_of(error)] += 1
+            else:
+                self.failures["of a stream"] += 1
             self.last_failure = time.monotonic()
             return False
         finally:

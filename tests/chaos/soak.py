@@ -72,6 +72,8 @@ PATIENCE: Final = 5.0
 JUDGED: Final = 10
 """After so many faults the load pauses, and the customers without reachable limits are judged to the unit."""
 AGREE_SECONDS: Final = 120.0
+SERVED_SECONDS: Final = 300.0
+"""A Redis that was emptied is made again from the records, and the longer the load has lasted the more they are."""
 END_SECONDS: Final = 5.0
 AT_ONCE: Final = 4_000
 SHOWN: Final = 50
@@ -400,7 +402,7 @@ async def _turns(
             break
         await asyncio.sleep(max(0.0, at - time.monotonic()))
         _say(f"#{turn + 1} {name}: {faults[name].words}")
-        row = await watched(site, name, faults[name])
+        row = await watched(site, name, faults[name], SERVED_SECONDS)
         row.findings = await _glance(site, turn)
         if (turn + 1) % JUDGED == 0:
             await settle_changes(site.gateway)
