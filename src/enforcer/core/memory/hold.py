@@ -29,7 +29,17 @@ if TYPE_CHECKING:
     from enforcer.core.program import Program
     from enforcer.core.rules import Verdict
 
-__all__ = ["clear_seats", "hold", "leases", "notes", "reap", "release_lease", "renew", "settle", "sit"]
+__all__ = [
+    "clear_seats",
+    "hold",
+    "leases",
+    "notes",
+    "reap",
+    "release_lease",
+    "renew",
+    "settle",
+    "sit",
+]
 
 
 def hold(step: Step, ask: Ask, verdict: Verdict, expires: int) -> None:
