@@ -18,7 +18,7 @@ SERVERS     ?= 3
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up kafka tools test test-fast matrix guards fuzz audit loadtest lint format proto pages lock clean
+.PHONY: help setup up kafka tools test test-fast matrix soak guards fuzz audit loadtest lint format proto pages lock clean
 
 help: ## List the commands
 	@echo "Metergate: make COMMAND [ARGS='...']"
@@ -95,6 +95,11 @@ matrix: $(STAMP) ## Kill every process before every step, cause every fault; wri
 	$(BIN)/python -m tests.chaos.matrix crashes
 	$(BIN)/pytest tests/chaos/test_faults.py $(ARGS)
 	$(BIN)/python -m tests.chaos.matrix tables
+
+# With Kafka and PostgreSQL where they are here, WAY=embedded without. The seed decides the order of the faults.
+soak: $(STAMP) ## Mix all kinds of load, strike at random, add up: MINUTES=30 EVERY=20 SEED=1 WAY=kafka
+	@$(BIN)/python -m tests.chaos.soak $(call asked,MINUTES,--minutes) $(call asked,EVERY,--every) \
+	    $(call asked,SEED,--seed) $(call asked,WAY,--path) $(ARGS)
 
 # Some ten minutes.
 guards: $(STAMP) ## Take away each guard of docs/security.md, and see its test fail

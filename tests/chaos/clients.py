@@ -23,9 +23,9 @@ from enforcer.v1 import enforcer_pb2_grpc
 from meter.v1 import usage_pb2, usage_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Iterator, Sequence
 
-__all__ = ["CUSTOMERS", "Clients", "Saw", "reason_of"]
+__all__ = ["CUSTOMERS", "Clients", "Record", "Saw", "reason_of", "record_of"]
 
 CUSTOMERS: Final = ("ada", "bob")
 """In buckets of their own."""
@@ -37,6 +37,9 @@ RETRIED: Final = (
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.DATA_LOSS,
 )
+CORRECTIONS: Final = ("Void", "Amend")
+"""They need the meter, too: no checks."""
+OF_USAGE: Final = (*CORRECTIONS, "Report")
 BATCH: Final = 100
 LOST_BLOCKS: Final = 0.25
 
@@ -77,14 +80,23 @@ class Saw:
 class Clients:
     """Ten clients for each customer, each with one call at a time, at any of the endpoints.
 
-    A call that is not answered within `patience` seconds is given up and made again.
+    A call that is not answered within `patience` seconds is given up and made again. Between two calls of a client
+    are some `think` seconds.
     """
 
-    def __init__(self, endpoints: Sequence[str], key: str, seed: int, patience: float) -> None:
-        self._patience = patience
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        key: str,
+        seed: int,
+        patience: float,
+        think: float = THINK_SECONDS,
+    ) -> None:
+        self._patience, self._think = patience, think
         self._endpoints, self._dice = endpoints, random.Random(seed)
         self._metadata = (("authorization", f"Bearer {key}"),)
         self._stack = AsyncExitStack()
+        self._channels: list[grpc.aio.Channel] = []
         self._stubs: list[Any] = []
         self._usage: list[Any] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -101,25 +113,25 @@ class Clients:
 
     async def __aenter__(self) -> Self:
         for endpoint in self._endpoints:
-            channel = grpc.aio.insecure_channel(endpoint, options=CHANNEL_OPTIONS)
-            await self._stack.enter_async_context(channel)
-            self._stubs.append(enforcer_pb2_grpc.EnforcerServiceStub(channel))  # type: ignore[no-untyped-call, unused-ignore]
-            self._usage.append(usage_pb2_grpc.UsageServiceStub(channel))  # type: ignore[no-untyped-call, unused-ignore]
+            channel = await self._connected(endpoint)
+            checks, usage = self._stubs_of(channel)
+            self._channels.append(channel)
+            self._stubs.append(checks)
+            self._usage.append(usage)
         self._going.set()
-        for customer in CUSTOMERS:
-            self._tasks += [
-                asyncio.create_task(self._checks(customer, "calls")),
-                asyncio.create_task(self._checks(customer, "calls")),
-                asyncio.create_task(self._checks(customer, "capped")),
-                asyncio.create_task(self._checks(customer, "gauge")),
-                asyncio.create_task(self._checks(customer, "open")),
-                asyncio.create_task(self._without_key(customer, "loose")),
-                asyncio.create_task(self._reservations(customer, "held")),
-                asyncio.create_task(self._blocks(customer, "blocks")),
-                asyncio.create_task(self._seats(customer, "seats")),
-                asyncio.create_task(self._corrections(customer, "voided")),
-            ]
+        self._tasks = [asyncio.create_task(one) for one in self._work()]
         return self
+
+    async def _connected(self, endpoint: str) -> grpc.aio.Channel:
+        channel = grpc.aio.insecure_channel(endpoint, options=CHANNEL_OPTIONS)
+        return await self._stack.enter_async_context(channel)
+
+    @staticmethod
+    def _stubs_of(channel: grpc.aio.Channel) -> tuple[Any, Any]:
+        return (
+            enforcer_pb2_grpc.EnforcerServiceStub(channel),  # type: ignore[no-untyped-call, unused-ignore]
+            usage_pb2_grpc.UsageServiceStub(channel),  # type: ignore[no-untyped-call, unused-ignore]
+        )
 
     async def __aexit__(self, *_: object) -> None:
         self._ended = True
@@ -161,7 +173,7 @@ class Clients:
         while True:
             self._check()
             now = time.monotonic()
-            checks = (asked for asked in self._asked.values() if asked[1] != "Void")
+            checks = (asked for asked in self._asked.values() if asked[1] not in CORRECTIONS)
             oldest, what = min(checks, default=(now, ""))
             if now - max(self.last_failure, began) > seconds and now - oldest < seconds:
                 return
@@ -178,8 +190,22 @@ class Clients:
 
     # -- what they do
 
+    def _work(self) -> Iterator[Coroutine[Any, Any, None]]:
+        """What each client does."""
+        for customer in CUSTOMERS:
+            yield self._checks(customer, "calls")
+            yield self._checks(customer, "calls")
+            yield self._checks(customer, "capped")
+            yield self._checks(customer, "gauge")
+            yield self._checks(customer, "open")
+            yield self._without_key(customer, "loose")
+            yield self._reservations(customer, "held")
+            yield self._blocks(customer, "blocks")
+            yield self._seats(customer, "seats")
+            yield self._corrections(customer, "voided")
+
     async def _turn(self) -> None:
-        await asyncio.sleep(self._dice.uniform(0.5, 1.5) * THINK_SECONDS)
+        await asyncio.sleep(self._dice.uniform(0.5, 1.5) * self._think)
         await self._going.wait()
 
     async def _checks(self, customer: str, feature: str) -> None:
@@ -316,13 +342,13 @@ class Clients:
         self._asked[call := object()] = asked, method
         try:
             while True:
-                stub = self._dice.choice(self._usage if method == "Void" else self._stubs)
+                stub = self._dice.choice(self._usage if method in OF_USAGE else self._stubs)
                 try:
                     response = await getattr(stub, method)(
                         request, timeout=self._patience, metadata=self._metadata
                     )
                 except grpc.aio.AioRpcError as error:
-                    if method != "Void":  # it needs the meter, too: no check
+                    if method not in CORRECTIONS:
                         self.failures[reason_of(error)] += 1
                         self.last_failure = time.monotonic()
                     if once or error.code() not in RETRIED:
@@ -333,7 +359,7 @@ class Clients:
                     self.answered += 1
                     return response
                 finally:
-                    if method != "Void":
+                    if method not in CORRECTIONS:
                         self.longest = max(self.longest, time.monotonic() - asked)
         finally:
             del self._asked[call]

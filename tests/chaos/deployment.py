@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+import urllib.request
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -23,6 +24,7 @@ from tests.chaos.clients import CUSTOMERS, Clients
 from tests.fixtures.enforcer_process import EnforcerProcess
 from tests.fixtures.meter_process import TOKEN, MeterProcess
 from tests.fixtures.valkey import ValkeyProcess
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,6 +94,7 @@ class Deployment:
 
     `names` of the enforcers, one letter each; `more` of their settings.
     `redis_url` and `database_url`: where the processes find them, if not directly.
+    `port`: where all enforcers listen; without it each has its own.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class Deployment:
         redis_url: str = "",
         database_url: str = "",
         names: str = "ab",
+        port: int = 0,
         **more: str,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,6 +135,8 @@ class Deployment:
             EnforcerProcess(folder / f"enforcer-{name}.log", **settings) for name in names
         ]
         self.settings = settings
+        if port:
+            self._share(port)
         self.key = ""
         self._stack = AsyncExitStack()
         self._channels: list[grpc.aio.Channel] = []
@@ -171,13 +177,41 @@ class Deployment:
         relay = [self.relay] if self.kafka else []
         return [self.meter, *relay, *self.enforcers]
 
+    def _share(self, port: int) -> None:
+        """Have all enforcers at one port: by their own probes they are told apart."""
+        for enforcer in self.enforcers:
+            enforcer.listen = f"127.0.0.1:{port}"
+            enforcer.environment["METERGATE_LISTEN"] = enforcer.listen
+            enforcer.environment["METERGATE_HTTP_LISTEN"] = f"127.0.0.1:{free_port()}"
+
     async def serving(self) -> None:
         """Wait until everything serves."""
-        for meter in (self.meter, self.relay) if self.kafka else (self.meter,):
-            async with meter.channel():
-                pass
-        for enforcer in self.enforcers:
-            await enforcer.serving()
+        for process in self.processes:
+            await self.serves(process)
+
+    @staticmethod
+    async def serves(process: MeterProcess | EnforcerProcess) -> None:
+        """Wait until this very process does, whoever else listens at its port."""
+        if isinstance(process, MeterProcess):
+            async with process.channel():
+                return
+        await process.serving()
+        if not (listen := process.environment["METERGATE_HTTP_LISTEN"]):
+            return
+
+        def ready() -> bool:
+            try:
+                with urllib.request.urlopen(f"http://{listen}/readyz", timeout=5) as answer:
+                    return bool(answer.status == 200)
+            except OSError:
+                return False
+
+        give_up = time.monotonic() + SETTLE_SECONDS
+        while not await asyncio.to_thread(ready):
+            assert process.process is not None, "it was ended meanwhile"
+            assert process.process.poll() is None, process.log
+            assert time.monotonic() < give_up, process.log
+            await asyncio.sleep(0.05)
 
     def clients(self, seed: int, patience: float = 1.5) -> Clients:
         """Clients of both enforcers."""
@@ -194,11 +228,7 @@ class Deployment:
             if process is but or (process.process is not None and process.process.poll() is None):
                 continue
             process.start()
-            if isinstance(process, EnforcerProcess):
-                await process.serving()
-            else:
-                async with process.channel():
-                    pass
+            await self.serves(process)
 
     async def ended(self, process: MeterProcess | EnforcerProcess) -> None:
         """Wait until it has died by its plan."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tests.chaos.proxy import Proxy
     from tests.fixtures.kafka import KafkaBroker
 
-__all__ = ["FAULTS", "Fault", "Site", "suffer"]
+__all__ = ["FAULTS", "LASTS", "Fault", "Site", "failover", "settle_changes", "suffer", "watched"]
 
 LASTS: Final = 3.0
 SLOW: Final = 0.15
@@ -161,11 +161,17 @@ async def _old_copy(site: Site) -> None:
 
 @_fault("redis.failover", "the primary is killed, Sentinel promotes its replica")
 async def _failover(site: Site) -> None:
+    await failover(site)
+
+
+async def failover(site: Site, *, quiet: bool = False) -> None:
+    """Kill the primary and have its replica take over; `quiet`: with nothing under way, which no replica can lack."""
     primary = site.gateway.valkey
-    replica = ValkeyProcess(primary.folder.with_name("replica"))
+    port = free_port()
+    replica = ValkeyProcess(primary.folder.with_name(f"replica-{port}"))
     await asyncio.to_thread(replica.start)
     sentinel: subprocess.Popen[bytes] | None = None
-    port, folder = free_port(), primary.folder.with_name("sentinel")
+    folder = primary.folder.with_name(f"sentinel-{port}")
     folder.mkdir()
     config = folder / "sentinel.conf"
     config.write_text(SENTINEL.format(port=port, folder=folder, master=primary.port))
@@ -182,15 +188,26 @@ async def _failover(site: Site) -> None:
             )
             async with aioredis.Redis(port=port) as watcher:
                 await _until(lambda: _knows(watcher))
+                if quiet:
+                    await site.clients.pause()
+                    await site.gateway.rolled_up()
+                    await _until(lambda: _level(primary, client))
                 await asyncio.to_thread(primary.kill)
+                site.clients.go_on()
                 await _until(lambda: _master(watcher, replica.port))
         site.redis.upstream = to_port(replica.port)
         site.redis.cut()
         site.gateway.valkey = replica
+    except BaseException:
+        replica.kill()
+        raise
     finally:
         if sentinel is not None:
             sentinel.kill()
             sentinel.wait()
+        site.clients.go_on()
+    shutil.rmtree(primary.folder)
+    shutil.rmtree(folder)
 
 
 async def _until(holds: Callable[[], Any], within: float = 30) -> None:
@@ -207,6 +224,15 @@ async def _until(holds: Callable[[], Any], within: float = 30) -> None:
 
 async def _linked(client: aioredis.Redis) -> bool:
     return (await client.info("replication")).get("master_link_status") == "up"
+
+
+async def _level(primary: ValkeyProcess, replica: aioredis.Redis) -> bool:
+    """Whether the replica has all that its primary has."""
+    async with _client(primary) as client:
+        said = await client.info("replication")
+    return int((await replica.info("replication"))["slave_repl_offset"]) >= int(
+        said["master_repl_offset"]
+    )
 
 
 async def _knows(watcher: aioredis.Redis) -> bool:
@@ -299,7 +325,20 @@ async def _behind(site: Site) -> None:
 
 async def suffer(site: Site, name: str) -> results.Faults:
     """Cause a fault; return what clients, an operator and a reader of reports saw, and what was lost."""
-    fault, gateway, clients = FAULTS[name], site.gateway, site.clients
+    fault, gateway = FAULTS[name], site.gateway
+    row = await watched(site, name, fault)
+    await settle_changes(gateway)
+    verdict = await gateway.judge(site.clients)
+    row.lost, row.repeated, row.findings = verdict.lost, verdict.repeated, verdict.findings
+    return row
+
+
+async def watched(site: Site, name: str, fault: Fault, within: float = 60) -> results.Faults:
+    """Cause a fault; return what clients, an operator and a reader of reports saw until all are served again.
+
+    Which they are `within` seconds of its end.
+    """
+    gateway, clients = site.gateway, site.clients
     row = results.Faults(name, fault.words)
     await clients.wait_for_answers(20)
     clients.begin()
@@ -312,7 +351,7 @@ async def suffer(site: Site, name: str) -> results.Faults:
         await fault.cause(site)
         ended = time.monotonic()
         row.answered = clients.answered - answered
-        await clients.quiet(QUIET)
+        await clients.quiet(QUIET, within)
     finally:
         for probe in probes:
             probe.cancel()
@@ -320,12 +359,14 @@ async def suffer(site: Site, name: str) -> results.Faults:
     row.checks = dict(sorted(clients.failures.items()))
     row.longest_wait = round(clients.longest, 2)
     row.recovery = round(max(0.0, clients.last_failure - ended), 2)
-    with suppress(grpc.aio.AioRpcError):
-        await gateway.change(at=1, once=True)  # one that was cut off may count or not
-    await gateway.change()
-    verdict = await gateway.judge(clients)
-    row.lost, row.repeated, row.findings = verdict.lost, verdict.repeated, verdict.findings
     return row
+
+
+async def settle_changes(gateway: Deployment) -> None:
+    """One that was cut off may count or not: make one that does."""
+    with suppress(grpc.aio.AioRpcError):
+        await gateway.change(at=1, once=True)
+    await gateway.change()
 
 
 async def _probe(seen: dict[str, int], call: Callable[[], Awaitable[None]]) -> None:

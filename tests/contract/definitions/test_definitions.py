@@ -960,6 +960,32 @@ async def test_a_database_that_is_away_is_told_as_such(tmp_path: Path) -> None:
             await asyncio.to_thread(thread.join, 5)
 
 
+async def test_a_call_that_is_cancelled_before_it_has_its_rows_leaves_no_lock(
+    tmp_path: Path,
+) -> None:
+    definitions = SqlDefinitions(f"sqlite+aiosqlite:///{tmp_path / 'definitions.db'}", BUCKETS)
+    await definitions.migrate()
+    kept: list[object] = []
+
+    async def cut_off() -> None:
+        async with definitions.transaction(write=True) as connection:
+            driver = (await connection.get_raw_connection()).driver_connection
+            assert driver is not None
+            # As a cycle of exception and frames keeps it: a statement that is not over.
+            kept.append(await driver.execute("SELECT 1 UNION SELECT 2"))
+            await (
+                connection.invalidate()
+            )  # as SQLAlchemy does with the connection of a cancelled call
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await cut_off()
+    async with asyncio.timeout(5):  # SQLite itself waits for 10 s
+        await definitions.ensure_tenant("demo")
+    assert kept
+    await definitions.close()
+
+
 def test_a_wrong_url_names_the_setting() -> None:
     for url in ("nonsense", "mysql+nothing://x/y"):
         with pytest.raises(MetergateError, match="METERGATE_DATABASE_URL"):

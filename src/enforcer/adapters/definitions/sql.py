@@ -28,6 +28,7 @@ from enforcer.core.model import Customer, Feature, Node
 from enforcer.core.rebuild import Account
 from enforcer.errors import DefinitionsUnavailableError, MisconfiguredError
 from enforcer.ports.definitions import Applied, Caller, LimitName, Touched
+from meter.adapters.sql.files import OPTIONS
 from meter.adapters.sql.refusals import is_database_error, refusal, wrong_option
 from meter.adapters.sql.schema import Fit, Schema
 
@@ -53,9 +54,9 @@ def _engine(url: str) -> AsyncEngine:
     try:
         parsed = make_url(url)
         remote = parsed.get_backend_name() == "postgresql"
-        patience = _PATIENCE if remote else {}
+        options = _PATIENCE if remote else OPTIONS
         engine = create_async_engine(
-            parsed, pool_pre_ping=remote, connect_args=patience, hide_parameters=True
+            parsed, pool_pre_ping=remote, connect_args=options, hide_parameters=True
         )
     except (ArgumentError, ImportError) as error:
         raise MisconfiguredError(

@@ -17,7 +17,7 @@ from enforcer.core.commands import (
     SliceStale,
     decided,
 )
-from enforcer.core.memory.hold import hold, notes, sit
+from enforcer.core.memory.hold import clear_seats, hold, notes, sit
 from enforcer.core.program import Reason
 from enforcer.core.rules import Mode, Overflow, Verdict, apply, entries, evaluate
 from meter.core.records import Effect, Effects, RecordType
@@ -173,6 +173,7 @@ def _record(
         effects += notes(ask.program, verdict, effects)
     elif ask.seat is not None:
         kind, name, expires = RecordType.LEASE_START, ask.seat.lease, step.now + ask.seat.ttl_ms
+        clear_seats(step, ask.program)
     _, sequence = step.append(
         ask.body,
         Effects(

@@ -17,7 +17,7 @@ from enforcer.core.commands import (
     idempotency,
 )
 from enforcer.core.compile import SEAT_MODES
-from enforcer.core.memory.bucket import Lease, Reservation
+from enforcer.core.memory.bucket import REAPED_AT_ONCE, Lease, Reservation
 from enforcer.core.model import SeatMode
 from enforcer.core.program import Kind, Shape
 from enforcer.core.rules import RATES, Hold, Mode
@@ -29,7 +29,17 @@ if TYPE_CHECKING:
     from enforcer.core.program import Program
     from enforcer.core.rules import Verdict
 
-__all__ = ["hold", "leases", "notes", "reap", "release_lease", "renew", "settle", "sit"]
+__all__ = [
+    "clear_seats",
+    "hold",
+    "leases",
+    "notes",
+    "reap",
+    "release_lease",
+    "renew",
+    "settle",
+    "sit",
+]
 
 
 def hold(step: Step, ask: Ask, verdict: Verdict, expires: int) -> None:
@@ -139,6 +149,15 @@ def _unhold(
             entries=tuple(effects),
         ),
     )
+
+
+def clear_seats(step: Step, program: Program) -> None:
+    """End what has expired at the levels of a lease that begins, before its record: none has more seats than there are."""
+    for level in program.levels:
+        index = step.bucket.index[level.suffix]
+        over = sorted((end, name) for name, end in index.items() if end <= step.now)
+        for end, name in over[:REAPED_AT_ONCE]:
+            _stand_up(step, name, RecordType.LEASE_EXPIRED, end)
 
 
 def sit(step: Step, ask: Ask, expires: int) -> None:

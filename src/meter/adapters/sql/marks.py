@@ -16,6 +16,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from meter.adapters.sql import sharing
+from meter.adapters.sql.files import OPTIONS
 from meter.adapters.sql.refusals import is_database_error, refusal, wrong_option
 from meter.adapters.sql.schema import Fit, Schema
 from meter.adapters.sql.tables import accepted_gaps, manifests, marks
@@ -43,7 +44,10 @@ class _StillError(Exception):
 def _engine(url: str) -> AsyncEngine:
     try:
         parsed = make_url(url)
-        engine = create_async_engine(parsed, pool_pre_ping=True, hide_parameters=True)
+        options = OPTIONS if parsed.get_backend_name() == "sqlite" else {}
+        engine = create_async_engine(
+            parsed, pool_pre_ping=True, connect_args=options, hide_parameters=True
+        )
     except (ArgumentError, ImportError) as error:
         raise MisconfiguredError(
             "METERGATE_METER_DATABASE_URL: must be sqlite+aiosqlite:///path or postgresql+asyncpg://…"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from decimal import Decimal
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import pytest
@@ -415,6 +416,22 @@ def test_a_lease_that_expired_ends_in_the_records_when_it_expired() -> None:
     assert (start.type, start.now) == (RecordType.LEASE_START, NOW)
     assert (end.type, end.now, end.extra) == (RecordType.LEASE_EXPIRED, NOW + 60_000, NOW)
     assert [one.held for one in (*start.entries, *end.entries)] == [1, -1]
+
+
+@pytest.mark.parametrize("mode", [SeatMode.FLOATING, SeatMode.NAMED])
+def test_a_seat_that_is_given_again_was_given_back_by_the_records_before(mode: SeatMode) -> None:
+    story = Story([seats(2, mode)])
+    for name, user in (("l1", "ann"), ("l2", "bob")):
+        assert story.seat(name, user).granted == 1
+    story.now += HOUR
+    assert story.seat("l3", "eve").granted == 1
+    *_, first, second, third = story.records()
+    assert [one.type for one in (first, second)] == 2 * [RecordType.LEASE_EXPIRED]
+    assert (first.now, third.type) == (NOW + 60_000, RecordType.LEASE_START)
+    live = list(accumulate(one.held for record in story.records() for one in record.entries))
+    assert max(live) == 2
+    story.store.tick(0)
+    assert len(story.records()) == 5, "the tick finds nothing more to end"
 
 
 def test_a_lease_ends_once() -> None:

@@ -29,6 +29,17 @@ local function answer(check, drawn)
   return out
 end
 
+-- Ends what has expired at the levels of a lease that begins: by the records, too, no seat is given before it is back.
+local function clear_seats(program)
+  for _, suffix in ipairs(program.suffixes) do
+    local over = call('ZRANGEBYSCORE', prefix .. 'i:' .. suffix, '-inf', format('%.0f', now), 'LIMIT', 0, @REAPED@)
+    for _, id in ipairs(over) do
+      local l = lease_of(id)
+      stand_up(id, l, @LEASE_EXPIRED@, l.expires)
+    end
+  end
+end
+
 local function sit(check)
   local program, expires = check.program, now + check.ttl
   local mode, seats = FLOATING, {}
@@ -235,6 +246,7 @@ local function decide(group)
     local check = group[k]
     local expires = ends(check)
     local id = expires > 0 and check.id or ''
+    if check.op == SEAT then clear_seats(check.program) end
     local added = pcall_('XADD', outbox, id_pattern, 'b', check.body, 'e', packed(check.effects))
     if type(added) == 'table' then
       if n == 1 then take_back() end

@@ -20,31 +20,10 @@
 --   counters                                   → generation, last sequence, level states, (limit, leases) pairs
 -- A lease is returned as id, holder, started, expires, body. 'lost' and 'fenced' as single strings for any operation.
 local REAPED_AT_ONCE = @REAPED@
-local FLOATING = 1
 
 local function number(text) return format('%.0f', text) end
 
-local function parse_lease(raw)
-  local l = cmsgpack.unpack(raw)
-  return {suffixes = l[1], mode = l[2], holder = l[3], started = l[4], expires = l[5], body = l[6], seats = l[7]}
-end
-
-local function lease_of(id)
-  local raw = call('HGET', prefix .. 'l', id)
-  return raw and parse_lease(raw)
-end
-
 local function shown(id, l) return {id, l.holder, number(l.started), number(l.expires), l.body} end
-
-local function holder_ends(suffix, holder)
-  local key = prefix .. 'u:' .. suffix .. ':' .. holder
-  local last = call('ZREVRANGE', key, 0, 0, 'WITHSCORES')
-  if last[1] then
-    call('ZADD', prefix .. 'h:' .. suffix, last[2], holder)
-  else
-    call('ZREM', prefix .. 'h:' .. suffix, holder)
-  end
-end
 
 local function store_lease(id, l)
   local score = number(l.expires)
@@ -57,25 +36,6 @@ local function store_lease(id, l)
       holder_ends(suffix, l.holder)
     end
   end
-end
-
-local function stand_up(id, l, kind, at, unbound)
-  local entries = {}
-  for _, limit in ipairs(l.seats) do
-    local n = #entries
-    entries[n + 1], entries[n + 2], entries[n + 3], entries[n + 4] = limit, 0, 0, -1
-  end
-  local sequence = append(l.body, effects_of(kind, at, 0, 0, 0, unbound and 1 or 0, l.started, entries))
-  call('HDEL', prefix .. 'l', id)
-  call('ZREM', prefix .. 'q', 'L' .. id)
-  for _, suffix in ipairs(l.suffixes) do
-    call('ZREM', prefix .. 'i:' .. suffix, id)
-    if l.mode ~= FLOATING then
-      call('ZREM', prefix .. 'u:' .. suffix .. ':' .. l.holder, id)
-      holder_ends(suffix, l.holder)
-    end
-  end
-  return sequence
 end
 
 -- Turns `used` of a reservation into usage and gives back the rest, in the periods and grants that held it.
