@@ -1,9 +1,10 @@
 """What one tenant's flood does to another tenant's latencies, in one run on this machine.
 
-    python -m loadtests.flood [--seconds 10] [--rate 50] [--in-flight 512] [--share 32] [--rounds 2]
+    python -m loadtests.flood [--seconds 10] [--rate 50] [--in-flight 512] [--share 32] [--calls 0] [--rounds 2]
 
 Two gateways of their own, one enforcer worker each: one lets every tenant have all there is, one lets a tenant have
-`--share` calls at once (METERGATE_TENANT_MOST_CALLS). On each, in turns, a quiet tenant asks `--rate` checks a second,
+`--share` calls at once (METERGATE_TENANT_MOST_CALLS), and `--calls` a second (METERGATE_TENANT_CALLS_PER_SECOND; 0: as
+many as come). On each, in turns, a quiet tenant asks `--rate` checks a second,
 alone and beside a flood: another process, another tenant, `--in-flight` checks unanswered at any moment, which asks
 again at once when it is refused. Latencies count from the moment when a check was due. Only ratios of one run count;
 the flood's own process needs a core, too, which on a small machine is a part of what the quiet tenant notices.
@@ -167,7 +168,10 @@ async def measured(share: int, options: argparse.Namespace) -> dict[str, Any]:
     """p50 and p99 in ms, alone and beside the flood."""
     found: dict[str, list[float]] = {"alone": [], "beside": []}
     told = {"taken": 0, "refused": 0}
-    with started(("--workers", "1"), {"METERGATE_TENANT_MOST_CALLS": str(share)}) as target:
+    settings = {"METERGATE_TENANT_MOST_CALLS": str(share)}
+    if share:
+        settings["METERGATE_TENANT_CALLS_PER_SECOND"] = str(options.calls)
+    with started(("--workers", "1"), settings) as target:
         endpoint, known = target.gateway.endpoint, await keys(target)
         asked = (endpoint, known["quiet"], options.rate)
         await quiet(*asked, 2.0)  # warm
@@ -177,7 +181,7 @@ async def measured(share: int, options: argparse.Namespace) -> dict[str, Any]:
                 found["beside"] += await quiet(*asked, options.seconds)
             for name, count in said.items():
                 told[name] += count
-    row: dict[str, Any] = {"share": share, "flood": told}
+    row: dict[str, Any] = {"share": share, "calls": options.calls if share else 0, "flood": told}
     for name, latencies in found.items():
         ordered = sorted(latencies)
         row[name] = {
@@ -196,6 +200,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=50.0)
     parser.add_argument("--in-flight", type=int, default=512)
     parser.add_argument("--share", type=int, default=32)
+    parser.add_argument("--calls", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--flood", metavar="ENDPOINT", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -133,6 +133,10 @@ class _Call(Call):
         """Whether the client can read an answer that is compressed."""
         return b"gzip" in self._headers.get(b"grpc-accept-encoding", b"")
 
+    def ends_soon(self) -> None:
+        """See `Call`. To watch a client is to ask for it again and again."""
+        self.watched = True
+
     def abandon(self, fate: _Fate) -> None:
         """Cancel what answers it, unless it is answered."""
         if self.task is not None:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from google.rpc import status_pb2  # type: ignore[import-untyped]
 
-from enforcer.errors import InternalError, MetergateError, OverloadedError
+from enforcer.errors import (
+    InternalError,
+    MetergateError,
+    OverloadedError,
+    TenantOverShareError,
+)
 from enforcer.gateway.requests import parsed
 from enforcer.ports.definitions import Caller
 from enforcer.transport.callers import needs
@@ -73,6 +79,9 @@ class Call:
     def header(self, name: str) -> str | None:
         """One of `metadata`, which has a text."""
         return self.metadata.get(name)
+
+    def ends_soon(self) -> None:
+        """Whether its client has gone matters no more."""
 
     def time_left(self) -> float | None:
         """Seconds that the client still waits, never negative; None: for ever."""
@@ -140,6 +149,8 @@ class Dispatch:
             )
         except MetergateError as error:
             code = error.code.name
+            if isinstance(error, TenantOverShareError):
+                raise await self._held_back(method, call, error) from error
             raise self._failed(method, call, error) from error
         except Exception as error:
             code = "INTERNAL"
@@ -180,6 +191,8 @@ class Dispatch:
                 yield response if isinstance(response, list) else [response.SerializeToString()]
         except MetergateError as error:
             code = error.code.name
+            if isinstance(error, TenantOverShareError):
+                raise await self._held_back(method, call, error) from error
             raise self._failed(method, call, error) from error
         except (FailedError, WireError, asyncio.CancelledError, GeneratorExit):
             raise
@@ -210,6 +223,21 @@ class Dispatch:
         told = error if isinstance(error, MetergateError) else InternalError(UNEXPECTED)
         return FailedError(status_of(told, name))
 
+    async def _held_back(
+        self, method: Method, call: Call, error: TenantOverShareError
+    ) -> FailedError:
+        """A refusal, told later; meanwhile it takes no room from others. Of a flood's one in a second is logged."""
+        self._running -= 1
+        call.ends_soon()
+        tenant = call.caller.tenant
+        try:
+            await self.tenants.hold(tenant, call.time_left())
+        finally:
+            self._running += 1
+        if self.tenants.speaks_of(tenant, time.monotonic()):
+            return self._failed(method, call, error)
+        return FailedError(_over_share(error.metadata["limit"], error.metadata["retry_after_ms"]))
+
     def _slow(self, method: Method, call: Call, code: str, seconds: float) -> None:
         if code in ("OK", "CANCELLED"):  # else it is told already
             sent = call.header(REQUEST_ID)
@@ -222,3 +250,8 @@ class Dispatch:
         if method.role != "check":
             needs(caller, method.role)
         return caller
+
+
+@lru_cache(1024)
+def _over_share(limit: str, retry_after_ms: str) -> status_pb2.Status:
+    return status_of(TenantOverShareError(limit, int(retry_after_ms)))

@@ -1,11 +1,15 @@
 """What one tenant may take of a process: so many calls at once, so many in a second. Decision 26 says why so.
 
-A tenant that floods is refused at once, before anything is read or decided for it, so that others go on being served.
+A tenant that floods is refused before anything is read or decided for it, so that others go on being served. It hears of
+it a little later: who asks again as soon as it is refused would be refused thousands of times a second, which takes more
+from the others than what it has.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from enforcer.errors import TenantOverShareError
@@ -19,18 +23,29 @@ HEAVY: Final = 4096
 """Bytes of a request from which it counts however few calls there are: it has many checks in it."""
 STREAM_PAUSE_SECONDS: Final = 0.005
 RETRY_MS: Final = 100
+HOLD_SECONDS: Final = 1.0
+"""A refusal is told after a fifth of it to all of it, at random: those that came together must not come again together."""
+MOST_HELD: Final = 1_000
+"""Refusals of a tenant that it does not know of yet; more are told at once. Each takes some kilobytes."""
+SILENT_SECONDS: Final = 1.0
+"""Between two refusals of a tenant that are logged."""
 BURST_SECONDS: Final = 1.0
 """A tenant may ask for what it has in so long at once."""
 
 
 class Share:
-    """What one tenant has now. `running`: the weight of its calls that count; `due`: when its rate is used up until."""
+    """What one tenant has now.
 
-    __slots__ = ("due", "running")
+    `running`: the weight of its calls that count; `due`: when its rate is used up until; `held`: refusals not told yet;
+    `spoken`: when one was logged.
+    """
+
+    __slots__ = ("due", "held", "running", "spoken")
 
     def __init__(self) -> None:
-        self.running = 0
+        self.running = self.held = 0
         self.due = 0.0
+        self.spoken = -inf
 
 
 class Tenants:
@@ -65,6 +80,26 @@ class Tenants:
             raise over
         self._take(share, weight, now)
         return share
+
+    async def hold(self, tenant: str, left: float | None) -> None:
+        """Wait before a refusal is told: half of the seconds that its client has `left` at most, so that it hears of it."""
+        share = self._share(tenant)
+        if share.held >= MOST_HELD:
+            return
+        share.held += 1
+        try:
+            held = HOLD_SECONDS * random.uniform(0.2, 1)  # noqa: S311 - no secret
+            await asyncio.sleep(held if left is None else min(held, left / 2))
+        finally:
+            share.held -= 1
+
+    def speaks_of(self, tenant: str, now: float) -> bool:
+        """Whether a refusal is to be logged: one in a second is, as a flood has thousands. All are counted."""
+        share = self._share(tenant)
+        if now - share.spoken < SILENT_SECONDS:
+            return False
+        share.spoken = now
+        return True
 
     async def turn(self, tenant: str, weight: int) -> Share:
         """As `enter`, for the questions of a stream: they wait, and so does who asks them."""

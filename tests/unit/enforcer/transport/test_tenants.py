@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from google.protobuf.wrappers_pb2 import BytesValue
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 
@@ -14,7 +15,7 @@ from enforcer.ports.definitions import Caller
 from enforcer.transport.callers import MOST_STRANGERS, Callers
 from enforcer.transport.dispatch import Call, Dispatch, FailedError
 from enforcer.transport.services import Method
-from enforcer.transport.tenants import HEAVY, Tenants, weight_of
+from enforcer.transport.tenants import HEAVY, HOLD_SECONDS, MOST_HELD, Tenants, weight_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -137,6 +138,40 @@ async def test_a_flood_has_its_share_and_another_tenant_is_served_meanwhile() ->
     # What has ended counts no more.
     assert await served.ask("flood") == ""
     assert [share.running for share in served.dispatch.tenants._of.values()] == [0, 0]
+
+
+async def test_a_refusal_is_told_later_so_that_who_asks_again_at_once_asks_seldom() -> None:
+    served = Served(Tenants(MOST))
+    flood = await flooded(served, MOST_HELD + MOST + 5)
+    share = served.dispatch.tenants._of["loud"]
+    assert share.held == MOST_HELD  # the last five know already: what is held has a bound, too
+    assert served.dispatch._running == MOST, "what is held takes no room"
+    served.going.set()
+    answers = await flood
+    assert answers.count("TENANT_OVER_SHARE concurrency") == MOST_HELD + 5
+    assert share.held == served.dispatch._running == 0
+
+
+async def test_one_refusal_of_a_flood_is_logged_and_all_say_the_same() -> None:
+    refused: list[str] = []
+    served = Served(Tenants(MOST, refused=refused.append))
+    with structlog.testing.capture_logs() as logged:
+        flood = await flooded(served, MOST + 50)
+        served.going.set()
+        answers = await flood
+    assert answers.count("TENANT_OVER_SHARE concurrency") == len(refused) == 50
+    assert 1 <= len([one for one in logged if one["event"] == "call failed"]) < 5
+
+
+async def test_a_refusal_is_told_while_its_client_waits() -> None:
+    tenants = Tenants(MOST)
+    patient = asyncio.ensure_future(tenants.hold("loud", None))
+    hasty = asyncio.ensure_future(tenants.hold("loud", HOLD_SECONDS / 10))
+    done, _ = await asyncio.wait((patient, hasty), return_when=asyncio.FIRST_COMPLETED)
+    assert done == {hasty}
+    patient.cancel()  # its client has gone
+    await asyncio.wait((patient,))
+    assert tenants._of["loud"].held == 0
 
 
 async def test_without_a_bound_a_tenant_may_have_all_there_is() -> None:
