@@ -117,7 +117,7 @@ def over_grpcio(target: Target, work: Path) -> Iterator[tuple[int, int]]:
     process = subprocess.Popen(command, env=enforcer.environ() | settings)  # noqa: S603 - as it runs
     try:
         wait_until_ready(http, process)
-        yield port, psutil.Process(process.pid).pid
+        yield port, process.pid
     finally:
         process.terminate()
         process.wait()

@@ -397,27 +397,30 @@ class Load(Clients):
 
     # -- what is held
 
+    def _for_a_time(self, kind: type[Any], feature: str, most: int, *, abandoned: bool) -> Any:
+        """A request to hold something; what is abandoned is held for a second."""
+        check = self._request(feature, most=most)
+        return kind(
+            customer=check.customer,
+            feature=feature,
+            quantity=check.quantity,
+            idempotency_key=check.idempotency_key,
+            ttl=Duration(seconds=1 if abandoned else 60),
+        )
+
     async def _reserves(self, feature: str) -> None:
         while True:
             await self._turn()
             abandoned = self._dice.random() < ABANDONED
-            check = self._request(feature, most=20)
-            ttl = 1 if abandoned else 60
-            request = pb.ReserveRequest(
-                customer=check.customer,
-                feature=feature,
-                quantity=check.quantity,
-                idempotency_key=check.idempotency_key,
-                ttl=Duration(seconds=ttl),
-            )
-            asked = time.monotonic()
+            request = self._for_a_time(pb.ReserveRequest, feature, 20, abandoned=abandoned)
+            ends = time.monotonic() + request.ttl.seconds
             reserved = await self.ask("Reserve", request)
             self._note("reservations", request, reserved.check, Kind.HOLD)
             if abandoned or not reserved.check.allowed:
                 continue
             await self._turns()
             name = reserved.reservation
-            used = self._dice.randint(1, check.quantity)
+            used = self._dice.randint(1, request.quantity)
             gone = None
             try:
                 if self._dice.random() < ABANDONED:
@@ -430,7 +433,7 @@ class Load(Clients):
             except grpc.aio.AioRpcError as error:
                 gone = reason_of(error)
             if gone is not None:
-                self._ended_rightly(gone, "RESERVATION_NOT_FOUND", asked + ttl, request)
+                self._ended_rightly(gone, "RESERVATION_NOT_FOUND", ends, request)
 
     async def _turns(self) -> None:
         """Some time, and no pause in it: what was begun is to be ended, also when the load is over."""
@@ -457,16 +460,8 @@ class Load(Clients):
         while True:
             await self._turn()
             abandoned = self._dice.random() < ABANDONED
-            ttl = 1 if abandoned else 60
-            check = self._request(feature, most=40)
-            request = pb.TakeAllowanceRequest(
-                customer=check.customer,
-                feature=feature,
-                quantity=check.quantity,
-                idempotency_key=check.idempotency_key,
-                ttl=Duration(seconds=ttl),
-            )
-            asked = time.monotonic()
+            request = self._for_a_time(pb.TakeAllowanceRequest, feature, 40, abandoned=abandoned)
+            ends = time.monotonic() + request.ttl.seconds
             taken = await self.ask("TakeAllowance", request)
             self._note("allowances", request, taken.check, Kind.BLOCK)
             if abandoned or not taken.check.allowed:
@@ -477,7 +472,7 @@ class Load(Clients):
             try:
                 done = await self.ask("ReturnAllowance", back)
             except grpc.aio.AioRpcError as error:
-                self._ended_rightly(reason_of(error), "ALLOWANCE_EXPIRED", asked + ttl, request)
+                self._ended_rightly(reason_of(error), "ALLOWANCE_EXPIRED", ends, request)
             else:
                 self._settled(request, done.record, done.used, used)
 

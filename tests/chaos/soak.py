@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,10 +48,9 @@ from tests.chaos.faults import FAULTS, LASTS, Fault, Site, failover, settle_chan
 from tests.chaos.load import Load
 from tests.chaos.matrix import kafka_settings
 from tests.chaos.proxy import Proxy, to_port, to_socket
+from tests.fixtures import postgres
 from tests.fixtures.kafka import KafkaBroker, why_no_kafka
 from tests.fixtures.meter_process import metadata
-from tests.fixtures.postgres import _binaries as postgres_binaries
-from tests.fixtures.postgres import postgres_server
 from tests.fixtures.valkey import ValkeyProcess
 from tests.nursery import MEASURED
 from tests.ports import free_port
@@ -176,7 +175,7 @@ def missing(path: str) -> str:
     """Why this way of the records cannot be run here, or nothing."""
     if path == "embedded":
         return ""
-    if postgres_binaries() is None:
+    if postgres.binaries() is None:
         return "no PostgreSQL here: install postgresql, or take WAY=embedded"
     return why_no_kafka()
 
@@ -188,7 +187,7 @@ async def _site(folder: Path, plan: Plan) -> AsyncIterator[Site]:
         redis = await stack.enter_async_context(Proxy(to_port(valkey.port)))
         sql, broker, url, kafka = None, None, "", {}
         if plan.path == "kafka":
-            socket = await asyncio.to_thread(stack.enter_context, contextmanager(_postgres)())
+            socket = await asyncio.to_thread(stack.enter_context, postgres.running())
             sql = await stack.enter_async_context(Proxy(to_socket(f"{socket}/.s.PGSQL.5432")))
             url = f"postgresql+asyncpg://metergate@127.0.0.1:{sql.port}/postgres"
             broker = KafkaBroker(folder / "kafka")
@@ -214,12 +213,6 @@ async def _site(folder: Path, plan: Plan) -> AsyncIterator[Site]:
         clients = Load(at, gateway.key, plan.seed, PATIENCE)
         await stack.enter_async_context(clients)
         yield Site(gateway, clients, redis, sql, broker)
-
-
-def _postgres() -> Iterator[str]:
-    """The folder of a server's socket file."""
-    for url in postgres_server._get_wrapped_function()():
-        yield url.partition("?host=")[2]
 
 
 def _envoy(plan: Plan) -> bool:

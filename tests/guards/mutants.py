@@ -331,7 +331,8 @@ def _fails(test: str, source: Path) -> bool:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider"),
-            *(f"--timeout={LONGEST_SECONDS // 2}", f"tests/{test}"),
+            # By thread: a signal in the middle of an endless loop may end pytest itself, and look like no test.
+            *(f"--timeout={LONGEST_SECONDS // 2}", "--timeout-method=thread", f"tests/{test}"),
         ],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"},

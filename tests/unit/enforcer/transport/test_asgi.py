@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from enforcer.transport.asgi import AsgiServer
 from enforcer.transport.callers import Callers
 from enforcer.transport.dispatch import Dispatch
 from enforcer.transport.services import Method
+from enforcer.transport.tenants import Tenants
 
 if TYPE_CHECKING:
     from enforcer.transport.dispatch import Call
@@ -35,7 +37,9 @@ def _message(body: bytes, flag: int = 0) -> bytes:
     return bytes((flag,)) + len(body).to_bytes(4, "big") + body
 
 
-async def ask(*chunks: bytes, slow: bool = False, **changes: Any) -> dict[str, Any]:
+async def ask(
+    *chunks: bytes, slow: bool = False, tenants: Tenants | None = None, **changes: Any
+) -> dict[str, Any]:
     """Send one request in chunks; the answer: HTTP status, body, headers and trailers together. `slow`: it does not end."""
     scope = {
         "type": "http",
@@ -61,13 +65,22 @@ async def ask(*chunks: bytes, slow: bool = False, **changes: Any) -> dict[str, A
         answer["headers"] |= dict(event.get("headers", ()))
 
     method = Method("a.B", "Echo", BytesValue, BytesValue, "check", _echo)
-    server = AsgiServer(Dispatch([method], Callers(_Definitions()), Metrics()))  # type: ignore[arg-type]
+    callers = Callers(_Definitions())  # type: ignore[arg-type]
+    server = AsgiServer(Dispatch([method], callers, Metrics(), tenants=tenants))
     await server(scope, receive, send)
     assert server.running == 0
     return answer
 
 
 ECHO = BytesValue(value=b"abc" * 100).SerializeToString()
+
+
+async def test_who_waits_for_a_refusal_is_not_asked_whether_it_is_still_there() -> None:
+    """It takes longer than what is watched, and a flood has hundreds: this client would say that it has gone."""
+    tenants = Tenants(rate=1)
+    tenants.enter("demo", 100, time.monotonic())
+    answer = await ask(_message(ECHO), tenants=tenants)
+    assert answer["headers"][b"grpc-status"] == b"8"
 
 
 @pytest.mark.parametrize("size", [1, 4, 5, 6, 100, 10_000])
