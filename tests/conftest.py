@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = [
     "pytester",
+    "tests.endless",
     *sorted(f"{fixtures.__name__}.{module.name}" for module in iter_modules(fixtures.__path__)),
 ]
 
