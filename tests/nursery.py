@@ -81,6 +81,10 @@ class _Fork:
         self.returncode: int | None = None
         self._nursery = nursery
         self._handle = os.pidfd_open(pid)
+        self._asking = threading.Lock()
+
+    def __del__(self) -> None:
+        os.close(self._handle)
 
     def poll(self) -> int | None:
         return self._ended(0)
@@ -97,9 +101,10 @@ class _Fork:
 
     def _ended(self, timeout: float | None) -> int | None:
         if self.returncode is None and self._hears_of_it(timeout):
-            # Until the nursery is asked the process remains as a zombie: its number is nobody else's.
-            self.returncode = self._nursery.ask({"ended": self.pid})
-            os.close(self._handle)
+            # Until the nursery is asked the process remains as a zombie: its number is nobody else's. Asked once.
+            with self._asking:
+                if self.returncode is None:
+                    self.returncode = self._nursery.ask({"ended": self.pid})
         return self.returncode
 
     def _hears_of_it(self, timeout: float | None) -> bool:
