@@ -25,7 +25,7 @@ from enforcer.core.commands import (
 )
 from enforcer.core.compile import compile_program
 from enforcer.core.model import MAX_QUANTITY, SeatMode
-from enforcer.core.program import Kind
+from enforcer.core.program import Kind, Reason, Shape
 from enforcer.core.rules import Mode
 from meter.core.records import Body, decode_body, encode_body
 from tests.property.accounts import DAY, FEATURES, SEATS, Maker
@@ -81,6 +81,9 @@ class Commands(RuleBasedStateMachine):
 
     A subclass has `say`, which passes an operation to its stores and returns the answer.
     """
+
+    seats_only = False
+    """Whether seats are only taken of features that have some, as gateways do: of others no record tells the level."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -249,6 +252,9 @@ class Commands(RuleBasedStateMachine):
             key = idempotency(customer.account_id, SEATS.id, asked, holder)
         seat = SeatAsk(lease, holder, dice.choice([10_000, 4_000_000]))
         program = self.program(dice, customer, SEATS)
+        seats = any(view.shape is Shape.SEATS for view in program.views)
+        if self.seats_only and program.verdict is Reason.ALLOWED and not seats:
+            return
         body = self.body(program, asked, key, id=lease, h=holder)
         group = [Ask(program, 1, Mode.ENFORCE, body, key, seat=seat)]
         self.note(self.say("decide", group), group)

@@ -44,6 +44,7 @@ __all__ = [
     "decided",
     "fingerprint",
     "idempotency",
+    "key_name",
 ]
 
 NO_KEY = b""
@@ -60,9 +61,14 @@ _PARTS = (
 
 
 def idempotency(account_id: int, feature_id: int, key: str, *parameters: object) -> bytes:
-    """24 bytes that name an idempotency key in its scope, and behind them the parameters it came with."""
-    name = blake2b(b"%d:%d:%b" % (account_id, feature_id, key.encode()), digest_size=16)
-    return name.digest() + fingerprint(*parameters)
+    """The `key_name`, and behind it 8 bytes of the parameters that the key came with."""
+    return key_name(account_id, feature_id, key) + fingerprint(*parameters)
+
+
+def key_name(account_id: int, feature_id: int, key: str) -> bytes:
+    """16 bytes that name an idempotency key in its scope."""
+    named = b"%d:%d:%b" % (account_id, feature_id, key.encode())
+    return blake2b(named, digest_size=16).digest()
 
 
 def fingerprint(*parameters: object) -> bytes:

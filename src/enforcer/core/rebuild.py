@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from enforcer.core.allowances import GRACE_MS
-from enforcer.core.commands import idempotency
+from enforcer.core.commands import idempotency, key_name
 from enforcer.core.compile import SEAT_MODES, Place, places_of
 from enforcer.core.model import ConcurrentTerms, RateTerms, SeatMode
 from enforcer.core.periods import span_at
@@ -275,7 +275,7 @@ def remembered(
     """What a retry is answered; None if the record answers none."""
     kind, now = effects.type, effects.now
     if kind in _DECIDED and body.k and body.p:
-        name = idempotency(account_id, feature_id, body.k)[:16] + bytes.fromhex(body.p)
+        name = key_name(account_id, feature_id, body.k) + bytes.fromhex(body.p)
         expires = effects.extra
         decided = (effects.reason, effects.granted, effects.overage, 0, now, *place, expires, 0)
         return Remembered(name, now, decided, "" if kind is RecordType.USAGE else body.id)

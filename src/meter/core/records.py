@@ -48,6 +48,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import msgspec
 
@@ -132,8 +133,7 @@ class Body(msgspec.Struct, frozen=True, omit_defaults=True, rename={}):
     tp: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Effect:
+class Effect(NamedTuple):
     """The change of one counter: `limit` id, start of its `period` in ms, deltas of used and held."""
 
     limit: int
@@ -199,16 +199,9 @@ def decode_effects(data: bytes) -> Effects:
     if values[0] != VERSION:
         message = f"effects of version {values[0]:.0f}, known is {VERSION}"
         raise ValueError(message)
-    kind, now, granted, overage, reason, many, quantity, extra = (int(v) for v in values[1:HEADER])
-    entries = [int(value) for value in values[HEADER:]]
+    whole = list(map(int, values))
+    entries = [Effect._make(whole[at : at + ENTRY]) for at in range(HEADER, count, ENTRY)]
+    kind, now, granted, overage, reason, many, quantity, extra = whole[1:HEADER]
     return Effects(
-        RecordType(kind),
-        now,
-        granted,
-        overage,
-        reason,
-        many,
-        quantity,
-        extra,
-        tuple(Effect(*entries[at : at + ENTRY]) for at in range(0, len(entries), ENTRY)),
+        RecordType(kind), now, granted, overage, reason, many, quantity, extra, tuple(entries)
     )

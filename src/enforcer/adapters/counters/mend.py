@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import hiredis
@@ -30,9 +30,15 @@ from enforcer.adapters.counters.handshake import (
     reign_of,
 )
 from enforcer.adapters.counters.image import Image, packed
-from enforcer.adapters.counters.recall import read, recall, recall_entries, recall_sums
+from enforcer.adapters.counters.recall import (
+    read,
+    recall,
+    recall_entries,
+    recall_pages,
+    recall_sums,
+)
 from enforcer.adapters.counters.scripts import script
-from enforcer.adapters.counters.writing import LEASE_ENDS, Writing, counted, ended_hold
+from enforcer.adapters.counters.writing import LEASE_ENDS, Writing, counted, ended_hold, joined
 from enforcer.core import rebuild
 from enforcer.core.compile import places_of
 from enforcer.core.program import Family
@@ -45,7 +51,14 @@ from meter.errors import MeterError
 from meter.v1 import ledger_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+    from collections.abc import (
+        AsyncGenerator,
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Iterable,
+        Mapping,
+    )
 
     from enforcer.adapters.counters.connection import Connection
     from enforcer.adapters.counters.handshake import Found
@@ -78,6 +91,8 @@ __all__ = ["Marks", "Mender", "Process", "Truth"]
 
 _log = structlog.get_logger(__name__)
 ACCOUNTS, WRITES = 100, 256
+ANSWERS = 1_000
+"""Records of which the answers are written in one step, which takes Redis some milliseconds."""
 STALE_MS = 5_000
 """Whoever rebuilds and has not written for so long is taken for dead."""
 SIGNS = 5
@@ -299,9 +314,11 @@ class Mender:
                 self._open_starts(bucket, now),
                 self._bindings(bucket),
                 self._journals(bucket),
-                self._answers(bucket, now),
             ]:
                 async for some in _chunks(commands):
+                    await self._write(bucket, own, some)
+            async with aclosing(self._answers(bucket, now)) as answers:
+                async for some in answers:
                     await self._write(bucket, own, some)
             if not known.generation:
                 # Something was there: at the least the opening of the generation that nobody has.
@@ -387,12 +404,21 @@ class Mender:
         async for record in recall(self._ledger, bucket, START, ledger_pb2.CHOICE_JOURNALED):
             yield counted(tag, record)
 
-    async def _answers(self, bucket: int, now: int) -> AsyncIterator[Command]:
+    async def _answers(self, bucket: int, now: int) -> AsyncGenerator[list[Command]]:
+        """By far the most: those of many records in a few commands."""
         tag = bucket_tag(bucket)
         since = (now // self._window_ms - 1) * self._window_ms
-        async for record in recall(self._ledger, bucket, START, ledger_pb2.CHOICE_KEYED, since):
-            for command in await self._writing.answer(tag, record, now):
-                yield command
+        keyed = recall_pages(self._ledger, bucket, START, ledger_pb2.CHOICE_KEYED, since)
+        async with aclosing(keyed) as pages:
+            async for page in pages:
+                for at in range(0, len(page), ANSWERS):
+                    commands: list[Command] = []
+                    for entry in page[at : at + ANSWERS]:
+                        record = read(entry)
+                        if record is not None:
+                            commands += await self._writing.answer(tag, record, now)
+                    if commands:
+                        yield joined(commands)
 
     # -- Redis is behind
 

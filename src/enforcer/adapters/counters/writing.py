@@ -18,6 +18,7 @@ from enforcer.core.model import SeatMode
 from meter.core.records import RecordType
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Protocol
 
     from enforcer.adapters.counters.connection import Connection
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
             ...
 
 
-__all__ = ["LEASE_ENDS", "Command", "Writing", "counted", "ended_hold"]
+__all__ = ["LEASE_ENDS", "Command", "Writing", "counted", "ended_hold", "joined"]
 
 _log = structlog.get_logger(__name__)
 _pack = msgspec.msgpack.encode
@@ -179,6 +180,25 @@ def _lease_commands(tag: str, lease: rebuild.Lease) -> list[Command]:
 def counted(tag: str, record: Read) -> Command:
     """How far a journal of emergency uses was counted."""
     return "HSET", f"{tag}j", record.body.j, record.body.jn
+
+
+def joined(commands: Iterable[Command]) -> list[Command]:
+    """The commands of many answers in a few: all fields of a hash are set at once, and its life once.
+
+    What is only set where nothing is comes last: it gives way to what was set before it and to what is set behind it.
+    """
+    fields: dict[str, list[Any]] = {}
+    rest: list[Command] = []
+    lives: dict[str, Command] = {}
+    for command in commands:
+        name, key, *words = command
+        if name == "HSET":
+            fields.setdefault(key, ["HSET", key]).extend(words)
+        elif name == "PEXPIRE":
+            lives[key] = command
+        else:
+            rest.append(command)
+    return [*map(tuple, fields.values()), *rest, *lives.values()]
 
 
 def ended_hold(tag: str, reservation: str) -> list[Command]:
