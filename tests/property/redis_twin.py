@@ -78,7 +78,9 @@ class RedisTwin:
         self._truth, self._ledger = truth or _Generations(), ledger
         self._begin(url)
         self._loop = asyncio.new_event_loop()
-        self._options = RedisOptions(url, buckets, window_ms=window_ms, clock=self.clock)
+        self._options = RedisOptions(
+            url, buckets, window_ms=window_ms, clock=self.clock, reply_timeout=10, patience=10
+        )
         self._set_clock()
         self._store = self._loop.run_until_complete(self._start())
 
