@@ -31,7 +31,7 @@ from enforcer.v1 import enforcer_pb2 as pb
 from loadtests.script_bench import FEATURE, QUOTA, RATE, Server
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from enforcer.core.rebuild import Account
 
@@ -66,8 +66,12 @@ class Definitions:
     async def accounts(self, bucket: int, after: int, most: int) -> list[Account]:
         raise AssertionError(bucket, after, most)
 
+    async def resolve_all(self, names: Sequence[tuple[str, str]]) -> list[Customer]:
+        return [Customer(tenant, 1, customer, 0, 1, (self.node,)) for tenant, customer in names]
+
     async def resolve(self, tenant: str, customer: str) -> Customer | None:
-        return Customer(tenant, 1, customer, 0, 1, (self.node,))
+        (found,) = await self.resolve_all([(tenant, customer)])
+        return found
 
     async def feature(self, tenant: str, key: str) -> Feature | None:
         return FEATURE

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from enforcer.core.commands import EpochStale, SliceStale
 from enforcer.core.compile import compile_program
+from enforcer.core.model import Customer
 from enforcer.errors import (
     InternalError,
     InvalidRequestError,
@@ -18,15 +19,17 @@ from enforcer.gateway.asked import Name
 from enforcer.gateway.stencils import Skeletons, Stencil
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from enforcer.core.model import Customer, Feature
+    from enforcer.core.model import Feature
     from enforcer.core.program import Program
     from enforcer.ports.counters import CounterStore
     from enforcer.ports.definitions import Definitions
 
 __all__ = ["Name", "Programs", "Rounds"]
 
+MOST_READ = 32
+"""Customers that are read at once. A reading costs what ten customers do; more would keep others from the processor."""
 CHANGING_SECONDS = 2.0
 """How long a call follows terms that change again and again."""
 
@@ -50,7 +53,9 @@ class Programs:
         self._programs: dict[tuple[str, str, str, str], Stencil] = {}
         self._customers: dict[tuple[str, str], Customer] = {}
         self._features: dict[tuple[str, str], tuple[int, Feature]] = {}
-        self._loading: dict[tuple[str, str], asyncio.Task[Customer]] = {}
+        self._loading: dict[tuple[str, str], asyncio.Future[Customer | Exception | None]] = {}
+        self._wanted: list[tuple[str, str]] = []
+        self._reading: asyncio.Task[None] | None = None
         self.skeletons = Skeletons(self._programs.get)
         """What is known, by the messages of common checks."""
 
@@ -192,25 +197,42 @@ class Programs:
         return feature
 
     async def _load(self, tenant: str, customer: str) -> Customer:
-        """Read a customer from the definitions; those who ask at the same time share one reading."""
+        """Read a customer from the definitions; those who ask for it at the same time share one reading."""
         key = tenant, customer
-        task = self._loading.get(key)
-        if task is None:
-            task = asyncio.create_task(self._read(tenant, customer))
-            self._loading[key] = task
-            task.add_done_callback(lambda _: self._loading.pop(key, None))
-        return await asyncio.shield(task)
-
-    async def _read(self, tenant: str, customer: str) -> Customer:
-        found = await self._definitions.resolve(tenant, customer)
+        loading = self._loading.get(key)
+        if loading is None:
+            loading = self._loading[key] = asyncio.get_running_loop().create_future()
+            self._wanted.append(key)
+            if self._reading is None or self._reading.done():
+                self._reading = asyncio.create_task(self._read(), name="customers")
+        found = await asyncio.shield(loading)
+        if isinstance(found, Exception):
+            raise found
         if found is None:
-            self._customers.pop((tenant, customer), None)
             raise NotFoundError("UNKNOWN_CUSTOMER", f"no customer {customer!r}", customer=customer)
+        return found
+
+    async def _read(self) -> None:
+        """Read who is wanted: all at once who came while others were read. No timer delays a lone one."""
+        while self._wanted:
+            keys, self._wanted = self._wanted[:MOST_READ], self._wanted[MOST_READ:]
+            outcomes: Sequence[Customer | Exception | None]
+            try:
+                outcomes = await self._definitions.resolve_all(keys)
+            except Exception as error:  # noqa: BLE001 - raised by those who asked
+                outcomes = [error] * len(keys)
+            for key, outcome in zip(keys, outcomes, strict=True):
+                if isinstance(outcome, Customer):
+                    self._remember(key, outcome)
+                elif outcome is None:
+                    self._customers.pop(key, None)
+                self._loading.pop(key).set_result(outcome)
+
+    def _remember(self, key: tuple[str, str], customer: Customer) -> None:
         if len(self._customers) >= self._size:
             for old in list(self._customers)[: self._size // 4]:
                 del self._customers[old]
-        self._customers[tenant, customer] = found
-        return found
+        self._customers[key] = customer
 
 
 class Rounds:

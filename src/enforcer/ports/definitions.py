@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
     from enforcer.catalog.model import Catalog
     from enforcer.core.events import EventMeter
@@ -65,6 +65,10 @@ class Definitions(Protocol):
 
     async def resolve(self, tenant: str, customer: str) -> Customer | None:
         """A customer with all above it and the account's epoch, read in one transaction."""
+        ...
+
+    async def resolve_all(self, names: Sequence[tuple[str, str]]) -> Sequence[Customer | None]:
+        """The same of several at once: tenant and customer of each. In their order; None for one that is not there."""
         ...
 
     async def feature(self, tenant: str, key: str) -> Feature | None:

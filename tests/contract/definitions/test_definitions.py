@@ -190,6 +190,22 @@ async def test_a_tenant_does_not_see_another_ones_definitions(definitions: SqlDe
     )
 
 
+async def test_several_at_once_are_what_each_is_by_itself(definitions: SqlDefinitions) -> None:
+    await declare(definitions)
+    await declare(definitions, CATALOG.replace("tenant: demo", "tenant: other"))
+    names = [
+        *(("demo", "acme-team-ann"), ("other", "acme"), ("demo", "nobody"), ("demo", "acme")),
+        *(("demo", "globex"), ("other", "acme-team"), ("demo", "a\0b"), ("demo", "acme-team-ann")),
+    ]
+    found = await definitions.resolve_all(names)
+    assert found == [await definitions.resolve(*name) for name in names]
+    assert [one is None for one in found] == [False, False, True, *[False] * 3, True, False]
+    assert found[0] is not None
+    assert [node.key for node in found[0].path] == ["acme-team-ann", "acme-team", "acme"]
+    assert await definitions.resolve_all([]) == []
+    assert await definitions.resolve_all([("demo", "nobody")]) == [None]
+
+
 @pytest.mark.parametrize(
     "key", ["nobody", "", "a\0b", "\ud800", "'; DROP TABLE nodes; --", "é" * 500]
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
-from sqlalchemy import event, insert, select, text, update
+from sqlalchemy import event, insert, select, text, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
@@ -24,7 +24,7 @@ from enforcer.adapters.definitions.apply import Application, pending
 from enforcer.adapters.definitions.work import chunks
 from enforcer.catalog.model import EntitlementSpec
 from enforcer.core.events import EventMeter, path_of
-from enforcer.core.model import Customer, Feature, Node
+from enforcer.core.model import Customer, Entitlement, Feature, Node
 from enforcer.core.rebuild import Account
 from enforcer.errors import DefinitionsUnavailableError, MisconfiguredError
 from enforcer.ports.definitions import Applied, Caller, LimitName, Touched
@@ -33,7 +33,7 @@ from meter.adapters.sql.refusals import is_database_error, refusal, wrong_option
 from meter.adapters.sql.schema import Fit, Schema
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterable
+    from collections.abc import AsyncIterator, Collection, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from sqlalchemy import Connection
@@ -197,48 +197,56 @@ class SqlDefinitions:
     # -- reading
 
     async def resolve(self, tenant: str, customer: str) -> Customer | None:
-        if not _storable(customer):
-            return None
+        (found,) = await self.resolve_all([(tenant, customer)])
+        return found
+
+    async def resolve_all(self, names: Sequence[tuple[str, str]]) -> list[Customer | None]:
+        wanted = [name for name in set(names) if _storable(name[1])]
+        if not wanted:
+            return [None] * len(names)
         async with self._transaction() as connection:
-            row = (
-                await connection.execute(
-                    select(t.nodes, t.accounts.c.bucket, t.accounts.c.epoch, t.tenants.c.revision)
-                    .join(t.accounts, t.accounts.c.id == t.nodes.c.account_id)
-                    .join(t.tenants, t.tenants.c.key == t.nodes.c.tenant)
-                    .where(t.nodes.c.tenant == tenant, t.nodes.c.key == customer)
-                )
-            ).first()
-            if row is None:
-                return None
-            path = [row]
-            while path[-1].parent_id is not None:
-                path.append(
-                    (
-                        await connection.execute(
-                            select(t.nodes).where(t.nodes.c.id == path[-1].parent_id)
-                        )
-                    ).one()
-                )
-            ids = [node.id for node in path]
-            found: dict[int, list[Any]] = {number: [] for number in ids}
+            rows = await connection.execute(
+                select(t.nodes, t.accounts.c.bucket, t.accounts.c.epoch, t.tenants.c.revision)
+                .join(t.accounts, t.accounts.c.id == t.nodes.c.account_id)
+                .join(t.tenants, t.tenants.c.key == t.nodes.c.tenant)
+                .where(tuple_(t.nodes.c.tenant, t.nodes.c.key).in_(wanted))
+            )
+            found = {(row.tenant, row.key): row for row in rows}
+            nodes: dict[int, Any] = {row.id: row for row in found.values()}
+            above = {row.parent_id for row in nodes.values()} - nodes.keys() - {None}
+            while above:
+                more = await connection.execute(select(t.nodes).where(t.nodes.c.id.in_(above)))
+                rows_above = {row.id: row for row in more}
+                nodes |= rows_above
+                above = {row.parent_id for row in rows_above.values()} - nodes.keys() - {None}
+            entitlements: dict[int, list[Entitlement]] = {number: [] for number in nodes}
             for one in await connection.execute(
                 select(t.entitlements)
-                .where(t.entitlements.c.node_id.in_(ids))
+                .where(t.entitlements.c.node_id.in_(list(nodes)))
                 .order_by(t.entitlements.c.id)
             ):
                 spec = EntitlementSpec.from_json(one.key, one.feature, one.definition)
-                found[one.node_id].append(spec.numbered(one.id, one.grants))
-        return Customer(
-            tenant=tenant,
-            account_id=row.account_id,
-            account_key=path[-1].key,
-            bucket=row.bucket,
-            epoch=row.epoch,
-            path=tuple(
-                Node(node.id, node.key, node.suspended, tuple(found[node.id])) for node in path
-            ),
-            revision=row.revision,
-        )
+                entitlements[one.node_id].append(spec.numbered(one.id, one.grants))
+        made = {
+            row.id: Node(row.id, row.key, row.suspended, tuple(entitlements[row.id]))
+            for row in nodes.values()
+        }
+
+        def customer(row: Any) -> Customer:
+            path = [row]
+            while path[-1].parent_id is not None:
+                path.append(nodes[path[-1].parent_id])
+            return Customer(
+                tenant=row.tenant,
+                account_id=row.account_id,
+                account_key=path[-1].key,
+                bucket=row.bucket,
+                epoch=row.epoch,
+                path=tuple(made[node.id] for node in path),
+                revision=row.revision,
+            )
+
+        return [customer(found[name]) if name in found else None for name in names]
 
     async def feature(self, tenant: str, key: str) -> Feature | None:
         if not _storable(key):

@@ -11,7 +11,12 @@ from enforcer.adapters.counters.memory import MemoryStore
 from enforcer.core.commands import EpochStale
 from enforcer.core.memory import MemoryCounters
 from enforcer.core.model import Customer, Feature, Node, Period, PeriodUnit, QuotaTerms
-from enforcer.errors import InternalError, TermsChangingError
+from enforcer.errors import (
+    DefinitionsUnavailableError,
+    InternalError,
+    NotFoundError,
+    TermsChangingError,
+)
 from enforcer.gateway import programs as module
 from enforcer.gateway.gateway import Gateway
 from enforcer.gateway.programs import Name, Programs, Rounds
@@ -19,7 +24,7 @@ from enforcer.v1 import enforcer_pb2 as pb
 from tests.unit.enforcer.core.stories import NOW, given
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 TERMS = QuotaTerms(100, Period(PeriodUnit.TOTAL))
 CHECK = pb.CheckRequest(customer="acme", feature="f").SerializeToString()
@@ -32,12 +37,22 @@ class Declared:
         self.epochs = {"acme": 1, "globex": 1}
         self.revision, self.emergency = 0, 0
         self.readings = 0
+        self.asked: list[int] = []
         self.after_reading: Callable[[], None] = lambda: None
 
-    async def resolve(self, tenant: str, customer: str) -> Customer:
+    async def resolve_all(self, names: Sequence[tuple[str, str]]) -> list[Customer | None]:
         self.readings += 1
+        self.asked.append(len(names))
+        found = [self._customer(*name) for name in names]
+        self.after_reading()
+        await asyncio.sleep(0)
+        return found
+
+    def _customer(self, tenant: str, customer: str) -> Customer | None:
+        if customer not in self.epochs:
+            return None
         number = list(self.epochs).index(customer) + 1
-        found = Customer(
+        return Customer(
             tenant,
             number,
             customer,
@@ -46,9 +61,6 @@ class Declared:
             (Node(number, customer, entitlements=(given(customer, TERMS),)),),
             self.revision,
         )
-        self.after_reading()
-        await asyncio.sleep(0)
-        return found
 
     async def feature(self, _tenant: str, key: str) -> Feature:
         return Feature(1, key, key, {}, self.emergency)
@@ -131,3 +143,49 @@ async def test_a_changed_feature_is_read_again_for_every_account_whatever_their_
     stand.definitions.emergency, stand.definitions.revision = 9, 1
     stand.definitions.epochs = {"acme": 26, "globex": 2}
     assert await stand.emergency("globex") == 9
+
+
+async def test_customers_that_come_while_others_are_read_are_read_together() -> None:
+    stand = Stand()
+    names = [f"c{number}" for number in range(2 * module.MOST_READ)]
+    stand.definitions.epochs = dict.fromkeys(names, 1)
+    programs = await asyncio.gather(
+        *(stand.programs.get(Name("demo", name, "f")) for name in names * 2)
+    )
+    assert [one.customer for one in programs] == names * 2
+    assert stand.definitions.asked == [module.MOST_READ] * 2
+
+
+async def test_one_that_is_not_there_and_a_reading_that_fails_are_told_to_those_who_asked() -> None:
+    stand = Stand()
+
+    async def emergencies(*names: str) -> list[Any]:
+        return await asyncio.gather(*map(stand.emergency, names), return_exceptions=True)
+
+    zero, missing, other = await emergencies("acme", "nobody", "globex")
+    assert (zero, other) == (0, 0)
+    assert isinstance(missing, NotFoundError)
+    assert missing.metadata == {"customer": "nobody"}
+
+    def fails() -> None:
+        raise DefinitionsUnavailableError("away")
+
+    stand.definitions.epochs |= {"initech": 1}
+    stand.definitions.after_reading = fails
+    assert [type(one) for one in await emergencies("initech", "umbrella", "acme")] == [
+        DefinitionsUnavailableError,
+        DefinitionsUnavailableError,
+        int,
+    ]
+    stand.definitions.after_reading = lambda: None
+    assert await emergencies("initech") == [0]
+
+
+async def test_who_gives_up_takes_nobody_along() -> None:
+    stand = Stand()
+    impatient = asyncio.create_task(stand.emergency("acme"))
+    patient = asyncio.create_task(stand.emergency("acme"))
+    await asyncio.sleep(0)
+    impatient.cancel()
+    assert await patient == 0
+    assert stand.definitions.readings == 1
