@@ -30,6 +30,8 @@ __all__ = ["Name", "Programs", "Rounds"]
 
 MOST_READ = 32
 """Customers that are read at once. A reading costs what ten customers do; more would keep others from the processor."""
+MOST_READINGS = 2
+"""At the same time: one that gets no answer does not hold everybody up."""
 CHANGING_SECONDS = 2.0
 """How long a call follows terms that change again and again."""
 
@@ -55,7 +57,7 @@ class Programs:
         self._features: dict[tuple[str, str], tuple[int, Feature]] = {}
         self._loading: dict[tuple[str, str], asyncio.Future[Customer | Exception | None]] = {}
         self._wanted: list[tuple[str, str]] = []
-        self._reading: asyncio.Task[None] | None = None
+        self._reading: set[asyncio.Task[None]] = set()
         self.skeletons = Skeletons(self._programs.get)
         """What is known, by the messages of common checks."""
 
@@ -203,8 +205,11 @@ class Programs:
         if loading is None:
             loading = self._loading[key] = asyncio.get_running_loop().create_future()
             self._wanted.append(key)
-            if self._reading is None or self._reading.done():
-                self._reading = asyncio.create_task(self._read(), name="customers")
+            # A reading that is over may still be in the set, until its callbacks have run.
+            if sum(not one.done() for one in self._reading) < MOST_READINGS:
+                reading = asyncio.create_task(self._read(), name="customers")
+                self._reading.add(reading)
+                reading.add_done_callback(self._reading.discard)
         found = await asyncio.shield(loading)
         if isinstance(found, Exception):
             raise found
@@ -220,6 +225,8 @@ class Programs:
             try:
                 outcomes = await self._definitions.resolve_all(keys)
             except Exception as error:  # noqa: BLE001 - raised by those who asked
+                # Also by who came meanwhile: else the last one would wait for as many failures as there are readings.
+                keys, self._wanted = keys + self._wanted, []
                 outcomes = [error] * len(keys)
             for key, outcome in zip(keys, outcomes, strict=True):
                 if isinstance(outcome, Customer):

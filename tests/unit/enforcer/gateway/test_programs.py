@@ -177,8 +177,46 @@ async def test_one_that_is_not_there_and_a_reading_that_fails_are_told_to_those_
         DefinitionsUnavailableError,
         int,
     ]
+    stand.definitions.asked.clear()
+    many = await emergencies(*(f"c{number}" for number in range(3 * module.MOST_READ)))
+    assert {type(one) for one in many} == {DefinitionsUnavailableError}
+    assert len(stand.definitions.asked) == 1, "whoever has waited for one failure has waited enough"
     stand.definitions.after_reading = lambda: None
     assert await emergencies("initech") == [0]
+
+
+async def test_a_reading_without_an_answer_does_not_hold_up_the_next() -> None:
+    stand, stuck = Stand(), asyncio.Event()
+    read = stand.definitions.resolve_all
+
+    async def resolve_all(names: Sequence[tuple[str, str]]) -> list[Customer | None]:
+        if ("demo", "acme") in names:
+            await stuck.wait()
+        return await read(names)
+
+    stand.definitions.resolve_all = resolve_all  # type: ignore[method-assign]
+    waiting = asyncio.create_task(stand.emergency("acme"))
+    await asyncio.sleep(0)
+    assert await asyncio.wait_for(stand.emergency("globex"), 10) == 0
+    assert not waiting.done()
+    stuck.set()
+    assert await waiting == 0
+
+
+@pytest.mark.parametrize("steps", range(12))
+async def test_nobody_is_forgotten_at_whichever_step_of_a_reading_they_come(
+    monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    monkeypatch.setattr(module, "MOST_READINGS", 1)
+    stand = Stand()
+
+    async def later() -> int:
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        return await stand.emergency("globex")
+
+    async with asyncio.timeout(10):
+        assert await asyncio.gather(stand.emergency("acme"), later()) == [0, 0]
 
 
 async def test_who_gives_up_takes_nobody_along() -> None:
