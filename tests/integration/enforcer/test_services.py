@@ -765,7 +765,7 @@ async def test_a_heartbeat_does_not_read_the_definitions(
     async def away(*_: Any) -> Any:
         raise DefinitionsUnavailableError("the definitions' database does not answer")
 
-    for name in ("resolve", "feature"):
+    for name in ("resolve_all", "feature"):
         monkeypatch.setattr(service.definitions, name, away)
     assert (await service.door.renew(seat.lease.token)).lease.id == seat.lease.id
     found = await service.fault(service.door.check("suite.seats", customer="unknown"))
