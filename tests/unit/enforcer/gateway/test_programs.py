@@ -216,7 +216,7 @@ async def test_nobody_is_forgotten_at_whichever_step_of_a_reading_they_come(
         return await stand.emergency("globex")
 
     async with asyncio.timeout(10):
-        assert await asyncio.gather(stand.emergency("acme"), later()) == [0, 0]
+        assert list(await asyncio.gather(stand.emergency("acme"), later())) == [0, 0]
 
 
 async def test_who_gives_up_takes_nobody_along() -> None:
