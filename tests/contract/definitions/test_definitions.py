@@ -6,12 +6,12 @@ import asyncio
 import hashlib
 import sqlite3
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import select, update
+from sqlalchemy import event, select, update
 
 from enforcer.adapters.definitions import tables
 from enforcer.adapters.definitions.sql import SqlDefinitions
@@ -204,6 +204,23 @@ async def test_several_at_once_are_what_each_is_by_itself(definitions: SqlDefini
     assert [node.key for node in found[0].path] == ["acme-team-ann", "acme-team", "acme"]
     assert await definitions.resolve_all([]) == []
     assert await definitions.resolve_all([("demo", "nobody")]) == [None]
+
+
+async def test_sqlite_finds_several_by_its_indexes(definitions: SqlDefinitions) -> None:
+    """Postgres chooses by what is in the tables."""
+    if definitions._postgres:
+        return
+    await declare(definitions)
+    asked: list[tuple[str, Any]] = []
+    engine = definitions._engine.sync_engine
+    event.listen(engine, "before_cursor_execute", lambda *of: asked.append((of[2], of[3])))
+    await definitions.resolve_all([("demo", "acme-team-ann"), ("demo", "acme"), ("other", "acme")])
+    async with definitions.transaction() as connection:
+        for statement, values in [one for one in asked if one[0].startswith("SELECT")]:
+            plan = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values)
+            steps = [str(row["detail"]) for row in plan.mappings()]
+            assert [one for one in steps if one.startswith("SCAN")] == [], statement
+    assert len(asked) > 3
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
-from sqlalchemy import event, insert, select, text, tuple_, update
+from sqlalchemy import and_, event, insert, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
@@ -201,15 +201,20 @@ class SqlDefinitions:
         return found
 
     async def resolve_all(self, names: Sequence[tuple[str, str]]) -> list[Customer | None]:
-        wanted = [name for name in set(names) if _storable(name[1])]
-        if not wanted:
+        wanted: dict[str, list[str]] = {}
+        for tenant, key in set(names):
+            if _storable(key):
+                wanted.setdefault(tenant, []).append(key)
+        # Not pairs of both: SQLite would look for those through all nodes.
+        named = [and_(t.nodes.c.tenant == one, t.nodes.c.key.in_(wanted[one])) for one in wanted]
+        if not named:
             return [None] * len(names)
         async with self._transaction() as connection:
             rows = await connection.execute(
                 select(t.nodes, t.accounts.c.bucket, t.accounts.c.epoch, t.tenants.c.revision)
                 .join(t.accounts, t.accounts.c.id == t.nodes.c.account_id)
                 .join(t.tenants, t.tenants.c.key == t.nodes.c.tenant)
-                .where(tuple_(t.nodes.c.tenant, t.nodes.c.key).in_(wanted))
+                .where(or_(*named))
             )
             found = {(row.tenant, row.key): row for row in rows}
             nodes: dict[int, Any] = {row.id: row for row in found.values()}
