@@ -81,8 +81,8 @@ MUTANTS = [
     Mutant(
         "T3",
         "enforcer/adapters/definitions/sql.py",
-        ".where(t.nodes.c.tenant == tenant, t.nodes.c.key == customer)",
-        ".where(t.nodes.c.key == customer)",
+        "        for tenant, key in set(names):\n",
+        "        names = [('demo', key) for _, key in names]\n        for tenant, key in set(names):\n",
         f"{_SERVICES}test_tenants_do_not_meet",
     ),
     Mutant(

@@ -224,11 +224,17 @@ def seat_mode(customer: Customer, feature: str) -> int:
 
 
 def hold_of(
-    customer: Customer, feature_id: int, body: Body, raw: bytes, effects: Effects
+    customer: Customer,
+    feature_id: int,
+    body: Body,
+    raw: bytes,
+    effects: Effects,
+    ownerless: Mapping[int, Node],
 ) -> Reservation:
     """The reservation or block that a HOLD or ALLOWANCE record began.
 
-    Each chain holds what was granted: so their borders in the row of entries are found.
+    Each chain holds what was granted: so their borders in the row of entries are found. `ownerless`: the nodes at which
+    limits are counted that no terms have any more.
     """
     notes = {entry.period // 2: entry for entry in effects.entries if not entry.limit}
     known = place_by_limit(customer.path, body.f)
@@ -240,7 +246,10 @@ def hold_of(
             continue
         note = notes.get(number)
         ring = note is not None and note.held == 0
-        node = known[entry.limit][0] if entry.limit in known else customer.path[0]
+        if entry.limit in known:
+            node, _ = known[entry.limit]
+        else:
+            node = ownerless.get(entry.limit, customer.path[0])
         family = Family.RING24 if ring else Family.COUNT
         chain.append(
             Hold(

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from enforcer.adapters.counters.handshake import Found
     from enforcer.adapters.counters.recall import Read
     from enforcer.adapters.counters.writing import Command, Known
+    from enforcer.core.model import Node
     from enforcer.ports.ledger import Ledger
 
     class Truth(Generations, Known, Protocol):
@@ -466,10 +467,10 @@ class Mender:
             record = read(entry)
             if record is None:
                 continue
-            await self._effects(image, record, now)
+            ownerless = await self._effects(image, record, now)
             kind = record.effects.type
             if kind in (*_HOLDS, RecordType.LEASE_START):
-                commands += await self._writing.start(tag, record, now)
+                commands += await self._writing.start(tag, record, now, ownerless)
             if kind in _HOLD_ENDS:
                 commands += ended_hold(tag, record.body.id)
             if kind in LEASE_ENDS:
@@ -485,16 +486,20 @@ class Mender:
             await self._write(bucket, guard, [*commands, *image.changed()])
         return last
 
-    async def _effects(self, image: Image, record: Read, now: int) -> None:
-        """Of one record, on the states of its customer's path; rates that it may have used are spent."""
+    async def _effects(self, image: Image, record: Read, now: int) -> dict[int, Node]:
+        """Of one record, on the states of its customer's path; rates that it may have used are spent.
+
+        Return where those of its limits are counted that no terms have any more.
+        """
+        ownerless: dict[int, Node] = {}
         body, effects = record.body, record.effects
         entries = [entry for entry in effects.entries if entry.limit]
         uses = effects.type in (RecordType.USAGE, *_HOLDS, RecordType.LEASE_START)
         if not entries and not uses:
-            return
+            return ownerless
         customer, feature = await self._writing.who(body)
         if customer is None:
-            return
+            return ownerless
         known = rebuild.place_by_limit(customer.path, body.f)
         for entry in entries:
             limit = entry.limit % SIDE
@@ -510,10 +515,12 @@ class Mender:
                 found = await image.left_over(f"{node.id}:{feature}", limit)
                 if found is not None:
                     rebuild.apply_rest(*found, entry)
+                    ownerless[limit] = node
         for node, place in known.values():
             if place.rate is not None and uses:
                 slots = await image.of(f"{node.id}:{feature}")
                 slots[place.slot] = rebuild.spent(place, now)
+        return ownerless
 
 
 def _elsewhere(error: hiredis.ReplyError) -> str:

@@ -18,12 +18,12 @@ from enforcer.core.model import SeatMode
 from meter.core.records import RecordType
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from typing import Protocol
 
     from enforcer.adapters.counters.connection import Connection
     from enforcer.adapters.counters.recall import Read
-    from enforcer.core.model import Customer, Feature
+    from enforcer.core.model import Customer, Feature, Node
     from meter.core.records import Body
 
     class Known(Protocol):
@@ -61,8 +61,10 @@ class Writing:
         self._customers.clear()
         self._features.clear()
 
-    async def start(self, tag: str, record: Read, now: int) -> list[Command]:
-        """A lease, reservation or block of supply has begun."""
+    async def start(
+        self, tag: str, record: Read, now: int, ownerless: Mapping[int, Node] | None = None
+    ) -> list[Command]:
+        """A lease, reservation or block of supply has begun. `ownerless` as of `rebuild.hold_of`."""
         entry, body, effects = record
         customer, feature = await self.who(body)
         if customer is None:
@@ -72,7 +74,7 @@ class Writing:
             return _lease_commands(
                 tag, rebuild.lease_of(customer, feature, body, entry.body, effects, now)
             )
-        hold = rebuild.hold_of(customer, feature, body, entry.body, effects)
+        hold = rebuild.hold_of(customer, feature, body, entry.body, effects, ownerless or {})
         return [
             (
                 "HSET",
