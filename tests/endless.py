@@ -27,7 +27,7 @@ _STDERR: Final = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The setting of pyproject.toml."""
+    """Beside the `timeout` of pytest-timeout."""
     parser.addini(
         "teardown_timeout",
         "Seconds that a test may take beyond its timeout, and its teardown once it has failed",
