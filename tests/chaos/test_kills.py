@@ -92,11 +92,15 @@ def replay_under_fire(
 
 
 def wait_until_answering(stack: Stack, within: float = 120) -> None:
-    """All processes run again and the gateway decides."""
+    """All processes run again, the gateway decides, and its meter answers: it may have been the last to be killed."""
+    asked = (
+        ("check", "acme", "api.calls", "--mode", "check_only"),
+        ("usage", "--customer", "acme"),
+    )
     give_up = time.monotonic() + within
     while time.monotonic() < give_up:
-        done = stack.run("check", "acme", "api.calls", "--mode", "check_only")
-        if done.returncode == 0 and len(stack.pids("")) == 4:
+        answered = all(stack.run(*words).returncode == 0 for words in asked)
+        if answered and len(stack.pids("")) == 4:
             return
         time.sleep(0.2)
     pytest.fail("the gateway did not come back:\n" + "\n".join(stack.lines[-50:]))
