@@ -42,6 +42,10 @@ class _Form(NamedTuple):
     start: int
 
 
+_Same = tuple[str, str, int, int, str, tuple[tuple[str, str], ...]]
+"""Customer, feature, quantity, mode, product version, dimensions."""
+
+
 class Question:
     """A check that is asked: its bytes, until when it matters, and where its answer goes."""
 
@@ -93,7 +97,7 @@ class Questions:
     """Makes them, and remembers what is the same in many."""
 
     def __init__(self) -> None:
-        self._forms: dict[tuple[str, str, int, str], _Form] = {}
+        self._forms: dict[_Same, _Form] = {}
 
     def ask(
         self,
@@ -106,15 +110,21 @@ class Questions:
         product_version: str,
     ) -> Question:
         """One that can travel. Raise `ConfigurationError` for what cannot."""
+        # Left out is ENFORCE.
+        number = 0 if mode is _ENFORCE else mode.value
         # `1.0` and `True` are equal to 1, but the first is no quantity.
-        if not key and not dimensions and mode is _ENFORCE and type(quantity) is int:
-            same = (customer, feature, quantity, product_version)
+        if not key and mode is not Mode.CHECK_ONLY and type(quantity) is int:
             try:
+                parts = tuple(dimensions.items()) if dimensions else ()
+                same = (customer, feature, quantity, number, product_version, parts)
                 form = self._forms.get(same) or self._keep(same)
-            except TypeError as error:  # from hashing what is no text
+            except (
+                AttributeError,
+                TypeError,
+            ) as error:  # what is no mapping, or holds what is no text
                 raise _impossible(error) from error
             return Question(form, keyless=True)
-        item = _serialised(customer, feature, quantity, key, dimensions, mode, product_version)
+        item = _serialised(customer, feature, quantity, number, product_version, dimensions, key)
         if key or mode is Mode.CHECK_ONLY:  # which consumes nothing, and needs no key
             head = _ITEM + _varint(len(item))
             return Question(_Form(head + item, len(head)), keyless=False)
@@ -132,11 +142,9 @@ class Questions:
             check.product_version,
         )
 
-    def _keep(self, same: tuple[str, str, int, str]) -> _Form:
-        customer, feature, quantity, product_version = same
-        form = _form(
-            _serialised(customer, feature, quantity, None, None, Mode.ENFORCE, product_version)
-        )
+    def _keep(self, same: _Same) -> _Form:
+        customer, feature, quantity, mode, product_version, parts = same
+        form = _form(_serialised(customer, feature, quantity, mode, product_version, dict(parts)))
         if len(form.item) <= LARGEST_FORM:
             if len(self._forms) >= MOST_FORMS:
                 self._forms.clear()
@@ -153,10 +161,10 @@ def _serialised(
     customer: str,
     feature: str,
     quantity: int,
-    key: str | None,
-    dimensions: Mapping[str, str] | None,
-    mode: Mode,
+    mode: int,
     product_version: str,
+    dimensions: Mapping[str, str] | None,
+    key: str | None = None,
 ) -> bytes:
     """A `CheckRequest`, without a key if none is given."""
     try:
@@ -166,7 +174,7 @@ def _serialised(
             quantity=quantity,
             idempotency_key=key or "",
             dimensions=dimensions,
-            mode=pb.MODE_ENFORCE if mode is _ENFORCE else mode.value,
+            mode=mode,  # type: ignore[arg-type]
             product_version=product_version,
         ).SerializeToString()
     except (TypeError, ValueError) as error:

@@ -14,6 +14,8 @@ from enforcer.core.program import Reason
 from enforcer.core.rules import Entry
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from enforcer.core.program import Program
     from enforcer.core.rules import Mode
 
@@ -43,6 +45,7 @@ __all__ = [
     "TooMuch",
     "decided",
     "fingerprint",
+    "fingerprinted",
     "idempotency",
     "key_name",
 ]
@@ -76,9 +79,25 @@ def fingerprint(*parameters: object) -> bytes:
 
     Length-safe: every part is preceded by its length, so ("a-b", "c") and ("a", "b-c") differ.
     """
+    return blake2b(_joined(parameters), digest_size=8).digest()
+
+
+def fingerprinted(before: tuple[object, ...], behind: tuple[object, ...]) -> Callable[[int], bytes]:
+    """A function that gives `fingerprint(*before, number, *behind)`, for many numbers."""
+    begun, end = blake2b(_joined(before), digest_size=8), _joined(behind)
+
+    def of(number: int) -> bytes:
+        digits = b"%d" % number
+        whole = begun.copy()
+        whole.update(b"%d:%b%b" % (len(digits), digits, end))
+        return whole.digest()
+
+    return of
+
+
+def _joined(parameters: Iterable[object]) -> bytes:
     parts = [str(parameter).encode() for parameter in parameters]
-    joined = b"".join([b"%d:%b" % (len(part), part) for part in parts])
-    return blake2b(joined, digest_size=8).digest()
+    return b"".join([b"%d:%b" % (len(part), part) for part in parts])
 
 
 @dataclass(frozen=True, slots=True)

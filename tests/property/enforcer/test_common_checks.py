@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from enforcer.adapters.counters import codec
+from enforcer.client import Mode as ClientMode
+from enforcer.client.questions import Questions
 from enforcer.core.commands import Ask, Decision, decided
 from enforcer.core.compile import compile_program
 from enforcer.core.memory import MemoryCounters
@@ -23,6 +25,7 @@ from enforcer.core.rules import Entry, Mode
 from enforcer.gateway.asked import Asked, Name, misfit_of
 from enforcer.gateway.replies import check_bytes
 from enforcer.gateway.requests import MODES as MODES_BY_NUMBER
+from enforcer.gateway.requests import dimensions_of
 from enforcer.gateway.stencils import Skeletons, Stencil
 from enforcer.gateway.wire import items_of, question_of, varint
 from enforcer.v1 import enforcer_pb2 as pb
@@ -42,14 +45,28 @@ def some_program(dice: random.Random, feature: Feature | None = None) -> Program
     return compile_program(customer, feature or dice.choice([*FEATURES, SEATS]), NOW, 0)[0]
 
 
-@given(SEEDS, QUANTITIES, MODES, st.text(max_size=64), st.text(min_size=1, max_size=9))
+@given(
+    SEEDS,
+    QUANTITIES,
+    MODES,
+    st.text(max_size=64),
+    st.text(min_size=1, max_size=9),
+    st.sampled_from(["", "1.0"]),
+    st.dictionaries(st.text(min_size=1, max_size=16), st.text(max_size=40), max_size=4),
+)
 def test_a_stencil_asks_what_is_asked(
-    seed: int, quantity: int, mode: Mode, key: str, customer: str
+    seed: int,
+    quantity: int,
+    mode: Mode,
+    key: str,
+    customer: str,
+    version: str,
+    dimensions: dict[str, str],
 ) -> None:
     program = some_program(random.Random(seed))
-    name = Name("demo", customer, "100 %d 🙂")
-    stencil = Stencil(name, program)
-    asked = Asked(name, quantity, mode, key)
+    name = Name("demo", customer, "100 %d 🙂", version)
+    stencil = Stencil(name, program, dimensions_of(dimensions))
+    asked = Asked.of(name, quantity, mode, key, dimensions)
     expected = None if misfit_of(asked, program) else asked.ask(program)
     for _ in range(2):
         assert stencil.ask(quantity, mode, key.encode()) == expected
@@ -82,25 +99,31 @@ COUNTED = some_program(random.Random(1), FEATURES[0])
 def named() -> dict[tuple[str, str, str, str], Stencil]:
     """Stencils by their names."""
     return {
-        (tenant, customer, "calls", ""): Stencil(Name(tenant, customer, "calls"), COUNTED)
-        for tenant, customer in (("demo", "acme"), ("demo", "ä" * 60), ("other", "acme"))
+        name: Stencil(Name(*name), COUNTED)
+        for name in (
+            ("demo", "acme", "calls", ""),
+            ("demo", "acme", "calls", "1.0"),
+            ("demo", "ä" * 60, "calls", ""),
+            ("other", "acme", "calls", ""),
+        )
     }
+
+
+def long_way(request: pb.CheckRequest) -> Ask:
+    """What is asked of a message that is parsed."""
+    quantity = request.quantity if request.HasField("quantity") else 1
+    assert 0 < quantity <= MAX_QUANTITY
+    name = Name("demo", request.customer, request.feature, request.product_version)
+    mode, key = MODES_BY_NUMBER[request.mode], request.idempotency_key
+    return Asked.of(name, quantity, mode, key, request.dimensions).ask(COUNTED)
 
 
 def read(skeletons: Skeletons, message: bytes) -> None:
     """What is read by hand is what protobuf reads; what is not a common check is not read."""
-    for _ in range(2):
+    for _ in range(3):
         ask = skeletons.ask("demo", message)
-        if ask is None:
-            continue
-        request = pb.CheckRequest.FromString(message)
-        quantity = request.quantity if request.HasField("quantity") else 1
-        name = Name("demo", request.customer, request.feature)
-        asked = Asked(name, quantity, MODES_BY_NUMBER[request.mode], request.idempotency_key)
-        assert ask == asked.ask(COUNTED)
-        assert not request.dimensions
-        assert not request.product_version
-        assert 0 < quantity <= MAX_QUANTITY
+        if ask is not None:
+            assert ask == long_way(pb.CheckRequest.FromString(message))
 
 
 REQUESTS = st.builds(
@@ -110,18 +133,45 @@ REQUESTS = st.builds(
     quantity=st.none() | st.integers(-3, 300) | st.integers(-(2**63), 2**63 - 1),
     idempotency_key=st.text(max_size=70),
     mode=st.integers(0, 5),
-    product_version=st.sampled_from(["", "", "", "1.0"]),
-    dimensions=st.sampled_from([{}, {}, {}, {"region": "eu"}]),
+    product_version=st.sampled_from(["", "", "", "1.0", "2.0"]),
+    dimensions=st.sampled_from(
+        [{}, {}, {"region": "eu"}, {"region": "eu", "model": "x" * 99}, {"long": "x" * 128}]
+    ),
 )
 
 
-@given(st.lists(REQUESTS, max_size=4), st.randoms(use_true_random=False), st.booleans())
+def serialised(request: pb.CheckRequest, dice: random.Random, behind: bytes) -> bytes:
+    """Field by field, in this order or another; perhaps some twice, and what is no field of a check."""
+    parts = []
+    for field, value in request.ListFields():
+        one = pb.CheckRequest()
+        if field.name == "dimensions":
+            one.dimensions.update(value)
+        else:
+            setattr(one, field.name, value)
+        parts.append(one.SerializeToString())
+    if dice.random() < 0.5:
+        ends = parts[2:]
+        dice.shuffle(ends)
+        parts[2:] = ends
+    if behind:
+        parts.append(behind)
+        dice.shuffle(parts)
+    return b"".join(parts)
+
+
+@given(
+    st.lists(REQUESTS, max_size=4),
+    st.randoms(use_true_random=False),
+    st.booleans(),
+    st.binary(max_size=6),
+)
 def test_a_check_that_is_read_by_hand_is_what_protobuf_reads(
-    requests: list[pb.CheckRequest], dice: random.Random, spoilt: bool
+    requests: list[pb.CheckRequest], dice: random.Random, spoilt: bool, behind: bytes
 ) -> None:
     skeletons = Skeletons(named().get)
     for request in requests:
-        message = bytearray(request.SerializeToString(deterministic=True))
+        message = bytearray(serialised(request, dice, behind if spoilt else b""))
         if spoilt:
             for _ in range(dice.randint(0, 2)):
                 if message:
@@ -139,6 +189,8 @@ def test_a_check_that_is_read_by_hand_is_what_protobuf_reads(
 def test_the_common_check_is_read_by_hand_and_forgotten_with_its_stencil() -> None:
     stencils = named()
     skeletons = Skeletons(stencils.get)
+    plain = pb.CheckRequest(customer="acme", feature="calls").SerializeToString()
+    assert skeletons.ask("demo", plain) is None, "what comes once is not worth it"
     for quantity in (None, 1, 127, 128, 2**40, MAX_QUANTITY):
         for key in ("", "k", "ü" * 32):
             request = pb.CheckRequest(
@@ -146,12 +198,69 @@ def test_the_common_check_is_read_by_hand_and_forgotten_with_its_stencil() -> No
             )
             assert skeletons.ask("demo", request.SerializeToString()) is not None
     stencil = stencils["demo", "acme", "calls", ""]
-    assert stencil.skeletons == [
-        pb.CheckRequest(customer="acme", feature="calls").SerializeToString()
-    ]
+    assert stencil.skeletons == [plain]
     skeletons.forget(stencil)
     assert not stencil.skeletons
     assert not skeletons._known
+
+
+@pytest.mark.parametrize("mode", ClientMode)
+@pytest.mark.parametrize("version", ["", "1.0"])
+@pytest.mark.parametrize("dimensions", [None, {"region": "eu", "model": "x" * 99}])
+@pytest.mark.parametrize("key", [None, "order-1"])
+def test_what_our_client_sends_is_read_by_hand(
+    mode: ClientMode, version: str, dimensions: dict[str, str] | None, key: str | None
+) -> None:
+    stencils = named()
+    skeletons, questions = Skeletons(stencils.get), Questions()
+    for number in range(1, 300):
+        message = questions.ask("acme", "calls", number, key, dimensions, mode, version).request
+        ask = skeletons.ask("demo", message)
+        assert (ask is None) == (number == 1)
+        if ask is not None:
+            assert ask == long_way(pb.CheckRequest.FromString(message))
+    stencil = stencils["demo", "acme", "calls", version]
+    assert len(stencil.skeletons) == 1
+    assert len(skeletons._dimensioned) == bool(dimensions)
+    skeletons.forget(stencil)
+    assert not stencil.skeletons
+    assert not skeletons._known
+    assert not skeletons._dimensioned
+
+
+def asked_by(region: str) -> bytes:
+    request = pb.CheckRequest(customer="acme", feature="calls", dimensions={"region": region})
+    return request.SerializeToString()
+
+
+def test_dimensions_that_never_come_again_leave_nothing_behind() -> None:
+    stencils = named()
+    skeletons = Skeletons(stencils.get)
+    for number in range(25_000):
+        assert skeletons.ask("demo", asked_by(f"{number}")) is None
+    assert not skeletons._known["demo"]
+    assert len(skeletons._seen) <= 10_000
+
+
+def test_of_dimensions_that_come_again_a_bounded_number_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("enforcer.gateway.stencils.MOST_DIMENSIONED", 40)
+    stencils = {
+        ("demo", f"c{number}", "calls", ""): Stencil(Name("demo", f"c{number}", "calls"), COUNTED)
+        for number in range(50)
+    }
+    skeletons = Skeletons(stencils.get)
+    for number in range(50):
+        for region in map(str, range(100 if number == 49 else 3)):
+            request = pb.CheckRequest(
+                customer=f"c{number}", feature="calls", dimensions={"region": region}
+            )
+            skeletons.ask("demo", request.SerializeToString())
+            assert skeletons.ask("demo", request.SerializeToString()) is not None
+            kept = sum(len(one.skeletons) for one in stencils.values())
+            assert kept == len(skeletons._known["demo"]) == len(skeletons._dimensioned) <= 40
+    assert stencils["demo", "c49", "calls", ""].skeletons
 
 
 @pytest.mark.parametrize(

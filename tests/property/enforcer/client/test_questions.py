@@ -28,15 +28,17 @@ ASKED = st.fixed_dictionaries(
 
 
 def message(asked: dict[str, Any], key: str) -> pb.CheckRequest:
-    return pb.CheckRequest(
+    request = pb.CheckRequest(
         customer=asked["customer"],
         feature=asked["feature"],
         quantity=asked["quantity"],
         idempotency_key=key,
         dimensions=asked["dimensions"],
-        mode=asked["mode"].value,
         product_version=asked["product_version"],
     )
+    if asked["mode"] is not Mode.ENFORCE:  # which is what nothing means
+        request.mode = asked["mode"].value
+    return request
 
 
 def key_of(question: Question, asked: dict[str, Any]) -> str:
@@ -122,5 +124,6 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         questions.ask(
             f"c{number}", "f" * (2000 if number % 2 else 1), 1, None, None, Mode.ENFORCE, ""
         )
+        questions.ask("c", "f", 1, None, {"request": f"{number}"}, Mode.RECORD_ONLY, "")
         assert len(questions._forms) <= 10
     assert all(len(feature) == 1 for _, feature, *_ in questions._forms)
