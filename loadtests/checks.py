@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING
 import psutil
 import redis
 
+from enforcer.ratelimit import rls_pb2 as rls
 from enforcer.v1 import enforcer_pb2 as pb
 from loadtests.gateway import Target, guarded, started
 
@@ -43,6 +44,18 @@ if TYPE_CHECKING:
 
 READY_SECONDS = 30
 SERVICE = "/enforcer.v1.EnforcerService"
+RATE_LIMITS = "/envoy.service.ratelimit.v3.RateLimitService"
+MAPPING = """
+version: 1
+domains:
+  - domain: bench
+    tenant: demo
+    rules:
+      - match: {customer: "*", request: "*"}
+        customer: "{customer}"
+        feature: api.calls
+        idempotency_key: "{request}"
+"""
 BATCH = 100
 Rows = dict[str, dict[str, float]]
 
@@ -62,6 +75,17 @@ def write_unary(path: Path, count: int, first: int = 0) -> None:
     with path.open("wb") as file:
         numbers = range(first, first + count)
         file.writelines(frame(check(number).SerializeToString()) for number in numbers)
+
+
+def write_ratelimits(path: Path, count: int, first: int = 2 * 10**8) -> None:
+    """The same checks as an Envoy asks for them, answered with headers for its client."""
+    with path.open("wb") as file:
+        for number in range(first, first + count):
+            asked = rls.RateLimitRequest(domain="bench")
+            entries = asked.descriptors.add().entries
+            entries.add(key="customer", value="acme")
+            entries.add(key="request", value=f"bench-{number:09}")
+            file.write(frame(asked.SerializeToString()))
 
 
 def write_batches(path: Path, count: int, first: int = 10**8) -> None:
@@ -174,13 +198,11 @@ def main() -> None:
     if not (args.yardstick / "yardstick").exists():
         sys.exit(f"no yardstick in {args.yardstick}: name its folder with --yardstick")
     rows: Rows = {}
-    scratch = tempfile.TemporaryDirectory(prefix="metergate-bench-")
-    with (
-        scratch as name,
-        started(["--workers", "1", *args.up.split()]) as target,
-        ExitStack() as held,
-    ):
-        work = Path(name)
+    with ExitStack() as held:
+        work = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="metergate-bench-")))
+        (mapping := work / "ratelimit.yaml").write_text(MAPPING)
+        options = ["--workers", "1", "--ratelimit", str(mapping), *args.up.split()]
+        target = held.enter_context(started(options))
         set_fsync(target, args.fsync)
         store = pids(target, "valkey")
         ports = {"": (target.gateway.endpoint.rpartition(":")[2], pids(target, "enforcer"))}
@@ -189,16 +211,22 @@ def main() -> None:
             ports[" on grpcio"] = str(other), str(pid)
         if args.pipeline == "paused":
             held.enter_context(paused(target))
-        for kind, path, write, requests, first in (
-            ("unary", "Check", write_unary, args.requests, 0),
-            ("batch", "CheckBatch", write_batches, args.batches, 10**8),
+        for kind, call, write, requests, first in (
+            ("unary", f"{SERVICE}/Check", write_unary, args.requests, 0),
+            (
+                "rate limit",
+                f"{RATE_LIMITS}/ShouldRateLimit",
+                write_ratelimits,
+                args.requests,
+                2 * 10**8,
+            ),
+            ("batch", f"{SERVICE}/CheckBatch", write_batches, args.batches, 10**8),
         ):
             count, targets = requests * (args.rounds + 1), []
             for place, (where, (port, servers)) in enumerate(ports.items()):
-                bodies = work / f"{kind}-{place}"
+                bodies = work / f"{kind[:4]}-{place}"
                 write(bodies, count, first + place * 4 * 10**8)
-                call = f"{SERVICE}/{path},{bodies},{servers}/{store}"
-                targets.append(f"metergate {kind}{where},{port},{call}")
+                targets.append(f"metergate {kind}{where},{port},{call},{bodies},{servers}/{store}")
             measured = drive(args, targets, target.gateway.api_key, requests)
             rows |= {f"{row} ({kind} run)": figures for row, figures in measured.items()}
     report(rows, args)

@@ -295,6 +295,7 @@ class Metrics:
         self._decided: dict[int, int] = {}
         self._whose: dict[int, Program] = {}
         self._past: dict[Mode, int] = {}
+        self._mapped: dict[str, int] = {}
         self._batches, self._scripts = _Tally(SIZES), _Tally(SECONDS)
 
     def call(self, method: str, code: str, seconds: float) -> None:
@@ -323,7 +324,7 @@ class Metrics:
 
     def descriptor(self, outcome: str) -> None:
         """One descriptor of an Envoy."""
-        self._descriptors.labels(outcome).inc()
+        self._mapped[outcome] = self._mapped.get(outcome, 0) + 1
 
     def over_share(self, limit: str) -> None:
         """One call beyond its tenant's share."""
@@ -366,6 +367,9 @@ class Metrics:
         for mode, units in self._past.items():
             self._over.labels(mode.name).inc(units)
         self._past.clear()
+        for outcome, count in self._mapped.items():
+            self._descriptors.labels(outcome).inc(count)
+        self._mapped.clear()
         self._batches.settle(self.batch)
         self._scripts.settle(self.script)
 

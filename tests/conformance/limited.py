@@ -20,6 +20,7 @@ from enforcer.gateway.programs import Programs
 from enforcer.gateway.ratelimit import RateLimits
 from enforcer.metrics import Metrics
 from enforcer.ports.definitions import Caller
+from enforcer.ratelimit import rls_pb2 as rls
 from enforcer.transport.callers import Callers
 from enforcer.transport.dispatch import Dispatch
 from enforcer.transport.envoy import run_envoy
@@ -30,7 +31,6 @@ from tests.conformance.served import SERVING
 
 if TYPE_CHECKING:
     from enforcer.app import Server
-    from enforcer.ratelimit import rls_pb2 as rls
 
 BUCKETS = 1
 KEYS = {
@@ -61,12 +61,10 @@ class _Callers:
 class _Breaking(RateLimits):
     """Has a bug in one place."""
 
-    async def should_rate_limit(
-        self, caller: Caller, request: rls.RateLimitRequest
-    ) -> rls.RateLimitResponse:
-        if request.hits_addend == 666:
+    async def should_rate_limit(self, caller: Caller, message: bytes) -> bytes:
+        if rls.RateLimitRequest.FromString(message).hits_addend == 666:
             raise ZeroDivisionError("a secret")
-        return await super().should_rate_limit(caller, request)
+        return await super().should_rate_limit(caller, message)
 
 
 async def _limits(folder: str) -> tuple[SqlDefinitions, RateLimits]:

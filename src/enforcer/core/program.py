@@ -263,11 +263,16 @@ class Program:
         init=False, compare=False, repr=False
     )
     """For replies: how their limits begin and whether they are tiers, by code, limit and what was drawn."""
+    bounds: list[tuple[tuple[int, str, int, float], ...]] = field(
+        init=False, compare=False, repr=False
+    )
+    """For Envoys: the views of each chain that may deny, see `enforcer.gateway.ratelimit`; made when they first ask."""
     under: int = field(init=False, compare=False, repr=False)
     """What its decisions are counted under: account x 256 + `Model`, one number as every check adds to it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", {})
+        object.__setattr__(self, "bounds", [])
         object.__setattr__(self, "under", self.account_id << 8 | self.model)
 
     @property

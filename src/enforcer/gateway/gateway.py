@@ -63,6 +63,8 @@ MOST_EVENTS = 1_000
 LATEST_EVENT = 5 * 60_000
 OLDEST_EVENT = 86_400_000
 _UNDECIDED = InternalError("not decided")
+_ATOMIC = b"\x10\x01"
+"""The field `atomic` of a `CheckBatchRequest`, behind its items."""
 _ATOMIC_MODES = (Mode.ENFORCE, Mode.CHECK_ONLY, Mode.RECORD_ONLY)
 
 
@@ -139,17 +141,17 @@ class Gateway:
 
     async def check_batch(self, tenant: str, message: bytes) -> bytes:
         """`EnforcerService.CheckBatch`: a `CheckBatchRequest` and a `CheckBatchResponse` as they travel."""
-        items = items_of(message)
-        request = None
+        atomic = message.endswith(_ATOMIC)
+        items = items_of(message[: -len(_ATOMIC)] if atomic else message)
         if items is None:
             request = parsed(pb.CheckBatchRequest, message)
-            items = [item.SerializeToString() for item in request.items]
+            items, atomic = [item.SerializeToString() for item in request.items], request.atomic
         if not 0 < len(items) <= MOST_ITEMS:
             raise InvalidRequestError(
                 "BAD_BATCH", f"a batch has 1 to {MOST_ITEMS} items, not {len(items)}"
             )
-        if request is not None and request.atomic:
-            decided = await self.decide_together(tenant, request.items)
+        if atomic:
+            decided = await self.decide_together(tenant, items)
             outcomes: Sequence[bytes | pb.CheckFault] = [check_bytes(*one) for one in decided]
         else:
             outcomes = await self.check_each(tenant, items)
@@ -204,17 +206,54 @@ class Gateway:
             return error
 
     async def decide_together(
-        self, tenant: str, items: Iterable[pb.CheckRequest]
+        self, tenant: str, messages: Sequence[bytes]
     ) -> list[tuple[Program, Decision, int]]:
-        """All or none, for customers of one account: each with its program and quantity.
+        """All `CheckRequest`s or none, for customers of one account: each with its program and quantity.
 
         What is wrong with one item fails them all, and names it as `item`. One item alone follows its feature's
         failure policy while the counters are away.
         """
-        group = []
-        for place, item in enumerate(items):
+        asks = self._common_group(tenant, messages)
+        if asks is not None:
             try:
-                group.append(self._asked(tenant, item))
+                answers: Sequence[Answer] = await self._counters.decide(asks)
+            except AWAY as error:
+                return await self._opened_group(self._asked_group(tenant, messages), error)
+            if self._not_decided(answers) is None:
+                return self._told([(ask.program, ask.mode, ask.quantity) for ask in asks], answers)
+        group = self._asked_group(tenant, messages)
+        try:
+            programs, answers = await self._decide(group)
+        except AWAY as error:
+            return await self._opened_group(group, error)
+        kinds = [
+            (program, one.mode, one.quantity) for program, one in zip(programs, group, strict=True)
+        ]
+        return self._told(kinds, answers)
+
+    def _common_group(self, tenant: str, messages: Sequence[bytes]) -> list[Ask] | None:
+        """The asks of checks like most that may be decided together; None for what has to be looked at."""
+        asks = []
+        for message in messages:
+            ask = self._common(tenant, message)
+            if ask is None:
+                return None
+            asks.append(ask)
+        first = asks[0]
+        account, mode = first.program.account_id, first.mode
+        if mode not in _ATOMIC_MODES:
+            return None
+        for ask in asks:
+            if ask.mode is not mode or ask.program.account_id != account:
+                return None
+        return asks
+
+    def _asked_group(self, tenant: str, messages: Sequence[bytes]) -> list[Asked]:
+        """The same, looked at: raise what is wrong with it."""
+        group = []
+        for place, message in enumerate(messages):
+            try:
+                group.append(self._asked(tenant, parsed(pb.CheckRequest, message)))
             except MetergateError as error:
                 error.metadata["item"] = str(place)
                 raise
@@ -223,15 +262,27 @@ class Gateway:
                 "BAD_BATCH",
                 "the items of an atomic batch have one mode: ENFORCE, CHECK_ONLY or RECORD_ONLY",
             )
-        try:
-            programs, decisions = await self._decide(group)
-        except AWAY as error:
-            if len(group) > 1:
-                raise
-            program, decision = await self._without_store(group[0], error)
-            programs, decisions = [program], [decision]
-        quantities = [one.quantity for one in group]
-        return list(zip(programs, decisions, quantities, strict=True))
+        return group
+
+    async def _opened_group(
+        self, group: Sequence[Asked], error: MetergateError
+    ) -> list[tuple[Program, Decision, int]]:
+        """What the failure policy says to one item alone; raise `error` for several."""
+        if len(group) > 1:
+            raise error
+        (asked,) = group
+        return [(*(await self._without_store(asked, error)), asked.quantity)]
+
+    def _told(
+        self, kinds: Iterable[tuple[Program, Mode, int]], answers: Sequence[Answer]
+    ) -> list[tuple[Program, Decision, int]]:
+        """Decisions as they are told to whoever asked, and to whoever observes."""
+        outcomes = []
+        for (program, mode, quantity), answer in zip(kinds, answers, strict=True):
+            assert isinstance(answer, Decision)
+            self._observe(program, mode, answer)
+            outcomes.append((program, answer, quantity))
+        return outcomes
 
     def _asked(self, tenant: str, request: pb.CheckRequest) -> Asked:
         named(request.customer, request.feature)
@@ -276,7 +327,7 @@ class Gateway:
             )
         return programs, asks
 
-    async def _decide(self, group: Sequence[Asked]) -> tuple[list[Program], list[Decision]]:
+    async def _decide(self, group: Sequence[Asked]) -> tuple[list[Program], Sequence[Answer]]:
         """Decide a group; what the store finds stale is mended and asked again."""
         rounds = Rounds(group[0].name.customer, 4 + len(group))
         while True:
@@ -284,10 +335,7 @@ class Gateway:
             answers = await self._counters.decide(asks)
             place = self._not_decided(answers)
             if place is None:
-                decisions = [answer for answer in answers if isinstance(answer, Decision)]
-                for asked, program, decision in zip(group, programs, decisions, strict=True):
-                    self._observe(program, asked.mode, decision)
-                return programs, decisions
+                return programs, answers
             rounds.another(await self._mend(group[place], answers[place]))
 
     async def _decide_each(

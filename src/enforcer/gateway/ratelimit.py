@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from enforcer.core.commands import ENTRIES_AT, WIDTH
 from enforcer.core.descriptors import UnusableError
 from enforcer.core.model import MAX_QUANTITY
 from enforcer.core.program import DENIED, Reason, Shape
 from enforcer.core.rules import Mode
 from enforcer.errors import InvalidRequestError, NotFoundError
 from enforcer.gateway.replies import check_response
+from enforcer.gateway.requests import parsed
+from enforcer.gateway.wire import VARINTS, embedded, varint
 from enforcer.ratelimit import rls_pb2 as rls
 from enforcer.v1 import enforcer_pb2 as pb
 
@@ -19,7 +23,6 @@ if TYPE_CHECKING:
     from enforcer.core.commands import Decision
     from enforcer.core.descriptors import Domain, Rule
     from enforcer.core.program import Program, View
-    from enforcer.core.rules import Entry
     from enforcer.gateway.gateway import Gateway
     from enforcer.ports.definitions import Caller
     from enforcer.ratelimit.descriptor_pb2 import RateLimitDescriptor
@@ -29,7 +32,13 @@ __all__ = ["RateLimits"]
 MOST_DESCRIPTORS: Final = 256
 LARGEST: Final = 2**32 - 1
 """What a status can say; larger limits are told as this."""
-_Code = rls.RateLimitResponse.Code
+_OK, _OVER = b"\x08\x01", b"\x08\x02"
+"""The first field of an answer, and of a status: the code."""
+_STATUS = b"\x12"
+_LIMIT, _REMAINING, _RESET = 1, 4, 6
+"""Places in the numbers of an entry."""
+_POLICY = 3
+"""Where in a bound limit, window and name stand."""
 _Unit = rls.RateLimitResponse.RateLimit.Unit
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 _UNITS: Final = (
@@ -75,7 +84,7 @@ class _Bound(NamedTuple):
 
     @property
     def seconds(self) -> int:
-        return -(-self.window_ms // 1000)
+        return _seconds(self.window_ms)
 
 
 class RateLimits:
@@ -93,10 +102,12 @@ class RateLimits:
     ) -> None:
         self._gateway, self._domains, self._observe = gateway, domains, observe
 
-    async def should_rate_limit(
-        self, caller: Caller, request: rls.RateLimitRequest
-    ) -> rls.RateLimitResponse:
-        """`RateLimitService.ShouldRateLimit`. A refusal is an answer; a fault says that nothing was decided."""
+    async def should_rate_limit(self, caller: Caller, message: bytes) -> bytes:
+        """`RateLimitService.ShouldRateLimit`: a `RateLimitRequest` and a `RateLimitResponse` as they travel.
+
+        A refusal is an answer; a fault says that nothing was decided.
+        """
+        request = parsed(rls.RateLimitRequest, message)
         domain = self._domains.get((caller.tenant, request.domain))
         if domain is None:
             raise NotFoundError(
@@ -121,17 +132,17 @@ class _Request:
     ) -> None:
         self._gateway, self._tenant, self._domain = gateway, tenant, domain
         self._observe = observe
-        self._statuses: list[rls.RateLimitResponse.DescriptorStatus] = []
+        self._statuses: list[bytes] = []
         self._bounds: list[_Bound] = []
         self._refused = False
         self._waits: list[int] | None = []
         """Seconds until each refusal may be over; None: waiting does not help."""
 
-    async def answer(self, request: rls.RateLimitRequest) -> rls.RateLimitResponse:
+    async def answer(self, request: rls.RateLimitRequest) -> bytes:
         peeks: dict[int, _Asked] = {}
         group: dict[int, _Asked] = {}
         for place, descriptor in enumerate(request.descriptors):
-            self._statuses.append(rls.RateLimitResponse.DescriptorStatus())
+            self._statuses.append(b"")
             asked = self._asked(place, descriptor, request.hits_addend or 1)
             if asked is not None:
                 checks = asked.request.mode == pb.MODE_CHECK_ONLY
@@ -174,7 +185,7 @@ class _Request:
     def _settle(self, place: int, outcome: str, *, allowed: bool) -> None:
         """Answer a descriptor without asking the counters."""
         self._observe(outcome)
-        self._statuses[place].code = _Code.OK if allowed else _Code.OVER_LIMIT
+        self._statuses[place] = _OK if allowed else _OVER
         if not allowed:
             self._refused, self._waits = True, None
 
@@ -183,7 +194,7 @@ class _Request:
         while group and not self._refused:
             try:
                 decided = await self._gateway.decide_together(
-                    self._tenant, [asked.request for asked in group.values()]
+                    self._tenant, [asked.request.SerializeToString() for asked in group.values()]
                 )
             except (InvalidRequestError, NotFoundError) as error:
                 places = _at_fault(error, group)
@@ -199,20 +210,14 @@ class _Request:
                     )
             else:
                 for place, outcome in zip(group, decided, strict=True):
-                    self._tell(self._statuses[place], *outcome)
+                    self._statuses[place] = self._tell(*outcome)
                 return
 
-    def _tell(
-        self,
-        status: rls.RateLimitResponse.DescriptorStatus,
-        program: Program,
-        decision: Decision,
-        quantity: int,
-    ) -> None:
+    def _tell(self, program: Program, decision: Decision, quantity: int) -> bytes:
+        """A `DescriptorStatus`."""
         self._observe("decided")
         # One that was denied for another's sake is not over its own limits.
         over = not decision.granted and decision.reason != Reason.BATCH_DENIED
-        status.code = _Code.OVER_LIMIT if over else _Code.OK
         if over:
             self._refused = True
             response = check_response(program, decision, quantity)
@@ -220,41 +225,30 @@ class _Request:
                 self._waits = None
             elif self._waits is not None:
                 self._waits.append(-(-response.retry_after.ToMilliseconds() // 1000))
+        status = _OVER if over else _OK
         bound = min(_bounds(program, decision), default=None)
         if bound is None:
-            return
+            return status
         self._bounds.append(bound)
-        status.limit_remaining = min(bound.remaining, LARGEST)
-        status.current_limit.requests_per_unit = min(bound.limit, LARGEST)
-        status.current_limit.unit = _unit(bound.seconds)
-        status.current_limit.name = bound.name
-        if bound.reset_ms:
-            status.duration_until_reset.FromMilliseconds(bound.reset_ms)
+        return status + _limit(bound.limit, bound.seconds, bound.name) + _left(bound)
 
-    def _response(self) -> rls.RateLimitResponse:
-        response = rls.RateLimitResponse(
-            overall_code=_Code.OVER_LIMIT if self._refused else _Code.OK, statuses=self._statuses
-        )
+    def _response(self) -> bytes:
+        parts = [_OVER if self._refused else _OK]
+        parts += [embedded(_STATUS, status) for status in self._statuses]
         if self._domain.headers:
-            for key, value in self._headers():
-                response.response_headers_to_add.add(key=key, value=value)
-        return response
+            parts += self._headers()
+        return b"".join(parts)
 
-    def _headers(self) -> Iterable[tuple[str, str]]:
+    def _headers(self) -> Iterable[bytes]:
         """As in draft-polli-ratelimit-headers-03: the nearest limit, then all of them as policies."""
         if self._bounds:
             nearest = min(self._bounds)
-            policies = [
-                f'{bound.limit};w={bound.seconds};name="{bound.name}"'
-                for bound in self._bounds
-                if bound.window_ms
-            ]
-            yield "x-ratelimit-limit", ", ".join([str(nearest.limit), *policies])
-            yield "x-ratelimit-remaining", str(nearest.remaining)
+            yield _limits_header(nearest.limit, *[bound[_POLICY:] for bound in self._bounds])
+            yield _header(b"x-ratelimit-remaining", b"%d" % nearest.remaining)
             if nearest.reset_ms:
-                yield "x-ratelimit-reset", str(-(-nearest.reset_ms // 1000))
+                yield _header(b"x-ratelimit-reset", b"%d" % -(-nearest.reset_ms // 1000))
         if self._refused and self._waits:
-            yield "retry-after", str(max(self._waits))
+            yield _header(b"retry-after", b"%d" % max(self._waits))
 
 
 def _sound(place: int, descriptor: RateLimitDescriptor) -> None:
@@ -301,38 +295,101 @@ def _at_fault(
 
 def _bounds(program: Program, decision: Decision) -> Iterable[_Bound]:
     """What each chain that may deny leaves: all its views together, named by the one that is drawn from."""
-    entries = {entry.code & ~0xF: entry for entry in decision.entries}
+    numbers = decision.numbers
+    places = {int(numbers[at]) & ~0xF: at for at in range(ENTRIES_AT, len(numbers), WIDTH)}
+    for chain in program.bounds or _chains(program):
+        limit = remaining = drawn = 0
+        name, windows, free = "", set(), True
+        for code, called, window_ms, refill in chain:
+            at = places.get(code)
+            if at is None:  # a replayed answer may be of earlier terms
+                break
+            has, left = int(numbers[at + _LIMIT]), int(numbers[at + _REMAINING])
+            windows.add(round(has / refill) if refill else window_ms)
+            if not remaining:
+                drawn, name = at, called
+            free = free and not int(numbers[at]) & DENIED
+            limit, remaining = limit + has, remaining + left
+        else:
+            if limit < MAX_QUANTITY:
+                reset = int(numbers[drawn + _RESET])
+                yield _Bound(
+                    free,
+                    remaining,
+                    max(reset - decision.now, 0) if reset else 0,
+                    limit,
+                    windows.pop() if len(windows) == 1 else 0,
+                    name,
+                )
+
+
+def _chains(program: Program) -> list[tuple[tuple[int, str, int, float], ...]]:
+    """Of each chain that may deny, its views: code, name, and the time that the limit is for in ms (0: it has none).
+
+    That of a bucket depends on its limit: the last number is what comes back into it in a ms.
+    """
     for chain in program.chains:
-        views = [(view, entries[view.code]) for view in chain.views if view.code in entries]
-        # A replayed answer may be of earlier terms.
-        if chain.shadow or len(views) < len(chain.views):
-            continue
-        limit = sum(entry.limit for _, entry in views)
-        if not views or limit >= MAX_QUANTITY:
-            continue
-        view, drawn = next((pair for pair in views if pair[1].remaining), views[-1])
-        windows = {_window_ms(program, *pair) for pair in views}
-        label = program.labels.get(view.code)
-        yield _Bound(
-            not any(entry.code & DENIED for _, entry in views),
-            sum(entry.remaining for _, entry in views),
-            max(drawn.reset - decision.now, 0) if drawn.reset else 0,
-            limit,
-            windows.pop() if len(windows) == 1 else 0,
-            label.id if label else "",
-        )
+        if chain.views and not chain.shadow:
+            views = []
+            for view in chain.views:
+                label = program.labels.get(view.code)
+                refill = label.refill if label and view.shape is Shape.BUCKET else 0.0
+                name = label.id if label else ""
+                views.append((view.code, name, _window_ms(view), refill))
+            program.bounds.append(tuple(views))
+    return program.bounds
 
 
-def _window_ms(program: Program, view: View, entry: Entry) -> int:
-    """The time that the limit is for; 0: it has none."""
+def _window_ms(view: View) -> int:
     if view.shape is Shape.BUCKET:
-        label = program.labels.get(view.code)
-        return round(entry.limit / label.refill) if label and label.refill else 0
+        return 0
     if view.shape is Shape.RING10:
         return round(view.extra[0] * 10)
     if view.shape is Shape.RING24:
         return round(view.extra[0] * 24)
     return view.end - view.start if view.end else 0
+
+
+# Answers are written by hand, as those to checks: `wire.py`. What is the same in many is kept.
+
+
+@lru_cache(4096)
+def _limit(limit: int, seconds: int, name: str) -> bytes:
+    """The field `current_limit`."""
+    told = rls.RateLimitResponse.RateLimit(
+        requests_per_unit=min(limit, LARGEST), unit=_unit(seconds), name=name
+    )
+    return embedded(b"\x12", told.SerializeToString())
+
+
+def _left(bound: _Bound) -> bytes:
+    """The fields `limit_remaining` and `duration_until_reset`."""
+    told = b"\x18" + varint(min(bound.remaining, LARGEST))
+    if not bound.reset_ms:
+        return told
+    seconds, ms = divmod(bound.reset_ms, 1000)
+    duration = b"\x08" + varint(seconds) + b"\x10" + varint(ms * 1_000_000)
+    return told + b"\x22" + VARINTS[len(duration)] + duration
+
+
+@lru_cache(1024)
+def _limits_header(nearest: int, *bounds: tuple[int, int, str]) -> bytes:
+    """The header of limits: the nearest one, then limit, window in ms and name of each that has a window."""
+    policies = [
+        f'{limit};w={_seconds(window_ms)};name="{name}"'
+        for limit, window_ms, name in bounds
+        if window_ms
+    ]
+    return _header(b"x-ratelimit-limit", ", ".join([str(nearest), *policies]).encode())
+
+
+def _header(key: bytes, value: bytes) -> bytes:
+    """One of `response_headers_to_add`."""
+    return embedded(b"\x1a", embedded(b"\x0a", key) + embedded(b"\x12", value))
+
+
+def _seconds(ms: int) -> int:
+    return -(-ms // 1000)
 
 
 def _unit(seconds: int) -> rls.RateLimitResponse.RateLimit.Unit.ValueType:

@@ -23,5 +23,6 @@ def ratelimit_methods(limits: RateLimits) -> list[Method]:
             pb.RateLimitResponse,
             "check",
             by_caller(limits.should_rate_limit),
+            as_bytes=True,
         )
     ]

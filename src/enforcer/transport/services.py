@@ -65,7 +65,7 @@ class Method:
         object.__setattr__(self, "path", f"/{self.label}")
 
 
-def by_caller(answer: Callable[[Caller, Any], Awaitable[Message]]) -> Callable[..., Any]:
+def by_caller(answer: Callable[[Caller, Any], Awaitable[Message | bytes]]) -> Callable[..., Any]:
     """For what needs to know of a call only who calls."""
     return lambda call, request: answer(call.caller, request)
 

@@ -118,7 +118,10 @@ domains: [{domain: d, tenant: demo, rules: [{match: {of: "*"}, customer: acme, f
         request = rls.RateLimitRequest(domain="d")
         for feature in features:
             request.descriptors.add().entries.add(key="of", value=feature)
-        return await limits.should_rate_limit(Caller("demo", "k", "check"), request)
+        answer = await limits.should_rate_limit(
+            Caller("demo", "k", "check"), request.SerializeToString()
+        )
+        return rls.RateLimitResponse.FromString(answer)
 
     server.kill()
     await post.held_back("flag")

@@ -80,7 +80,8 @@ class Asker:
                 for one in descriptors
             ],
         )
-        return await self.limits.should_rate_limit(caller, request)
+        answer = await self.limits.should_rate_limit(caller, request.SerializeToString())
+        return rls.RateLimitResponse.FromString(answer)
 
     async def used(self, feature: str = "calls", customer: str = "acme") -> int:
         balance = await self.service.door.balance(feature, customer=customer)
