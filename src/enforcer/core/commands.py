@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENTRIES_AT",
+    "NOW",
     "NO_KEY",
     "REASONS",
     "SEQUENCE",
@@ -51,8 +52,8 @@ __all__ = [
 ]
 
 NO_KEY = b""
-SEQUENCE, ENTRIES_AT = 6, 9
-"""Where in a decision's numbers the record's sequence stands, and from where on those of its entries."""
+NOW, SEQUENCE, ENTRIES_AT = 4, 6, 9
+"""Where in a decision's numbers the time and the record's sequence stand, and from where on those of its entries."""
 REASONS = [Reason(max(number, 1)) for number in range(max(Reason) + 1)]
 """By their numbers."""
 WIDTH = len(Entry._fields)

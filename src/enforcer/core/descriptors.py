@@ -106,6 +106,21 @@ class Domain:
     refuse_unmapped: bool = False
     headers: bool = True
 
+    @property
+    def identifying(self) -> frozenset[str]:
+        """Entries whose value, whatever it is, tells requests apart and does nothing else: a key is made of it alone."""
+        keys: set[str] = set()
+        others: set[str] = set()
+        for rule in self.rules:
+            others |= {name for name, allowed in rule.match.items() if allowed is not None}
+            for text in (rule.customer, rule.feature, *rule.dimensions.values()):
+                others |= set(text.names)
+            if isinstance(rule.quantity, str):
+                others.add(rule.quantity)
+            if rule.key:
+                (keys if len(rule.key.names) == 1 else others).update(rule.key.names)
+        return frozenset(keys - others)
+
     def find(self, entries: Sequence[tuple[str, str]]) -> tuple[Rule, dict[str, str]] | None:
         """The rule for a descriptor, and its entries by key. One that has a key twice matches none."""
         values = dict(entries)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from enforcer.core.commands import ENTRIES_AT, WIDTH
+from enforcer.core.commands import ENTRIES_AT, NOW, WIDTH
 from enforcer.core.descriptors import UnusableError
 from enforcer.core.model import MAX_QUANTITY
 from enforcer.core.program import DENIED, Reason, Shape
 from enforcer.core.rules import Mode
 from enforcer.errors import InvalidRequestError, NotFoundError
+from enforcer.gateway.forms import Forms
 from enforcer.gateway.replies import check_response
 from enforcer.gateway.requests import parsed
 from enforcer.gateway.wire import VARINTS, embedded, varint
@@ -101,15 +102,26 @@ class RateLimits:
         observe: Callable[[str], None] = lambda _outcome: None,
     ) -> None:
         self._gateway, self._domains, self._observe = gateway, domains, observe
+        self._forms = Forms(domains.values())
 
     async def should_rate_limit(self, caller: Caller, message: bytes) -> bytes:
         """`RateLimitService.ShouldRateLimit`: a `RateLimitRequest` and a `RateLimitResponse` as they travel.
 
         A refusal is an answer; a fault says that nothing was decided.
         """
+        tenant = caller.tenant
+        known = self._forms.find(tenant, message)
+        if known is not None:
+            domain, checks = known
+            try:
+                decided = await self._gateway.decide_together(tenant, checks)
+            except (InvalidRequestError, NotFoundError):
+                pass  # whose fault that is, the long way finds out
+            else:
+                return _Request(self._gateway, tenant, domain, self._observe).told(decided)
         request = parsed(rls.RateLimitRequest, message)
-        domain = self._domains.get((caller.tenant, request.domain))
-        if domain is None:
+        found = self._domains.get((tenant, request.domain))
+        if found is None:
             raise NotFoundError(
                 "UNKNOWN_DOMAIN",
                 f"the mapping file has no domain {request.domain!r} of this API key's tenant",
@@ -120,8 +132,11 @@ class RateLimits:
                 "BAD_DESCRIPTOR",
                 f"a request has 1 to {MOST_DESCRIPTORS} descriptors, not {len(request.descriptors)}",
             )
-        one = _Request(self._gateway, caller.tenant, domain, self._observe)
-        return await one.answer(request)
+        one = _Request(self._gateway, tenant, found, self._observe)
+        asked = one.asked(request)
+        if asked is not None:
+            self._forms.learn(found, message, request, asked)
+        return await one.answer()
 
 
 class _Request:
@@ -138,19 +153,35 @@ class _Request:
         self._waits: list[int] | None = []
         """Seconds until each refusal may be over; None: waiting does not help."""
 
-    async def answer(self, request: rls.RateLimitRequest) -> bytes:
-        peeks: dict[int, _Asked] = {}
-        group: dict[int, _Asked] = {}
+    _peeks: dict[int, _Asked]
+    _group: dict[int, _Asked]
+    """By the places of their descriptors: what consumes nothing, and what does."""
+
+    def asked(self, request: rls.RateLimitRequest) -> list[_Asked] | None:
+        """What is to be checked for each descriptor; None where that is not one group of all of them."""
+        self._peeks, self._group = {}, {}
         for place, descriptor in enumerate(request.descriptors):
             self._statuses.append(b"")
             asked = self._asked(place, descriptor, request.hits_addend or 1)
             if asked is not None:
                 checks = asked.request.mode == pb.MODE_CHECK_ONLY
-                (peeks if checks else group)[place] = asked
+                (self._peeks if checks else self._group)[place] = asked
+        for part in (self._peeks, self._group):
+            if len(part) == len(self._statuses):
+                return list(part.values())
+        return None
+
+    async def answer(self) -> bytes:
+        """Decide what was `asked`."""
         # What consumes nothing comes first: it may refuse all.
-        for part in (peeks, group):
+        for part in (self._peeks, self._group):
             if not self._refused:
                 await self._decide(part)
+        return self._response()
+
+    def told(self, decided: Iterable[tuple[Program, Decision, int]]) -> bytes:
+        """The answer, when all its checks are decided already."""
+        self._statuses = [self._tell(*one) for one in decided]
         return self._response()
 
     def _asked(
@@ -226,9 +257,10 @@ class _Request:
             elif self._waits is not None:
                 self._waits.append(-(-response.retry_after.ToMilliseconds() // 1000))
         status = _OVER if over else _OK
-        bound = min(_bounds(program, decision), default=None)
-        if bound is None:
+        bounds = _bounds(program, decision)
+        if not bounds:
             return status
+        bound = min(bounds) if len(bounds) > 1 else bounds[0]
         self._bounds.append(bound)
         return status + _limit(bound.limit, bound.seconds, bound.name) + _left(bound)
 
@@ -244,11 +276,11 @@ class _Request:
         if self._bounds:
             nearest = min(self._bounds)
             yield _limits_header(nearest.limit, *[bound[_POLICY:] for bound in self._bounds])
-            yield _header(b"x-ratelimit-remaining", b"%d" % nearest.remaining)
+            yield _header("x-ratelimit-remaining", nearest.remaining)
             if nearest.reset_ms:
-                yield _header(b"x-ratelimit-reset", b"%d" % -(-nearest.reset_ms // 1000))
+                yield _header("x-ratelimit-reset", _seconds(nearest.reset_ms))
         if self._refused and self._waits:
-            yield _header(b"retry-after", b"%d" % max(self._waits))
+            yield _header("retry-after", max(self._waits))
 
 
 def _sound(place: int, descriptor: RateLimitDescriptor) -> None:
@@ -293,19 +325,20 @@ def _at_fault(
     return [places[int(error.metadata["item"])]] if "item" in error.metadata else places
 
 
-def _bounds(program: Program, decision: Decision) -> Iterable[_Bound]:
+def _bounds(program: Program, decision: Decision) -> list[_Bound]:
     """What each chain that may deny leaves: all its views together, named by the one that is drawn from."""
-    numbers = decision.numbers
+    numbers, bounds = decision.numbers, []
     places = {int(numbers[at]) & ~0xF: at for at in range(ENTRIES_AT, len(numbers), WIDTH)}
     for chain in program.bounds or _chains(program):
-        limit = remaining = drawn = 0
-        name, windows, free = "", set(), True
-        for code, called, window_ms, refill in chain:
+        limit = remaining = drawn = window_ms = 0
+        name, free = "", True
+        for place, (code, called, views_ms, refill) in enumerate(chain):
             at = places.get(code)
             if at is None:  # a replayed answer may be of earlier terms
                 break
             has, left = int(numbers[at + _LIMIT]), int(numbers[at + _REMAINING])
-            windows.add(round(has / refill) if refill else window_ms)
+            for_ms = round(has / refill) if refill else views_ms
+            window_ms = for_ms if not place or for_ms == window_ms else 0
             if not remaining:
                 drawn, name = at, called
             free = free and not int(numbers[at]) & DENIED
@@ -313,14 +346,9 @@ def _bounds(program: Program, decision: Decision) -> Iterable[_Bound]:
         else:
             if limit < MAX_QUANTITY:
                 reset = int(numbers[drawn + _RESET])
-                yield _Bound(
-                    free,
-                    remaining,
-                    max(reset - decision.now, 0) if reset else 0,
-                    limit,
-                    windows.pop() if len(windows) == 1 else 0,
-                    name,
-                )
+                reset_ms = max(reset - int(numbers[NOW]), 0) if reset else 0
+                bounds.append(_Bound(free, remaining, reset_ms, limit, window_ms, name))
+    return bounds
 
 
 def _chains(program: Program) -> list[tuple[tuple[int, str, int, float], ...]]:
@@ -380,12 +408,14 @@ def _limits_header(nearest: int, *bounds: tuple[int, int, str]) -> bytes:
         for limit, window_ms, name in bounds
         if window_ms
     ]
-    return _header(b"x-ratelimit-limit", ", ".join([str(nearest), *policies]).encode())
+    return _header("x-ratelimit-limit", ", ".join([str(nearest), *policies]))
 
 
-def _header(key: bytes, value: bytes) -> bytes:
+@lru_cache(4096)
+def _header(key: str, value: object) -> bytes:
     """One of `response_headers_to_add`."""
-    return embedded(b"\x1a", embedded(b"\x0a", key) + embedded(b"\x12", value))
+    told = embedded(b"\x0a", key.encode()) + embedded(b"\x12", str(value).encode())
+    return embedded(b"\x1a", told)
 
 
 def _seconds(ms: int) -> int:

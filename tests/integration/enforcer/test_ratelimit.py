@@ -301,3 +301,33 @@ async def test_while_the_counters_are_away_it_is_a_fault(
             await ask(*descriptors)
     # Nothing is asked of the counters here.
     assert codes(await ask({"generic_key": "x"})) == (OK, [OK])
+
+
+async def test_what_comes_again_is_neither_parsed_nor_mapped(
+    ask: Asker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path that an Envoy's questions leave unseen costs them twice as much, and nothing else would tell."""
+    domains = parse_domains(
+        MAPPING.replace(
+            'idempotency_key: "{id}", dimensions: {id: "{id}"}', 'idempotency_key: "{id}"'
+        ),
+        "mapping.yaml",
+    )
+    ask.limits = RateLimits(ask.limits._gateway, domains, ask.outcomes.append)
+    before = [await ask({"user": "globex", "id": f"{number}"}) for number in range(10, 15)]
+
+    def unseen(*_: Any) -> Any:
+        raise AssertionError("it was looked at")
+
+    monkeypatch.setattr("enforcer.gateway.ratelimit.parsed", unseen)
+    monkeypatch.setattr(Gateway, "_asked", unseen)
+    after = [await ask({"user": "globex", "id": f"{number}"}) for number in range(15, 20)]
+    left = [one.statuses[0].limit_remaining for one in [*before, *after]]
+    assert left == list(range(99, 89, -1))
+    assert headers(after[-1])["x-ratelimit-remaining"] == "90"
+    assert ask.outcomes == ["decided"] * 10
+    assert await ask({"user": "globex", "id": "12"}) == before[2], (
+        "the same id gets the same answer"
+    )
+    with pytest.raises(AssertionError, match="looked at"):
+        await ask({"user": "acme", "id": "15"})

@@ -228,6 +228,39 @@ def test_what_our_client_sends_is_read_by_hand(
     assert not skeletons._dimensioned
 
 
+PLAIN = b"\x0a\x04acme\x12\x05calls"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        PLAIN + b"\x18\x02\x22\x01k\x18\x07",  # two quantities: the last one counts
+        PLAIN + b"\x22\x01k\x18\x07",
+        PLAIN + b"\x18\x02\x22\x01k\x22\x01l",  # two keys
+        PLAIN + b"\x22\x01k\x0a\x03abc",  # two customers
+        PLAIN + b"\x22\x05k",  # cut off
+        PLAIN + b"\x2a\x7f\x0a\x01a\x22\x01k",  # its key is in an entry that is cut off
+        PLAIN + b"\x2a\x82\x01\x22\x01k" + b"\x22" * 128,  # a length of two bytes
+        # Customer and feature are not where they seem to be.
+        b"\x30\x04\x0a\x0bab\x12\x05calls\x18\x07\x12\x00\x12\x05calls",
+        b"\x30\x04\x0a\x0cab\x12\x05calls\x22\x01k\x12\x01a\x12\x05calls",
+    ],
+)
+def test_what_only_looks_like_a_common_check_is_not_taken_for_one(message: bytes) -> None:
+    every: dict[tuple[str, str, str, str], Stencil] = {}
+
+    def stencil(name: tuple[str, str, str, str]) -> Stencil:
+        return every.setdefault(name, Stencil(Name(*name), COUNTED))
+
+    skeletons = Skeletons(stencil)
+    for _ in range(3):
+        skeletons.ask("demo", PLAIN)
+        try:
+            read(skeletons, message)
+        except DecodeError:
+            pytest.fail("read although it is no message")
+
+
 def asked_by(region: str) -> bytes:
     request = pb.CheckRequest(customer="acme", feature="calls", dimensions={"region": region})
     return request.SerializeToString()
