@@ -211,24 +211,24 @@ def main() -> None:
             ports[" on grpcio"] = str(other), str(pid)
         if args.pipeline == "paused":
             held.enter_context(paused(target))
-        for kind, call, write, requests, first in (
-            ("unary", f"{SERVICE}/Check", write_unary, args.requests, 0),
-            (
-                "rate limit",
-                f"{RATE_LIMITS}/ShouldRateLimit",
-                write_ratelimits,
-                args.requests,
-                2 * 10**8,
-            ),
-            ("batch", f"{SERVICE}/CheckBatch", write_batches, args.batches, 10**8),
+        unary = [
+            ("unary", f"{SERVICE}/Check", write_unary, 0),
+            ("rate limit", f"{RATE_LIMITS}/ShouldRateLimit", write_ratelimits, 2 * 10**8),
+        ]
+        batches = [("batch", f"{SERVICE}/CheckBatch", write_batches, 10**8)]
+        for run, kinds, requests in (
+            ("unary", unary, args.requests),
+            ("batch", batches, args.batches),
         ):
             count, targets = requests * (args.rounds + 1), []
-            for place, (where, (port, servers)) in enumerate(ports.items()):
-                bodies = work / f"{kind[:4]}-{place}"
-                write(bodies, count, first + place * 4 * 10**8)
-                targets.append(f"metergate {kind}{where},{port},{call},{bodies},{servers}/{store}")
+            for kind, call, write, first in kinds:
+                for place, (where, (port, servers)) in enumerate(ports.items()):
+                    bodies = work / f"{kind[:4]}-{place}"
+                    write(bodies, count, first + place * 4 * 10**8)
+                    served = f"{port},{call},{bodies},{servers}/{store}"
+                    targets.append(f"metergate {kind}{where},{served}")
             measured = drive(args, targets, target.gateway.api_key, requests)
-            rows |= {f"{row} ({kind} run)": figures for row, figures in measured.items()}
+            rows |= {f"{row} ({run} run)": figures for row, figures in measured.items()}
     report(rows, args)
 
 
