@@ -12,7 +12,7 @@ from enforcer.core.program import DENIED, Reason, Shape
 from enforcer.core.rules import Mode
 from enforcer.errors import InvalidRequestError, NotFoundError
 from enforcer.gateway.forms import Forms
-from enforcer.gateway.replies import check_response
+from enforcer.gateway.replies import wait_ms
 from enforcer.gateway.requests import parsed
 from enforcer.gateway.wire import VARINTS, embedded, varint
 from enforcer.ratelimit import rls_pb2 as rls
@@ -251,11 +251,11 @@ class _Request:
         over = not decision.granted and decision.reason != Reason.BATCH_DENIED
         if over:
             self._refused = True
-            response = check_response(program, decision, quantity)
-            if not response.HasField("retry_after"):
+            wait = wait_ms(program, decision, quantity)
+            if wait is None:
                 self._waits = None
             elif self._waits is not None:
-                self._waits.append(-(-response.retry_after.ToMilliseconds() // 1000))
+                self._waits.append(_seconds(wait))
         status = _OVER if over else _OK
         bounds = _bounds(program, decision)
         if not bounds:

@@ -30,6 +30,7 @@ __all__ = [
     "limits_of",
     "record_id",
     "set_ms",
+    "wait_ms",
 ]
 
 
@@ -148,9 +149,10 @@ def _rare(program: Program, decision: Decision, quantity: int) -> bytes:
         degraded=decision.degraded,
         config_value=program.config,
     )
-    _tell_tier(program, decision, response)
+    entries = decision.entries
+    _tell_tier(program, decision.granted, entries, response)
     if not decision.granted:
-        wait = _wait(program, decision, quantity)
+        wait = _wait_of(program, decision, quantity, entries)
         if wait is not None:
             response.retry_after.FromMilliseconds(wait)
     return response.SerializeToString()
@@ -161,27 +163,35 @@ def check_response(program: Program, decision: Decision, quantity: int) -> pb.Ch
     return pb.CheckResponse.FromString(check_bytes(program, decision, quantity))
 
 
-def _tell_tier(program: Program, decision: Decision, response: pb.CheckResponse) -> None:
+def _tell_tier(
+    program: Program, granted: int, entries: Sequence[Entry], response: pb.CheckResponse
+) -> None:
     """The tier that the last unit fell into; for a denial the last one that has been reached."""
-    for entry in decision.entries:
+    for entry in entries:
         if entry.code >> 4 & 0xF != _TIER or entry.code & SHADOW:
             continue
         label = _label(program, entry.code)
-        if entry.drawn or (not decision.granted and (entry.used or not response.tier)):
+        if entry.drawn or (not granted and (entry.used or not response.tier)):
             response.tier, response.notify = label.tier, label.notify and entry.drawn > 0
 
 
-def _wait(program: Program, decision: Decision, quantity: int) -> int | None:
+def wait_ms(program: Program, decision: Decision, quantity: int) -> int | None:
     """Ms until every chain that denied can take the quantity; None when waiting does not help."""
+    return _wait_of(program, decision, quantity, decision.entries)
+
+
+def _wait_of(
+    program: Program, decision: Decision, quantity: int, entries: Sequence[Entry]
+) -> int | None:
     if decision.reason not in _WORTH_WAITING:
         return None
     longest, place = 0, 0
     for chain in program.chains:
-        entries = decision.entries[place : place + len(chain.views)]
-        place += len(entries)
-        if chain.shadow or not any(entry.code & DENIED for entry in entries):
+        of_chain = entries[place : place + len(chain.views)]
+        place += len(of_chain)
+        if chain.shadow or not any(entry.code & DENIED for entry in of_chain):
             continue
-        wait = _one_chain(program, entries, quantity, decision.now)
+        wait = _one_chain(program, of_chain, quantity, decision.now)
         if wait is None:
             return None
         longest = max(longest, wait)
