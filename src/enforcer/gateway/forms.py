@@ -51,8 +51,7 @@ class Forms:
 
     def find(self, tenant: str, message: bytes) -> tuple[Domain, list[bytes]] | None:
         """The domain and the `CheckRequest`s of a message like earlier ones, to be decided together; else None."""
-        for marker in self._markers[tenant].values() if tenant in self._markers else ():
-            pieces, value = _cut(message, marker)
+        for pieces, value in self._cuts(tenant, message):
             form = self._known.get((tenant, pieces))
             if form is not None:
                 return form.domain, [
@@ -61,8 +60,18 @@ class Forms:
                     else check + embedded(_KEY, around[0] + value + around[1])
                     for check, around in form.checks
                 ]
-        form = self._known.get((tenant, (message,)))
-        return None if form is None else (form.domain, [check for check, _ in form.checks])
+        return None
+
+    def forget(self, tenant: str, message: bytes) -> None:
+        """What it asks for is not there any more."""
+        for pieces, _ in self._cuts(tenant, message):
+            self._known.pop((tenant, pieces), None)
+
+    def _cuts(self, tenant: str, message: bytes) -> Iterable[tuple[tuple[bytes, ...], bytes]]:
+        """By each entry that may be an id, and whole."""
+        for marker in self._markers[tenant].values() if tenant in self._markers else ():
+            yield _cut(message, marker)
+        yield (message,), b""
 
     def learn(
         self,

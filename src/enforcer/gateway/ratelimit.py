@@ -115,7 +115,9 @@ class RateLimits:
             domain, checks = known
             try:
                 decided = await self._gateway.decide_together(tenant, checks)
-            except (InvalidRequestError, NotFoundError):
+            except NotFoundError:
+                self._forms.forget(tenant, message)
+            except InvalidRequestError:
                 pass  # whose fault that is, the long way finds out
             else:
                 return _Request(self._gateway, tenant, domain, self._observe).told(decided)
@@ -134,9 +136,10 @@ class RateLimits:
             )
         one = _Request(self._gateway, tenant, found, self._observe)
         asked = one.asked(request)
-        if asked is not None:
+        answer = await one.answer()
+        if asked is not None and not one.settled:
             self._forms.learn(found, message, request, asked)
-        return await one.answer()
+        return answer
 
 
 class _Request:
@@ -149,6 +152,8 @@ class _Request:
         self._observe = observe
         self._statuses: list[bytes] = []
         self._bounds: list[_Bound] = []
+        self.settled = False
+        """Whether a descriptor was answered without the counters."""
         self._refused = False
         self._waits: list[int] | None = []
         """Seconds until each refusal may be over; None: waiting does not help."""
@@ -216,6 +221,7 @@ class _Request:
     def _settle(self, place: int, outcome: str, *, allowed: bool) -> None:
         """Answer a descriptor without asking the counters."""
         self._observe(outcome)
+        self.settled = True
         self._statuses[place] = _OK if allowed else _OVER
         if not allowed:
             self._refused, self._waits = True, None

@@ -331,3 +331,29 @@ async def test_what_comes_again_is_neither_parsed_nor_mapped(
     )
     with pytest.raises(AssertionError, match="looked at"):
         await ask({"user": "acme", "id": "15"})
+
+
+async def test_a_guest_nobody_knows_is_looked_for_once_a_question(
+    ask: Asker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[tuple[str, str]] = []
+    resolve = ask.service.definitions.resolve_all
+
+    async def counted(keys: Any) -> Any:
+        looked.extend(keys)
+        return await resolve(keys)
+
+    monkeypatch.setattr(ask.service.definitions, "resolve_all", counted)
+    for number in range(1, 5):
+        assert codes(await ask({"guest": "initech"})) == (OK, [OK])
+        assert looked == [("demo", "initech")] * number
+    assert ask.outcomes == ["unknown"] * 4
+    # The same of one that was known, and is not any more.
+    await ask.service.apply(CATALOG)
+    assert [codes(await ask({"guest": "acme-team"})) for _ in range(3)] == [(OK, [OK])] * 3
+    await ask.service.apply(CATALOG.replace("nodes: [{key: acme-team}]", "nodes: []"))
+    looked.clear()
+    for _ in range(5):
+        assert codes(await ask({"guest": "acme-team"})) == (OK, [OK])
+    assert ask.outcomes[4:] == ["decided"] * 3 + ["unknown"] * 5
+    assert len(looked) == 6, "the first of them by what was known, too"

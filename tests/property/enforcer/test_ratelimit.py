@@ -243,6 +243,13 @@ def test_a_request_that_differs_in_its_id_alone_is_known(descriptors: list[dict[
         assert (known is not None) == (number >= 102)
         told_by(forms, message)
     assert len(forms._known) == 1
+    entries = [{key: value.format(150) for key, value in one.items()} for one in descriptors]
+    message = question(entries, "shop", 0).SerializeToString()
+    forms.forget("neighbour", message)
+    assert forms.find("demo", message) is not None
+    forms.forget("demo", message)
+    assert forms.find("demo", message) is None
+    assert not forms._known
 
 
 @pytest.mark.parametrize(
