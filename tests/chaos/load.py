@@ -391,6 +391,14 @@ class Load(Clients):
                 self.failures["of a stream"] += 1
             self.last_failure = time.monotonic()
             return False
+        except asyncio.CancelledError:
+            me = asyncio.current_task()
+            if me is None or me.cancelling():
+                raise
+            # The stream was reset at the other end: grpc.aio raises that as if this task had been cancelled.
+            self.failures["of a stream"] += 1
+            self.last_failure = time.monotonic()
+            return False
         finally:
             self._busy -= 1
         return True
