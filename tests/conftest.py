@@ -1,4 +1,10 @@
-"""Rules for all tests: fixtures load from tests/fixtures, and CI accepts no skip."""
+"""Rules for all tests: fixtures load from tests/fixtures, and CI accepts no skip.
+
+Hypothesis profiles: `quick` by default, `ci` where METERGATE_REQUIRE_ALL=1; HYPOTHESIS_PROFILE=thorough searches longer,
+such as before a release. CI throws the same dice every time, so that what is green stays green; everybody's own runs
+throw new ones. No deadlines: a server in the loop, or a busy machine, makes single examples slow for reasons that are
+not the code's.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +14,7 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from meter.open_files import allow_many_files
 from tests import fixtures
@@ -23,6 +30,26 @@ pytest_plugins = [
 ]
 
 REQUIRE_ALL = "METERGATE_REQUIRE_ALL"
+
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
+settings.register_profile("quick", deadline=None, max_examples=50, suppress_health_check=SLOW)
+settings.register_profile(
+    "ci",
+    deadline=None,
+    max_examples=200,
+    suppress_health_check=SLOW,
+    print_blob=True,
+    derandomize=True,
+    database=None,
+)
+settings.register_profile(
+    "thorough", deadline=None, max_examples=2_000, suppress_health_check=SLOW, print_blob=True
+)
+
+settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get(REQUIRE_ALL) == "1" else "quick")
+)
 
 # A process of tests has ClickHouse's engine within it, and a thousand connections.
 allow_many_files()
