@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -98,6 +99,8 @@ STALE_MS = 5_000
 """Whoever rebuilds and has not written for so long is taken for dead."""
 SIGNS = 5
 """Of life, at least, in that time."""
+TELL_SECONDS, ROUND_SECONDS = 0.05, 1.0
+"""After so long buckets that are open are told of; and those that are closed are looked at afresh."""
 _TAKEN = "another enforcer is at work on it"
 _HOLDS = (RecordType.HOLD, RecordType.ALLOWANCE)
 _HOLD_ENDS = (
@@ -156,18 +159,21 @@ class Mender:
         self._now = f"{clock} return string.format('%.0f', CLOCK)"
         self._writing = Writing(connection, truth, process.window_ms)
 
-    async def mend(self, closed: dict[int, str]) -> dict[int, bool]:
+    async def mend(self, closed: dict[int, str]) -> AsyncGenerator[dict[int, bool]]:
         """Open all of `closed` that can be opened; note with the others what they wait for.
 
-        Return those that are open now, and whether each lacked nothing.
+        Tell of those that are open now as soon as they are, and whether each lacked nothing: another one may take
+        minutes. What is still closed after some time is left to the next call, which sees what others have opened.
         """
         if self.reign and await reign_of(self._connection) != self.reign:
             self._connection.close()
             raise ConnectionLostError("the server has followed another one since the handshake")
         self._writing.forget()
-        opened, wanted = await self._look(closed)
-        if not wanted:
-            return opened
+        opened, there, lacking = await self._look(closed)
+        if opened:
+            yield opened
+        if not (wanted := there + lacking):
+            return
         self._steps("catch_up")
         try:
             reached = await self._ledger.catch_up(
@@ -176,28 +182,53 @@ class Mender:
         except MetergateError as error:
             closed.update(dict.fromkeys(wanted, error.message))
             if self._marks is not None:
-                opened |= await self._by_marks(wanted)
-            return opened
-        for one in reached.reached:
-            try:
-                intact = await self._bucket(one)
-            except (_Waits, MetergateError) as error:
-                closed[one.bucket] = str(error)
-            except _Elsewhere:
-                closed[one.bucket] = _TAKEN
-            except hiredis.ReplyError as error:
-                closed[one.bucket] = _elsewhere(error)
-            else:
-                opened[one.bucket] = intact
-        return opened
+                yield await self._by_marks(wanted)
+            return
+        marks = {one.bucket: one for one in reached.reached}
+        async with aclosing(self._each(closed, there, lacking, marks)) as each:
+            async for opened in each:
+                yield opened
 
-    async def _look(self, closed: dict[int, str]) -> tuple[dict[int, bool], list[int]]:
-        """Those that are open already, and those that the meter has to be asked about.
+    async def _each(
+        self,
+        closed: dict[int, str],
+        there: list[int],
+        lacking: list[int],
+        marks: Mapping[int, ledger_pb2.Reached],
+    ) -> AsyncGenerator[dict[int, bool]]:
+        """One bucket after the other; first those that are there."""
+        begun = told = time.monotonic()
+        fresh: dict[int, bool] = {}
+        some = False
+        for bucket in there + lacking:
+            now = time.monotonic()
+            if fresh and (bucket in lacking or now > told + TELL_SECONDS):
+                yield fresh
+                fresh, told = {}, time.monotonic()
+            if bucket not in marks:
+                continue
+            if some and now > begun + ROUND_SECONDS:
+                break
+            try:
+                fresh[bucket] = await self._bucket(marks[bucket])
+            except (_Waits, MetergateError) as error:
+                closed[bucket] = str(error)
+            except _Elsewhere:
+                closed[bucket] = _TAKEN
+            except hiredis.ReplyError as error:
+                closed[bucket] = _elsewhere(error)
+            else:
+                some = True
+        yield fresh
+
+    async def _look(self, closed: dict[int, str]) -> tuple[dict[int, bool], list[int], list[int]]:
+        """Those that are open already; and those that the meter has to be asked about: which are there, and which are not.
 
         What another enforcer has opened or rebuilds needs no question, nor what has moved here and lacks nothing.
         """
         opened: dict[int, bool] = {}
-        wanted: list[int] = []
+        there: list[int] = []
+        lacking: list[int] = []
         for bucket in list(closed):
             try:
                 found = await look(self._connection, self._open, bucket, self._run_id)
@@ -208,10 +239,10 @@ class Mender:
                 elif await self._came_whole(bucket, found):
                     opened[bucket] = True
                 else:
-                    wanted.append(bucket)
+                    (there if found.run else lacking).append(bucket)
             except hiredis.ReplyError as error:
                 closed[bucket] = _elsewhere(error)
-        return opened, wanted
+        return opened, there, lacking
 
     async def _came_whole(self, bucket: int, found: Found) -> bool:
         """Open it if it has moved here and lacks nothing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import hiredis
@@ -44,21 +45,20 @@ async def keep_open(
             await closing.wait()
             pause = 0.05
         try:
-            opened = await mender.mend(closed)
-            await fence(opened)
+            async with aclosing(mender.mend(closed)) as opening:
+                async for opened in opening:
+                    await fence(opened)
+                    for bucket in opened:
+                        closed.pop(bucket, None)
+                    if opened:
+                        serve(opened)
+                        pause = 0.05
         except (ConnectionLostError, hiredis.HiredisError, MetergateError) as error:
             closed.update(dict.fromkeys(closed, str(error)))
-            opened = {}
         except Exception:  # noqa: BLE001 - logged here, and done again
             # Buckets are never left closed without another attempt, nor without a word.
             _log.exception("opening buckets failed")
             closed.update(dict.fromkeys(closed, "an internal error: see the log"))
-            opened = {}
-        for bucket in opened:
-            closed.pop(bucket, None)
-        if opened:
-            serve(opened)
-            pause = 0.05
         if closed:
             if (why := str(sorted(closed.items()))) != said:
                 said = why

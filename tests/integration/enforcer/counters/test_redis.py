@@ -448,6 +448,45 @@ async def test_an_enforcer_that_lost_its_connection_goes_on_with_its_rebuild_at_
     assert records.calls.count("sums") == 2
 
 
+async def test_a_bucket_that_is_made_again_is_asked_before_the_others_are(
+    server: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buckets = range(4)
+    records, going_on = Records(server.url, buckets), asyncio.Event()
+    recall, asked = records.recall, []
+
+    async def slow(request: ledger_pb2.RecallRequest) -> ledger_pb2.RecallResponse:
+        if request.bucket not in asked:
+            asked.append(request.bucket)
+        if len(asked) == len(buckets):
+            await going_on.wait()
+        return await recall(request)
+
+    monkeypatch.setattr(records, "recall", slow)
+    counters = RedisCounters(
+        RedisOptions(server.url, len(buckets), patience=20), Generations(), ledger=records
+    )
+    counters.start()
+    try:
+        async with asyncio.timeout(20):
+            for bucket in buckets:
+                await counters.project(bucket, 1, 1)
+            records.read()
+            await flush_all(server)
+            projecting = {
+                bucket: asyncio.create_task(counters.project(bucket, 1, 1)) for bucket in buckets
+            }
+            while len(asked) < len(buckets):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            last = projecting.pop(asked[-1])
+            await asyncio.gather(*projecting.values())
+            assert not last.done()
+            going_on.set()
+            await last
+    finally:
+        await counters.close()
+
+
 async def test_a_failure_that_nobody_thought_of_closes_no_bucket_for_ever(
     server: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
