@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedBase, CommentedMap, CommentedSeq
-from ruamel.yaml.constructor import RoundTripConstructor
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.reader import ReaderError
-from ruamel.yaml.scalarbool import ScalarBoolean
-from ruamel.yaml.scanner import RoundTripScanner, ScannerError
-
+from enforcer.catalog.document import List, Map, UnreadableError
+from enforcer.catalog.document import load as load_document
 from enforcer.core.model import MAX_QUANTITY
 from enforcer.errors import CatalogInvalidError
 
@@ -36,30 +29,6 @@ _MOMENT = re.compile(
 )
 _LONGEST_TEXT = 1000
 _LONGEST_LINE = 500
-_MOST_VALUES = 1_000_000
-"""Of a document with its aliases written out: each use of an alias is read again."""
-_DEEPEST = 64
-"""Brackets in each other: YAML's scanner looks at all that are open for every token."""
-_LONGEST_INTEGER = 1024
-"""In bits: Python prints no integers of many thousands, and issues show what is wrong."""
-
-
-class _Constructor(RoundTripConstructor):
-    """Times stay text: YAML's own type forgets whether a zone was written."""
-
-
-_Constructor.add_constructor("tag:yaml.org,2002:timestamp", lambda _, node: str(node.value))
-
-
-class _Scanner(RoundTripScanner):
-    """Stops before brackets in brackets take minutes."""
-
-    def fetch_flow_collection_start(self, TokenClass: Any, to_push: Any) -> None:  # noqa: N803
-        if len(self.flow_context) >= _DEEPEST:
-            mark = self.reader.get_mark()
-            message = f"is nested too deep: more than {_DEEPEST} brackets in each other"
-            raise ScannerError(None, None, message, mark)
-        super().fetch_flow_collection_start(TokenClass, to_push)
 
 
 class Issue(NamedTuple):
@@ -93,74 +62,10 @@ def _shortened(line: str) -> str:
 
 def load(document: str, file_name: str) -> Any:
     """The document with line numbers. Raise `CatalogInvalidError` if it is no YAML."""
-    yaml = YAML(typ="rt")
-    yaml.Constructor = _Constructor
-    yaml.Scanner = _Scanner
-    yaml.allow_duplicate_keys = False
-    yaml.composer.warn_double_anchors = False  # YAML allows it: the last one counts
     try:
-        loaded = yaml.load(document)
-    except ReaderError as error:
-        line = document.count("\n", 0, error.position) + 1
-        raise refuse([Issue(file_name, line, "-", f"not YAML: {error.reason}")]) from error
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = 1 if mark is None else mark.line + 1
-        raise refuse([Issue(file_name, line, "-", _first_line(error))]) from error
-    except RecursionError as error:
-        raise refuse([Issue(file_name, 1, "-", "is nested too deep")]) from error
-    except (YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise refuse([Issue(file_name, 1, "-", f"not YAML: {_first_line(error)}")]) from error
-    issues = _unfit(loaded, file_name)
-    if issues:
-        raise refuse(issues)
-    return loaded
-
-
-def _unfit(loaded: Any, file_name: str) -> list[Issue]:
-    """Text that no database can hold, numbers that nobody can print, or more values than anybody means."""
-    issues: list[Issue] = []
-    rest: list[tuple[Any, int]] = [(loaded, 1)]
-    for _ in range(_MOST_VALUES):
-        if not rest:
-            return issues
-        value, line = rest.pop()
-        if isinstance(value, str):
-            if "\0" in value or not _is_unicode(value):
-                issues.append(
-                    Issue(file_name, line, "-", f"has a character that is no text: {value!r}")
-                )
-        elif isinstance(value, int):
-            if value.bit_length() > _LONGEST_INTEGER:
-                message = f"has an integer of more than {_LONGEST_INTEGER} bits"
-                issues.append(Issue(file_name, line, "-", message))
-        else:
-            if isinstance(value, CommentedBase) and value.lc.line is not None:
-                line = int(value.lc.line) + 1
-            if isinstance(value, Mapping):
-                rest += [(item, line) for pair in value.items() for item in pair]
-            elif isinstance(value, Sequence) and not isinstance(value, bytes):
-                rest += [(item, line) for item in value]
-    issues.append(
-        Issue(
-            file_name, 1, "-", f"has more than {_MOST_VALUES} values with its aliases written out"
-        )
-    )
-    return issues
-
-
-def _is_unicode(value: str) -> bool:
-    """False for halves of characters, which YAML's escapes can write."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _first_line(error: Exception) -> str:
-    text = getattr(error, "problem", None) or str(error) or type(error).__name__
-    return str(text).strip().splitlines()[0]
+        return load_document(document)
+    except UnreadableError as error:
+        raise refuse([Issue(file_name, error.line, "-", error.message)]) from error
 
 
 class Reader:
@@ -169,10 +74,10 @@ class Reader:
     def __init__(self, value: Any, path: str, line: int, issues: list[Issue], file: str) -> None:
         self.path, self.line, self.issues, self.file = path, line, issues, file
         self._known: list[Any] = []
-        self._is_map = isinstance(value, CommentedMap)
+        self._is_map = isinstance(value, Map)
+        self._map: Map = value if isinstance(value, Map) else Map(line)
         if not self._is_map:
             self.issue("", f"is {_kind(value)}, must be a mapping")
-        self._map: CommentedMap = value if self._is_map else CommentedMap()
 
     def issue(self, name: str, message: str) -> None:
         """Note what is wrong with a field (or with the mapping itself). What is no mapping lacks no fields."""
@@ -183,15 +88,11 @@ class Reader:
 
     def line_of(self, name: Any) -> int:
         """Where a field stands; where the mapping begins if it has none."""
-        try:
-            return int(self._map.lc.key(name)[0]) + 1
-        except (KeyError, AttributeError, TypeError):
-            return self.line
+        return self._map.lines.get(name, self.line)
 
     def _raw(self, name: str) -> Any:
         self._known.append(name)
-        value = self._map.get(name)
-        return bool(value) if isinstance(value, ScalarBoolean) else value
+        return self._map.get(name)
 
     def has(self, name: str) -> bool:
         """Whether the field is there and not null. Marks it as known."""
@@ -359,27 +260,19 @@ class Reader:
         value = self._raw(name)
         if value is None:
             return []
-        if not isinstance(value, CommentedSeq):
+        if not isinstance(value, List):
             self.issue(name, f"is {_kind(value)}, must be a list")
             return []
         return [
             Reader(
                 item,
                 f"{self._below(name)}[{place}]",
-                self._line_of_item(name, value, place),
+                line,
                 self.issues,
                 self.file,
             )
-            for place, item in enumerate(value)
+            for place, (item, line) in enumerate(zip(value, value.lines, strict=True))
         ]
-
-    def _line_of_item(self, name: str, items: CommentedSeq, place: int) -> int:
-        """Where it stands; a list with a tag has forgotten that, not where itself does."""
-        if items.lc.data is None:
-            item = items[place]
-            near = item if isinstance(item, CommentedBase) else items
-            return self.line_of(name) if near.lc.line is None else int(near.lc.line) + 1
-        return int(items.lc.item(place)[0]) + 1
 
     def _below(self, name: str) -> str:
         return f"{self.path}.{name}" if self.path else name
@@ -429,9 +322,9 @@ def _kind(value: Any) -> str:  # noqa: PLR0911 - one for each kind
             return str(value)
         case str():
             return repr(str(value))
-        case CommentedMap():
+        case Map():
             return "a mapping"
-        case CommentedSeq():
+        case List():
             return "a list"
         case _:
             return type(value).__name__
