@@ -118,6 +118,15 @@ class _Service:
             raise
         self.ended.append("flow done")
 
+    async def together(self, _: Call, requests: Any) -> AsyncIterator[list[bytes]]:
+        """Answers 64 messages at once, with 20 bytes each."""
+        some: list[bytes] = []
+        async for _request in requests:
+            some.append(BytesValue(value=bytes(20)).SerializeToString())
+            if len(some) == 64:
+                yield some
+                some = []
+
     async def count(self, _: Call, requests: Any) -> AsyncIterator[StringValue]:
         """One answer for all messages."""
         total = 0
@@ -138,6 +147,7 @@ class _Service:
             ("About", StringValue, StringValue, "check", self.about, False),
             ("Abouts", StringValue, StringValue, "check", self.abouts, True),
             ("Flow", BytesValue, BytesValue, "check", self.flow, True),
+            ("Together", BytesValue, BytesValue, "check", self.together, True),
             ("Count", BytesValue, StringValue, "check", self.count, True),
         ]
         return [Method(SERVICE, *fields) for fields in found]  # type: ignore[arg-type]

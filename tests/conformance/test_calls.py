@@ -271,6 +271,27 @@ async def test_many_messages_may_have_one_answer(channel: Channel) -> None:
     assert (await call).value == "500000"
 
 
+async def test_answers_that_travel_together_do_not_end_their_connection(channel: Channel) -> None:
+    """gRPC's clients widen a window with each message that they send or read; Envoy takes many for a flood."""
+    call = method(channel, "Together", "stream_stream")(metadata=KEY, timeout=60)
+    room, count = asyncio.Semaphore(256), 20_000
+
+    async def ask() -> None:
+        for _ in range(count):
+            await room.acquire()
+            await call.write(BytesValue(value=bytes(80)))
+        await call.done_writing()
+
+    asking = asyncio.create_task(ask())
+    read = 0
+    async for _ in call:
+        read += 1
+        room.release()
+    await asking
+    assert read == count - count % 64
+    assert await call.code() is grpc.StatusCode.OK
+
+
 async def test_a_stream_may_fail_between_its_messages(channel: Channel) -> None:
     call = method(channel, "Flow", "stream_stream")(metadata=KEY, timeout=30)
     await call.write(BytesValue(value=b"a"))

@@ -27,6 +27,11 @@ _OWN, _CLIENTS = "own", "clients"
 PROBE_SECONDS: Final = 60
 """A silent connection is asked after so long whether anybody is there, and ended when nobody answers in a third of it."""
 
+WINDOW_UPDATES: Final = 10_000
+"""For each frame of data that is sent. gRPC's clients widen a window with nearly every message of a stream that they
+send or read, and a thousand answers may travel in one frame: by Envoy's own bound (10) that was a flood, which ended the
+connection. Each of them costs less than the check that it comes with."""
+
 
 class Secrets:
     """Tells an Envoy where its certificates are, and when to read them again.
@@ -114,6 +119,7 @@ def guard(configuration: dict[str, Any], edge: Edge, secrets: Secrets | None) ->
         "stream_flush_timeout": f"{UNREAD_SECONDS}s",
         "http2_protocol_options": {
             "max_concurrent_streams": edge.most_streams,
+            "max_inbound_window_update_frames_per_data_frame_sent": WINDOW_UPDATES,
             "connection_keepalive": {
                 "interval": f"{PROBE_SECONDS}s",
                 "timeout": f"{PROBE_SECONDS // 3}s",
