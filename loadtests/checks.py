@@ -254,7 +254,7 @@ def report(rows: Rows, args: argparse.Namespace) -> None:
         per = BATCH if name.startswith("metergate batch") else 1
         print(
             f"{name:<34}{row['rate'] * per:>10,}{row['cpu_us'] / per:>9.1f}{row['store_us'] / per:>10.1f}"
-            f"{row['rate_ratio'] * per:>12.2f}{row['cpu_ratio'] / per:>11.2f}{row['p99_ms']:>9}{row['failed']:>8}"
+            f"{row['rate_ratio'] * per:>12.2f}{row['cpu_ratio'] / per:>11.2f}{row['p99_ms']:>9.1f}{row['failed']:>8}"
         )
 
 
