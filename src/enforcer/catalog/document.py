@@ -131,7 +131,7 @@ def load(document: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         # What is missing at the end is missed behind the last line.
-        line = 1 if mark is None else min(mark.line, document.count("\n")) + 1
+        line = 1 if mark is None else min(mark.line, document.rstrip().count("\n")) + 1
         raise UnreadableError(line, f"not YAML: {error.problem or error}") from error
     except (yaml.YAMLError, UnicodeEncodeError) as error:
         raise UnreadableError(1, f"not YAML: {error}") from error

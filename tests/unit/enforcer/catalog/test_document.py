@@ -75,6 +75,7 @@ def test_what_is_said_once_counts_in_every_place(text: str, value: object) -> No
         ("a: !!bool 1", "1: '1' is no bool"),
         ("a: !!float true", "1: 'true' is no float"),
         ("a: 1\n---\na: 1", "2: a second document begins; a file has one"),
+        ("a: 1\nb: [\n\n", "2: not YAML: did not find expected node content"),
         ("a: {b", "1: not YAML: did not find expected ',' or '}'"),
         ("%YAML 9.9\n---\na: 1", "1: not YAML: found incompatible YAML document"),
         ("a: \ud800", "1: not YAML: "),
