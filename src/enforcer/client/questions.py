@@ -174,7 +174,7 @@ def _serialised(
             quantity=quantity,
             idempotency_key=key or "",
             dimensions=dimensions,
-            mode=mode,  # type: ignore[arg-type]
+            mode=mode,  # type: ignore[arg-type]  # the numbers of the enum
             product_version=product_version,
         ).SerializeToString()
     except (TypeError, ValueError) as error:

@@ -42,10 +42,13 @@ class Forms:
     """What requests of each tenant have asked for before."""
 
     def __init__(self, domains: Iterable[Domain]) -> None:
-        self._markers: dict[str, dict[str, bytes]] = {}
+        self._markers: dict[str, set[bytes]] = {}
+        self._identifying: dict[tuple[str, str], dict[str, bytes]] = {}
+        """Of each domain, with their markers."""
         for domain in domains:
-            of_tenant = self._markers.setdefault(domain.tenant, {})
-            of_tenant |= {name: _marker(name) for name in domain.identifying}
+            markers = {name: _marker(name) for name in domain.identifying}
+            self._identifying[domain.tenant, domain.name] = markers
+            self._markers.setdefault(domain.tenant, set()).update(markers.values())
         self._known: dict[tuple[str, tuple[bytes, ...]], _Form] = {}
         self._seen: set[int] = set()
 
@@ -69,7 +72,7 @@ class Forms:
 
     def _cuts(self, tenant: str, message: bytes) -> Iterable[tuple[tuple[bytes, ...], bytes]]:
         """By each entry that may be an id, and whole."""
-        for marker in self._markers[tenant].values() if tenant in self._markers else ():
+        for marker in self._markers.get(tenant, ()):
             yield _cut(message, marker)
         yield (message,), b""
 
@@ -82,11 +85,12 @@ class Forms:
     ) -> None:
         """What `request`, read from `message`, asks for in this domain: a check for each descriptor."""
         keys = [rule.key for rule, check in asked if rule.key and check.idempotency_key]
-        names = {key.names[0] for key in keys if key.names and key.names[0] in domain.identifying}
+        markers = self._identifying[domain.tenant, domain.name]
+        names = {name for key in keys for name in key.names if name in markers}
         if len(message) > LARGEST_FORM or len(names) > 1:
             return
         name = names.pop() if names else ""
-        marker = self._markers[domain.tenant][name] if name else b""
+        marker = markers[name] if name else b""
         pieces, value = _cut(message, marker) if name else ((message,), b"")
         seen = hash((domain.tenant, pieces))
         if seen not in self._seen:

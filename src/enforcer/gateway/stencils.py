@@ -38,6 +38,8 @@ MOST_SKELETONS = 64
 """Of one program: one for each mode, and each set of dimensions that it is reported by."""
 MOST_DIMENSIONED = 20_000
 """Skeletons with dimensions of all programs: each has a stencil of its own, of a few kB."""
+LARGEST_SKELETON = 1024
+"""Bytes."""
 MOST_SEEN = 10_000
 """Skeletons that were seen once. Only what comes again is learnt: a dimension may be another one in every check."""
 LONGEST_KEY = 64
@@ -199,6 +201,8 @@ class Skeletons:
 
         What was cut out were whole fields, and what is left has none like them: it does not matter where they stood.
         """
+        if len(skeleton) > LARGEST_SKELETON:
+            return None
         seen = hash((tenant, skeleton))
         if seen not in self._seen:
             if len(self._seen) >= MOST_SEEN:
@@ -211,8 +215,11 @@ class Skeletons:
         except (DecodeError, InvalidRequestError):
             return None
         mode = MODES.get(request.mode)
+        # Nothing is said twice or is unknown here: else there would be a skeleton for each way of padding a check.
+        request.DiscardUnknownFields()
         if (
             mode is None
+            or request.ByteSize() != len(skeleton)
             or skeleton[0] != _CUSTOMER
             or request.HasField("quantity")
             or request.idempotency_key

@@ -261,6 +261,18 @@ def test_what_only_looks_like_a_common_check_is_not_taken_for_one(message: bytes
             pytest.fail("read although it is no message")
 
 
+@pytest.mark.parametrize(
+    "padding",
+    [b"\x7a\x03abc", b"\x30\x01\x30\x01", b"\x30\x81\x00", b"\x2a\x04\x0a\x00\x12\x00" * 2],
+)
+def test_a_check_that_is_padded_is_not_kept(padding: bytes) -> None:
+    skeletons = Skeletons(named().get)
+    for behind in (padding, b"\x22\x01k" + padding, b"\x2a\x88\x08" + b"x" * 1032):
+        for _ in range(3):
+            assert skeletons.ask("demo", PLAIN + behind) is None
+    assert not skeletons._known["demo"]
+
+
 def asked_by(region: str) -> bytes:
     request = pb.CheckRequest(customer="acme", feature="calls", dimensions={"region": region})
     return request.SerializeToString()

@@ -100,7 +100,9 @@ STALE_MS = 5_000
 SIGNS = 5
 """Of life, at least, in that time."""
 TELL_SECONDS, ROUND_SECONDS = 0.05, 1.0
-"""After so long buckets that are open are told of; and those that are closed are looked at afresh."""
+"""After so long buckets that are open are told of; and those that are closed are looked at afresh, at the earliest."""
+LOOKS = 0.1
+"""What looking at them may take of the time: there may be very many."""
 _TAKEN = "another enforcer is at work on it"
 _HOLDS = (RecordType.HOLD, RecordType.ALLOWANCE)
 _HOLD_ENDS = (
@@ -169,6 +171,7 @@ class Mender:
             self._connection.close()
             raise ConnectionLostError("the server has followed another one since the handshake")
         self._writing.forget()
+        looking = time.monotonic()
         opened, there, lacking = await self._look(closed)
         if opened:
             yield opened
@@ -185,7 +188,9 @@ class Mender:
                 yield await self._by_marks(wanted)
             return
         marks = {one.bucket: one for one in reached.reached}
-        async with aclosing(self._each(closed, there, lacking, marks)) as each:
+        now = time.monotonic()
+        until = now + max(ROUND_SECONDS, (now - looking) / LOOKS)
+        async with aclosing(self._each(closed, there, lacking, marks, until)) as each:
             async for opened in each:
                 yield opened
 
@@ -195,19 +200,20 @@ class Mender:
         there: list[int],
         lacking: list[int],
         marks: Mapping[int, ledger_pb2.Reached],
+        until: float,
     ) -> AsyncGenerator[dict[int, bool]]:
         """One bucket after the other; first those that are there."""
-        begun = told = time.monotonic()
+        told = time.monotonic()
         fresh: dict[int, bool] = {}
         some = False
-        for bucket in there + lacking:
+        for place, bucket in enumerate(there + lacking):
             now = time.monotonic()
-            if fresh and (bucket in lacking or now > told + TELL_SECONDS):
+            if fresh and (place >= len(there) or now > told + TELL_SECONDS):
                 yield fresh
                 fresh, told = {}, time.monotonic()
             if bucket not in marks:
                 continue
-            if some and now > begun + ROUND_SECONDS:
+            if some and now > until:
                 break
             try:
                 fresh[bucket] = await self._bucket(marks[bucket])
