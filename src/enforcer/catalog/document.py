@@ -8,7 +8,6 @@ dates. Tags say nothing but for that schema's own.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any, Final
 
 import yaml  # type: ignore[import-untyped]
@@ -23,6 +22,7 @@ MOST_VALUES: Final = 1_000_000
 """Of a document with its aliases written out: each use of an alias is read again."""
 _LONGEST: Final = LONGEST_INTEGER + 3
 """Digits: as many in base 2, with sign and prefix."""
+_TOO_DEEP: Final = f"is nested too deep: more than {DEEPEST} levels"
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SCHEMA: Final = "tag:yaml.org,2002:"
 _WORDS: Final = {
@@ -48,20 +48,20 @@ class UnreadableError(ValueError):
 
 
 class Map(dict[Any, Any]):
-    """A mapping: the line it begins in, and those of its keys."""
+    """A mapping: the line it begins in, and those of its keys. `size` and `depth` are with aliases written out."""
 
     def __init__(self, line: int) -> None:
         super().__init__()
-        self.line = line
+        self.line, self.size, self.depth = line, 1, 1
         self.lines: dict[Any, int] = {}
 
 
 class List(list[Any]):
-    """A list: the line it begins in, and those of its items."""
+    """A list: the line it begins in, and those of its items; otherwise as `Map`."""
 
     def __init__(self, line: int) -> None:
         super().__init__()
-        self.line = line
+        self.line, self.size, self.depth = line, 1, 1
         self.lines: list[int] = []
 
 
@@ -81,6 +81,7 @@ class _Level:
     def put(self, value: Any, line: int, *, merge: bool) -> None:
         """The next item, key or value. `merge`: it is `<<`, as a key."""
         into = self.value
+        _grow(into, value, line)
         if isinstance(into, List):
             into.append(value)
             into.lines.append(line)
@@ -105,6 +106,20 @@ class _Level:
         return self.value
 
 
+def _grow(into: Map | List, value: Any, line: int) -> None:
+    """Count what is put into it, before anything is done with that: aliases make little text much."""
+    if isinstance(value, Map | List):
+        into.size += value.size
+        into.depth = max(into.depth, 1 + value.depth)
+        if into.depth > DEEPEST:
+            raise UnreadableError(line, _TOO_DEEP)
+    else:
+        into.size += 1
+    if into.size > MOST_VALUES:
+        message = f"has more than {MOST_VALUES} values with its aliases written out"
+        raise UnreadableError(line, message)
+
+
 def _fixed(value: Any) -> Any:
     """As a key."""
     if isinstance(value, Map):
@@ -124,7 +139,7 @@ def _maps(value: Any, line: int) -> list[Map]:
 def load(document: str) -> Any:
     """The document's value: `Map`, `List`, str, int, float, bool or None. Raise `UnreadableError`."""
     try:
-        value = _read(document)
+        return _read(document)
     except yaml.reader.ReaderError as error:
         line = document.encode(errors="replace")[: error.position].count(b"\n") + 1
         raise UnreadableError(line, f"not YAML: {error.reason}") from error
@@ -135,8 +150,6 @@ def load(document: str) -> Any:
         raise UnreadableError(line, f"not YAML: {error.problem or error}") from error
     except (yaml.YAMLError, UnicodeEncodeError) as error:
         raise UnreadableError(1, f"not YAML: {error}") from error
-    _count(value)
-    return value
 
 
 def _read(document: str) -> Any:
@@ -164,7 +177,7 @@ class _Reading:
             self._put(value, line, merge=value == "<<" and not event.style)
         elif isinstance(event, yaml.CollectionStartEvent):
             if len(self._levels) >= DEEPEST:
-                raise UnreadableError(line, f"is nested too deep: more than {DEEPEST} levels")
+                raise UnreadableError(line, _TOO_DEEP)
             collection = Map(line) if isinstance(event, yaml.MappingStartEvent) else List(line)
             self._note(event, collection)
             self._levels.append(_Level(collection))
@@ -217,7 +230,8 @@ def _scalar(event: Any, line: int) -> Any:
     }
     if not fits[kind]:
         raise UnreadableError(line, f"{text[:40]!r} is no {kind}")
-    return float(value) if kind == "float" else value
+    # By its digits: what is too large is infinite then.
+    return float(str(value)) if kind == "float" else value
 
 
 def _plain(text: str, line: int) -> Any:
@@ -238,20 +252,6 @@ def _plain(text: str, line: int) -> Any:
     if _FLOAT.fullmatch(text):
         return float(text.replace("_", ""))
     return float(text.replace(".", "")) if _INFINITE.fullmatch(text) else text
-
-
-def _count(loaded: Any) -> None:
-    """Refuse more values than anybody means."""
-    rest = [loaded]
-    for _ in range(MOST_VALUES):
-        if not rest:
-            return
-        value = rest.pop()
-        if isinstance(value, Mapping):
-            rest += [item for pair in value.items() for item in pair]
-        elif isinstance(value, list | tuple):
-            rest += value
-    raise UnreadableError(1, f"has more than {MOST_VALUES} values with its aliases written out")
 
 
 def _is_unicode(value: str) -> bool:

@@ -273,6 +273,18 @@ def test_a_check_that_is_padded_is_not_kept(padding: bytes) -> None:
     assert not skeletons._known["demo"]
 
 
+def test_dimensions_that_are_long_are_not_kept() -> None:
+    skeletons = Skeletons(named().get)
+    request = pb.CheckRequest(
+        customer="acme",
+        feature="calls",
+        idempotency_key="k",
+        dimensions={name: name * 250 for name in "abcd"},
+    )
+    for _ in range(3):
+        assert skeletons.ask("demo", request.SerializeToString(deterministic=True)) is None
+
+
 def asked_by(region: str) -> bytes:
     request = pb.CheckRequest(customer="acme", feature="calls", dimensions={"region": region})
     return request.SerializeToString()

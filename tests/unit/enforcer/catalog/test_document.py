@@ -87,6 +87,26 @@ def test_what_cannot_be_read_is_refused_in_its_line(text: str, said: str) -> Non
     assert f"{refused.value.line}: {refused.value.message}".startswith(said)
 
 
+def test_what_is_used_often_as_a_key_or_merged_is_counted_each_time() -> None:
+    many = "m: &m {" + ", ".join(f"k{number}: 1" for number in range(5_000)) + "}\n"
+    with pytest.raises(UnreadableError, match="has more than 1000000 values"):
+        load(many + "a: {<<: [" + ", ".join(["*m"] * 1_000) + "]}")
+    keys = "m: &m [" + ", ".join(["x"] * 5_000) + "]\n"
+    with pytest.raises(UnreadableError, match="has more than 1000000 values"):
+        load(keys + "a:\n" + "".join("- {? *m : 1}\n" for _ in range(1_000)))
+
+
+def test_aliases_make_nothing_deeper_than_it_may_be() -> None:
+    chain = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 3_000))
+    with pytest.raises(UnreadableError, match="is nested too deep: more than 64 levels") as refused:
+        load(chain)
+    assert refused.value.line in (64, 65)
+
+
+def test_a_number_that_is_too_large_for_a_float_is_infinite() -> None:
+    assert loaded(f"!!float {2**1024 - 1}") == math.inf
+
+
 def test_what_is_merged_keeps_its_line() -> None:
     found = load("a: &m\n  b: 1\nc:\n  <<: *m\n  d: 2\n")["c"]
     assert (found, found.line, found.lines) == ({"b": 1, "d": 2}, 4, {"b": 2, "d": 5})
